@@ -1,0 +1,43 @@
+"""Errors that a user is shown in plain words, and the exit codes they end with. Knows nothing of torch or typer."""
+
+from enum import IntEnum
+
+__all__ = ["DivergedError", "ExitCode", "FismoError", "PresetError", "UsageError"]
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    TARGET_MISSED = 3
+    DIVERGED = 4
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class FismoError(Exception):
+    """Something went wrong while running; the message says what, where and what would be right."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(FismoError):
+    """Wrong usage: an argument, a missing file, an unreachable target. Nothing has been written."""
+
+    exit_code = ExitCode.USAGE
+
+
+class PresetError(UsageError):
+    """One or more problems of a preset, each a full line such as `preset error: a.yaml:3  train.steps: must be ...`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DivergedError(FismoError):
+    """Training diverged: a non-finite loss, or one above the limit that was set."""
+
+    exit_code = ExitCode.DIVERGED

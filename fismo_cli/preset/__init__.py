@@ -1,0 +1,1 @@
+"""Presets: the schema, and how YAML files and command-line overrides become a validated, frozen `Preset`."""

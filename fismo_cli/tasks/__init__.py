@@ -1,0 +1,1 @@
+"""Tasks: data, loss and metrics of image classification and language modelling, behind one small interface."""

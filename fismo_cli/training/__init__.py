@@ -1,0 +1,1 @@
+"""The training loop: schedule, trainer, checkpoints and the events they emit."""

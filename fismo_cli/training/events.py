@@ -1,0 +1,89 @@
+"""What a run says while it runs: a stream of typed, immutable events, read by the sinks in `fismo_cli.reporting`.
+
+Knows nothing of torch: every field is a plain number, string or mapping, and `as_record` gives the JSON object that
+`metrics.jsonl` holds.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["CheckpointSaved", "Diverged", "Evaluated", "Event", "Finished", "Interrupted", "RunStarted", "StepLogged"]
+
+Split = Literal["train", "validation", "test"]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Training begins or continues; `resumed_from_step` is None for a new run."""
+
+    preset: str
+    optimizer: str
+    seed: int
+    device: str
+    total_steps: int
+    resumed_from_step: int | None
+    parameters: int
+    train_samples: int
+
+
+@dataclass(frozen=True)
+class StepLogged:
+    """A progress record: the mean training loss since the last one, learning rates by group, samples a second."""
+
+    step: int
+    loss: float
+    lr: dict[str, float]
+    gradient_norm: float | None
+    samples: int
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation of one split; `best` says whether it is the best validation loss so far."""
+
+    step: int
+    split: Split
+    metrics: Metrics
+    seconds: float
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A signal ended the run after a whole step; the checkpoint is written."""
+
+    step: int
+    signal: int
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """The loss became non-finite or exceeded `train.max_loss`."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over, whatever way; `summary` is what `summary.json` holds."""
+
+    summary: dict[str, Any]
+
+
+Event = RunStarted | StepLogged | Evaluated | CheckpointSaved | Interrupted | Diverged | Finished
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """The event as one JSON-able object, with its kind under `event`."""
+    return {"event": type(event).__name__, **asdict(event)}

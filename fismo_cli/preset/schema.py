@@ -3,9 +3,22 @@
 Pure pydantic: never imports torch, so that `fismo validate` is instant. All models are frozen and refuse unknown keys.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
+
+from fismo_cli.preset.optimizer_names import is_optimizer_name
 
 __all__ = [
     "AdamWConfig",
@@ -13,6 +26,7 @@ __all__ = [
     "FismoConfig",
     "ImageDataConfig",
     "ImagePreset",
+    "KeyedError",
     "ModelConfig",
     "OptimizerConfig",
     "Preset",
@@ -26,13 +40,40 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Betas = tuple[Fraction, Fraction]
+# Strict about their items, but YAML has lists only, so the tuples themselves accept one.
+Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
+
+Problem = tuple[str, str, tuple[str, ...]]
+"""The key that a cross-field problem belongs to, what is wrong, and the other keys that were looked at."""
+
+
+class KeyedError(ValueError):
+    """Cross-field problems, each of which belongs to one key of the part being validated."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(f"{key}: {message}" for key, message, _ in problems))
+        self.problems = problems
+
+
+def _refuse(*checks: tuple[bool, str, str, tuple[str, ...]]) -> None:
+    """Raise one KeyedError with every `(wrong, key, message, other keys looked at)` that is wrong."""
+    problems = [(key, message, others) for wrong, key, message, others in checks if wrong]
+    if problems:
+        raise KeyedError(problems)
 
 
 class Config(BaseModel):
     """Base of every part of a preset: frozen, no unknown keys, no silent conversion of strings to numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
 
 
 class ModelConfig(Config):
@@ -72,8 +113,12 @@ class ImageDataConfig(Config):
     download: bool = Field(default=True, description="torchvision: download the data set when it is not there.")
     image_size: PositiveInt = Field(default=224, description="Height and width that the model sees, in pixels.")
     channels: Literal[1, 3] = Field(default=3, description="Channels that the model sees; grey and colour convert.")
-    mean: tuple[float, ...] | None = Field(default=None, description="Per-channel mean of pixels in 0..1; null: model's.")
-    std: tuple[Positive, ...] | None = Field(default=None, description="Per-channel deviation; null: the model's.")
+    mean: Annotated[tuple[float, ...], Strict(False)] | None = Field(
+        default=None, description="Per-channel mean of pixels in 0..1; null: the model's."
+    )
+    std: Annotated[tuple[Positive, ...], Strict(False)] | None = Field(
+        default=None, description="Per-channel deviation; null: the model's."
+    )
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field(
         default="bilinear", description="How images are resized."
     )
@@ -82,7 +127,7 @@ class ImageDataConfig(Config):
         description="Training crop. none: resize only. pad: resize, pad by an eighth, random crop. random-resized: "
         "Inception's.",
     )
-    crop_scale: tuple[Positive, Positive] = Field(
+    crop_scale: Annotated[tuple[Positive, Positive], Strict(False)] = Field(
         default=(0.08, 1.0), description="random-resized: range of the cropped area, as a share of the image's."
     )
     horizontal_flip: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
@@ -107,19 +152,22 @@ class ImageDataConfig(Config):
         default=0.15, description="Share of the training part used for validation, where the source has no such split."
     )
     test_fraction: Fraction = Field(default=0.2, description="Share of all data for the test, where there is no split.")
-    split_seed: int = Field(default=0, description="Seed of these splits; apart from train.seed.")
+    split_seed: Seed = Field(default=0, description="Seed of these splits; apart from train.seed.")
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="Data loading processes; 0 loads in place.")
 
     @model_validator(mode="after")
     def _check(self) -> "ImageDataConfig":
-        _require(self.source in ("digits", "huggingface") or self.path is not None, "path", f"{self.source} needs a path")
-        _require(self.source not in ("torchvision", "huggingface") or self.name is not None, "name", "needs a name")
-        for key in ("mean", "std"):
-            value = getattr(self, key)
-            _require(
-                value is None or len(value) == self.channels, key, f"must have {self.channels} values (data.channels)"
-            )
-        _require(self.crop_scale[0] <= self.crop_scale[1] <= 1.0, "crop_scale", "must be low <= high <= 1")
+        needs_path = self.source in ("npz", "image-folder", "torchvision")
+        needs_name = self.source in ("torchvision", "huggingface")
+        wrong_length = f"must have {self.channels} values, one a channel (data.channels)"
+        low, high = self.crop_scale
+        _refuse(
+            (needs_path and self.path is None, "path", f"{self.source} needs a path", ("source",)),
+            (needs_name and self.name is None, "name", f"{self.source} needs a name", ("source",)),
+            (self.mean is not None and len(self.mean) != self.channels, "mean", wrong_length, ("channels",)),
+            (self.std is not None and len(self.std) != self.channels, "std", wrong_length, ("channels",)),
+            (not low <= high <= 1.0, "crop_scale", f"must be low <= high <= 1, got [{low:g}, {high:g}]", ()),
+        )
         return self
 
 
@@ -149,14 +197,35 @@ class TextDataConfig(Config):
         default=0.05, description="Share of the documents used for validation, where the source has no such split."
     )
     test_fraction: Fraction = Field(default=0.05, description="Share for the test, where the source has no such split.")
-    split_seed: int = Field(default=0, description="Seed of these splits; apart from train.seed.")
+    split_seed: Seed = Field(default=0, description="Seed of these splits; apart from train.seed.")
     workers: Annotated[int, Field(ge=0)] = Field(default=0, description="Data loading processes; 0 loads in place.")
 
     @model_validator(mode="after")
     def _check(self) -> "TextDataConfig":
-        _require(self.source != "text-files" or self.path not in (None, []), "path", "text-files needs a path")
-        _require(self.source != "huggingface" or self.name is not None, "name", "huggingface needs a name")
+        needs_path, needs_name = self.source == "text-files", self.source == "huggingface"
+        _refuse(
+            (needs_path and self.path in (None, []), "path", "text-files needs a path", ("source",)),
+            (needs_name and self.name is None, "name", "huggingface needs a name", ("source",)),
+            (
+                self.validation_fraction + self.test_fraction >= 1.0,
+                "test_fraction",
+                "data.validation_fraction and data.test_fraction must add up to less than 1",
+                ("validation_fraction",),
+            ),
+        )
         return self
+
+
+def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[str, Literal["matrix", "adamw"]]:
+    for pattern in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'"{pattern}" is not a regular expression: {error}') from error
+    return rules
+
+
+Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
 
 
 class AdamWConfig(Config):
@@ -178,6 +247,9 @@ PAPER_FORM: dict[str, Any] = {
     "grafting": False,
 }
 """What defines the paper's form; equal to `fismo_core.PAPER_FORM` (a test holds them together)."""
+
+PAPER_DEFAULTS: dict[str, Any] = {"damping": 1e-3, "polar_steps": 5}
+"""Defaults that are other ones in the paper's form, which leaves them open."""
 
 
 class FismoConfig(Config):
@@ -215,7 +287,7 @@ class FismoConfig(Config):
         default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
     )
     adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")
-    rules: dict[str, Literal["matrix", "adamw"]] = Field(
+    rules: Rules = Field(
         default={}, description="Regular expression on the parameter's name -> who treats it; the first match wins."
     )
 
@@ -224,15 +296,28 @@ class FismoConfig(Config):
     def _expand_paper_form(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("form") != "paper":
             return values
-        for key, value in PAPER_FORM.items():
-            _require(key not in values or values[key] == value, key, f"the paper's form fixes it to {value!r}")
-        return {"damping": 1e-3, "polar_steps": 5, **values, **PAPER_FORM}
+        contradicted = [(key, value) for key, value in PAPER_FORM.items() if values.get(key, value) != value]
+        message = "must be {}, as optimizer.form: paper fixes it"
+        _refuse(*((True, key, message.format(_yaml(value)), ("form",)) for key, value in contradicted))
+        return {**PAPER_DEFAULTS, **values, **PAPER_FORM}
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _known_optimizer(name: str) -> str:
+    if not is_optimizer_name(name):
+        raise ValueError("unknown optimizer")
+    return name
 
 
 class BaselineConfig(Config):
     """Any other optimizer: adam, adamw, sgd, muon (torch), soap, shampoo, lion, ... (pytorch-optimizer), timm/NAME."""
 
-    name: str = Field(min_length=1, description="The optimizer.")
+    name: Annotated[str, AfterValidator(_known_optimizer)] = Field(
+        description="The optimizer.", json_schema_extra={"expected": "the name of an optimizer"}
+    )
     lr: Positive | None = Field(default=None, description="Learning rate; null: this tool's default for the optimizer.")
     weight_decay: NonNegative = Field(default=0.0, description="Weight decay, as the optimizer defines it.")
     momentum: Fraction | None = Field(default=None, description="Momentum, where the optimizer has it.")
@@ -241,9 +326,7 @@ class BaselineConfig(Config):
     adamw: AdamWConfig = Field(
         default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
     )
-    rules: dict[str, Literal["matrix", "adamw"]] = Field(
-        default={}, description="muon, soap, shampoo: regular expression on a name -> who treats it."
-    )
+    rules: Rules = Field(default={}, description="muon, soap, shampoo: regular expression on a name -> who treats it.")
 
 
 def _optimizer_tag(value: Any) -> str:
@@ -279,7 +362,7 @@ class TrainConfig(Config):
     batch_size: PositiveInt = Field(default=64, description="Samples (images or blocks) of one optimizer step.")
     accumulate: PositiveInt = Field(default=1, description="Micro-batches that a batch is cut into, to save memory.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Learning-rate schedule.")
-    clip_grad_norm: Positive | None = Field(default=None, description="Largest global gradient norm; null: no clipping.")
+    clip_grad_norm: Positive | None = Field(default=None, description="Largest global gradient norm; null: no limit.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="bfloat16, float16: automatic mixed precision; weights stay float32."
     )
@@ -290,9 +373,12 @@ class TrainConfig(Config):
     max_loss: Positive | None = Field(
         default=None, description="A training loss above it counts as divergence; a non-finite one always does."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Seed of initialisation, order and augmentation.")
+    seed: Seed = Field(default=0, description="Seed of initialisation, order and augmentation.")
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N."
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto: cuda where there is one, then mps, then cpu.",
+        json_schema_extra={"expected": "auto, cpu, mps, cuda or cuda:N"},
     )
     threads: PositiveInt | None = Field(default=None, description="CPU threads; null: torch's choice, recorded.")
     deterministic: bool = Field(default=False, description="Ask torch for deterministic kernels, where it has them.")
@@ -300,9 +386,16 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        _require((self.epochs is None) != (self.steps is None), "epochs", "give either train.epochs or train.steps")
-        _require(
-            self.batch_size % self.accumulate == 0, "accumulate", f"must divide train.batch_size ({self.batch_size})"
+        neither, both = self.epochs is self.steps is None, None not in (self.epochs, self.steps)
+        _refuse(
+            (neither, "epochs", "give train.epochs or train.steps", ("steps",)),
+            (both, "steps", "give either train.epochs or train.steps, not both", ("epochs",)),
+            (
+                self.batch_size % self.accumulate != 0,
+                "accumulate",
+                f"must divide train.batch_size ({self.batch_size}), got {self.accumulate}",
+                ("batch_size",),
+            ),
         )
         return self
 
@@ -317,7 +410,9 @@ class EvaluateConfig(Config):
 class CheckpointConfig(Config):
     """Checkpoints to resume from."""
 
-    every: PositiveInt | None = Field(default=None, description="Steps between checkpoints; null: only on interruption.")
+    every: PositiveInt | None = Field(
+        default=None, description="Steps between checkpoints; null: only when interrupted."
+    )
     keep: PositiveInt = Field(default=3, description="How many of the last are kept, besides the best.")
 
 
@@ -342,6 +437,12 @@ class ImagePreset(_PresetBase):
     task: Literal["image-classification"]
     data: ImageDataConfig
 
+    @model_validator(mode="after")
+    def _check(self) -> "ImagePreset":
+        wrong = self.model.library != "timm"
+        _refuse((wrong, "model.library", "must be timm for the task image-classification", ("task",)))
+        return self
+
 
 class TextPreset(_PresetBase):
     """A preset of the task language-modelling."""
@@ -349,20 +450,12 @@ class TextPreset(_PresetBase):
     task: Literal["language-modelling"]
     data: TextDataConfig
 
+    @model_validator(mode="after")
+    def _check(self) -> "TextPreset":
+        wrong = self.model.library != "transformers"
+        _refuse((wrong, "model.library", "must be transformers for the task language-modelling", ("task",)))
+        return self
+
 
 Preset = ImagePreset | TextPreset
 preset_adapter: TypeAdapter[Preset] = TypeAdapter(Annotated[Preset, Field(discriminator="task")])
-
-
-def _require(condition: bool, key: str, message: str) -> None:
-    """Raise a ValueError that `loading.py` attributes to one key of the model being validated."""
-    if not condition:
-        raise KeyedError(key, message)
-
-
-class KeyedError(ValueError):
-    """A cross-field problem that belongs to one key of the part being validated."""
-
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key

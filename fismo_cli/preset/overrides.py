@@ -1,0 +1,123 @@
+"""`a.b.c=value` overrides, laid over the values of a preset file. Knows what optimizer sections share, nothing else."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
+from fismo_cli.preset.schema import PAPER_DEFAULTS, PAPER_FORM
+
+__all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
+
+SHARED_OPTIMIZER_KEYS = frozenset({"name", "adamw", "rules", "weight_decay"})
+"""What a preset's optimizer section keeps when an override chooses another optimizer."""
+
+FORM_KEYS = frozenset({*PAPER_FORM, *PAPER_DEFAULTS})
+"""What a preset's optimizer section does not keep when an override chooses FISMO's other form."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One override: its path, its value and how it was written."""
+
+    path: tuple[str, ...]
+    value: Any
+    text: str
+
+
+@dataclass
+class Layered:
+    """Values of a preset after overrides; `origins` maps the paths that overrides set to how they were written."""
+
+    values: dict[str, Any]
+    origins: dict[Path, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[tuple[str, str]]]:
+    """Parse overrides; returns them with the problems `(text, message)` of those that are malformed."""
+    overrides, problems = [], []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        parts = tuple(key.strip().split("."))
+        if not equals:
+            problems.append((text, "must be KEY=VALUE, such as train.seed=3"))
+        elif not all(parts) or any(part != part.strip() for part in parts):
+            problems.append((text, "must be KEY=VALUE with a key such as train.seed"))
+        else:
+            try:
+                overrides.append(Override(parts, parse_scalar(value), text))
+            except DocumentError as error:
+                problems.append((text, error.problems[0][1]))
+    return overrides, problems
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[Override], source: str) -> Layered:
+    """Lay overrides over a preset file's values, in order; the last one on a key wins.
+
+    Choosing another optimizer leaves out the file's keys that belong to the file's optimizer, because they mean nothing
+    to the other one: only `SHARED_OPTIMIZER_KEYS` stay. Choosing FISMO's other form leaves out the keys it defines,
+    and `train.steps` takes the place of the file's `train.epochs`, or the other way round.
+    """
+    layered = Layered(_copy(values))
+    _leave_out(layered, overrides, source)
+    for override in overrides:
+        _set(layered, override)
+    return layered
+
+
+def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> None:
+    optimizer, chosen = layered.values.get("optimizer"), _chosen(overrides, "optimizer")
+    if isinstance(optimizer, dict):
+        before, name = optimizer.get("name"), chosen.get("name", optimizer.get("name"))
+        form_before = optimizer.get("form", "default")
+        if before is not None and name != before:
+            _drop(layered, "optimizer", set(optimizer) - SHARED_OPTIMIZER_KEYS, chosen, f"for {before} only", source)
+        elif name == "fismo" and chosen.get("form", form_before) != form_before:
+            _drop(layered, "optimizer", FORM_KEYS, chosen, "the other form's", source)
+    chosen = _chosen(overrides, "train")
+    for length, other in (("steps", "epochs"), ("epochs", "steps")):
+        if chosen.get(length) is not None and other not in chosen:
+            _drop(layered, "train", {other}, chosen, f"train.{length} takes its place", source)
+
+
+def _chosen(overrides: Sequence[Override], section: str) -> dict[str, Any]:
+    paths = ((override.path, override.value) for override in overrides)
+    return {path[1]: value for path, value in paths if len(path) == 2 and path[0] == section}
+
+
+def _drop(layered: Layered, section: str, keys: Set[str], chosen: dict[str, Any], reason: str, source: str) -> None:
+    """Leave keys out of a section of the file, and note those that no override sets anew."""
+    before = layered.values.get(section)
+    if not isinstance(before, dict):
+        return
+    layered.values[section] = {key: value for key, value in before.items() if key not in keys}
+    gone = [f"{section}.{key}" for key in before if key in keys and key not in chosen and before[key] is not None]
+    if gone:
+        layered.notes.append(f"left out of {source}: {', '.join(gone)} ({reason})")
+
+
+def _set(layered: Layered, override: Override) -> None:
+    target = layered.values
+    for depth, part in enumerate(override.path[:-1], start=1):
+        path = override.path[:depth]
+        child = target.get(part)
+        if child is None:
+            child = target[part] = {}
+            layered.origins[path] = override.text
+        elif not isinstance(child, dict):
+            kind = "a list, which is overridden as a whole" if isinstance(child, list) else "a plain value"
+            layered.problems.append((override.text, f"{dotted(path)} is {kind} and has no keys of its own"))
+            return
+        target = child
+    target[override.path[-1]] = _copy(override.value)
+    for stale in [path for path in layered.origins if path[: len(override.path)] == override.path]:
+        del layered.origins[stale]
+    layered.origins[override.path] = override.text
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

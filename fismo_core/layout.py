@@ -1,0 +1,90 @@
+"""How a parameter is seen as one or several matrices (out x in), and the buckets of same-shape matrices.
+
+Knows tensors and shapes only: neither models (see `routing.py`) nor optimizers. Baseline optimizers that are given the
+views of `split` see exactly the matrices that FISMO sees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Bucket", "MatrixLayout", "Slot", "make_buckets"]
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """Which matrices a parameter holds.
+
+    A parameter is flattened to two dimensions, transposed if it is stored as (in, out), and cut along its rows.
+
+    Attributes:
+        keep: how the parameter becomes two-dimensional. `first`: (d0, d1 d2 ...), as for a convolution; `last`:
+            (d0 d1 ..., dk), as for stacked experts. The same for a parameter that has two dimensions.
+        transposed: whether the stored weight is (in, out), as in transformers' Conv1D.
+        rows: sizes of the consecutive row blocks (after the transposition) that are matrices of their own, such as
+            query, key and value of a fused projection. Empty: one matrix.
+    """
+
+    keep: str = "first"
+    transposed: bool = False
+    rows: tuple[int, ...] = ()
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The matrices in `tensor`: views that share its memory wherever its strides allow that.
+
+        Raises:
+            ValueError: if the tensor has fewer than two dimensions, or `rows` does not add up to its rows.
+        """
+        if tensor.ndim < 2:
+            raise ValueError(f"a matrix layout needs at least two dimensions, got shape {tuple(tensor.shape)}")
+        matrix = tensor.flatten(1) if self.keep == "first" else tensor.flatten(0, -2)
+        if self.transposed:
+            matrix = matrix.mT
+        if not self.rows:
+            return [matrix]
+        if sum(self.rows) != matrix.shape[0]:
+            raise ValueError(f"row blocks {self.rows} do not add up to the {matrix.shape[0]} rows of the matrix")
+        return list(torch.split(matrix, list(self.rows)))
+
+    def join(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
+        """The inverse of `split`: a tensor of the parameter's shape from its matrices."""
+        matrix = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
+        return (matrix.mT if self.transposed else matrix).reshape(shape)
+
+    def shapes(self, tensor: Tensor) -> list[tuple[int, int]]:
+        """The (m, n) of each matrix."""
+        return [(int(view.shape[0]), int(view.shape[1])) for view in self.split(tensor.detach())]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One matrix: the index of its parameter in the group, and which of the parameter's matrices it is."""
+
+    parameter: int
+    part: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Matrices of one shape on one device, whose states are stacked and which are stepped together."""
+
+    m: int
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+    slots: tuple[Slot, ...]
+
+
+def make_buckets(parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout]) -> list[Bucket]:
+    """Group all matrices of the parameters by shape, device and state dtype, in order of first appearance.
+
+    The state dtype is float64 for float64 parameters and float32 for all others.
+    """
+    groups: dict[tuple[int, int, torch.dtype, torch.device], list[Slot]] = {}
+    for index, (parameter, layout) in enumerate(zip(parameters, layouts, strict=True)):
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        for part, (m, n) in enumerate(layout.shapes(parameter)):
+            groups.setdefault((m, n, dtype, parameter.device), []).append(Slot(index, part))
+    return [Bucket(m, n, dtype, device, tuple(slots)) for (m, n, dtype, device), slots in groups.items()]

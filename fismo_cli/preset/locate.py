@@ -7,7 +7,7 @@ from pathlib import Path
 from fismo_cli.errors import PresetError
 from fismo_cli.preset.suggestions import did_you_mean, near
 
-__all__ = ["DEFAULT_PRESET", "PresetFile", "find_preset", "shipped_presets"]
+__all__ = ["DEFAULT_PRESET", "PresetFile", "find_preset", "find_shipped", "shipped_presets"]
 
 DEFAULT_PRESET = "digits-vit"
 
@@ -29,6 +29,19 @@ def shipped_presets() -> dict[str, Path]:
     installed = _PACKAGE / "shipped_presets"
     folder = installed if installed.is_dir() else _PACKAGE.parent / "presets"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_shipped(name: str) -> Path:
+    """The file of a preset that comes with fismo.
+
+    Raises:
+        PresetError: there is none of this name.
+    """
+    shipped = shipped_presets()
+    if name not in shipped:
+        suggestion = did_you_mean(near(name, shipped, count=2))
+        raise _error(f"{name}  no preset of this name comes with fismo.{suggestion}", shipped)
+    return shipped[name]
 
 
 def find_preset(source: str) -> PresetFile:

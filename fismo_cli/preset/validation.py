@@ -143,10 +143,8 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
         elif detail["loc"][-1] == "[key]":
             choices = reference(task, kind)[tuple(map(str, path[:-1]))].choices
             like = near(str(path[-1]), choices)
-            yield Finding(
-                path,
-                f"unknown key; must be one of {', '.join(choices)}.{did_you_mean(dotted((*path[:-1], word)) for word in like)}",
-            )
+            meant = did_you_mean(dotted((*path[:-1], word)) for word in like)
+            yield Finding(path, f"unknown key; must be one of {', '.join(choices)}.{meant}")
         else:
             yield Finding(path, _must_be(path, detail["input"] if len(details) == 1 else _at(work, path), task, kind))
 

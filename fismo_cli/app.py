@@ -1,0 +1,150 @@
+"""The `fismo` command: its subcommands, loaded when used, and the one place that turns errors into exit codes.
+
+Imports nothing but Typer: `fismo --help` must answer as fast as Python and Typer start. What a subcommand needs is
+imported with its module, when it is called.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fismo_cli.errors import ExitCode, FismoError, PresetError
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "train": ("fismo_cli.commands.train:train", "Train a model as a preset says."),
+    "evaluate": ("fismo_cli.commands.evaluate:evaluate", "Measure a trained model again, or on other data."),
+    "validate": ("fismo_cli.commands.validate:validate", "Check a preset and show every error at once."),
+    "presets": ("fismo_cli.commands.presets:app", "List, show and copy the presets that come with fismo."),
+    "env": ("fismo_cli.commands.env:env", "Show versions, hardware and settings, for a bug report."),
+}
+"""Name -> where the command is, and its line in `fismo --help` (the first line of its own help)."""
+
+
+class _LazyGroup(TyperGroup):
+    """Lists commands from the table above and imports a command's module only when that command is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name in COMMANDS else command, rest
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    help="Train networks with FISMO, a Fisher-structured momentum-orthogonalized optimizer, and measure it.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _load(name: str) -> Any:
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False)
+        target.command(name)(function)
+    command = typer.main.get_command(target)
+    command.name = name
+    return command
+
+
+def _listed() -> None:
+    """Stands for a command in the list of commands; `_LazyGroup` calls the real one."""
+
+
+for _name, (_target, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(_listed)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        typer.echo(f"fismo {version('fismo')}")
+    except PackageNotFoundError:
+        typer.echo("fismo (not installed: run from a checkout)")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; always leaves by SystemExit with one of `ExitCode`.
+
+    `--debug` may stand anywhere, so that it can be appended to a command that failed.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    remaining = [argument for argument in given if argument != "--debug"]
+    code = _run(remaining or ["--help"], debug)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # The reader of a pipe went away, or what stdout is redirected to is full.
+        _discard_stdout()
+        code = code if error.errno == errno.EPIPE else _fail(_describe(error))
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        typer.main.get_command(app).main(args=arguments, prog_name="fismo")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, PresetError):
+            return _fail(str(error), error.exit_code)  # Each line says itself what it is.
+        if isinstance(error, FismoError):
+            return _fail(f"error: {error}", error.exit_code)
+        return _fail(_describe(error, debug))
+    return ExitCode.DONE
+
+
+def _describe(error: Exception, debug: bool = False) -> str:
+    """One line for an error that nobody foresaw, and a plain sentence for what the system refused."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    place = getattr(error, "filename", None)
+    at = f": {place}" if place else ""
+    # Libraries that write files in native code report a full disk in words only.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in text:
+        return f"error: the disk is full{at}; free some space and run again"
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError):
+        return f"error: {error.strerror or text}{at}"
+    again = "" if debug else "; run again with --debug for the traceback"
+    return f"unexpected error: {type(error).__name__}: {text}{again}"
+
+
+def _fail(message: str, code: int = ExitCode.FAILED) -> int:
+    # A stderr that is closed leaves nowhere to say anything; the exit code still does.
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _discard_stdout() -> None:
+    """Let the interpreter's own flush at exit succeed, so that it does not complain about the broken pipe."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

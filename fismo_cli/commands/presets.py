@@ -1,0 +1,98 @@
+"""`fismo presets`: list, show and copy the presets that come with fismo. Reads no YAML and imports no torch."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.locate import DEFAULT_PRESET, find_shipped, shipped_presets
+
+__all__ = ["app"]
+
+app = typer.Typer(help="List, show and copy the presets that come with fismo.", add_completion=False)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `fismo presets list` shows.")]
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_presets()
+
+
+@app.command("list")
+def list_presets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the names as JSON on stdout.")] = False,
+) -> None:
+    """List the presets that come with fismo."""
+    presets = shipped_presets()
+    if as_json:
+        print(json.dumps(list(presets)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset", style="bold", no_wrap=True)
+    table.add_column("what it trains")
+    for name, path in presets.items():
+        table.add_row(name, _title(path) + (" (the default)" if name == DEFAULT_PRESET else ""))
+    console = Console(stderr=True)
+    console.print(table)
+    console.print(
+        "\nfismo train NAME trains one; fismo presets copy NAME PATH makes a copy to change.", highlight=False
+    )
+
+
+@app.command("show")
+def show(name: Name) -> None:
+    """Print a preset, with its comments, on stdout."""
+    sys.stdout.write(find_shipped(name).read_text(encoding="utf-8"))
+
+
+@app.command("copy")
+def copy(
+    name: Name,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write, or a folder to put it in.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Copy a preset to a file of your own."""
+    source = find_shipped(name)
+    target = path / f"{name}.yaml" if path.is_dir() else path
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already; --force overwrites it")
+    if not target.parent.is_dir():
+        raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
+    try:
+        _write_atomically(target, source.read_bytes())
+    except PermissionError as error:
+        raise UsageError(f"cannot write {target}: {error.strerror}") from error
+    print(f"wrote {target}; train it with: fismo train {target}", file=sys.stderr)
+
+
+def _title(path: Path) -> str:
+    """The first line of a preset's opening comment."""
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").strip().lstrip("# ").rstrip(".")
+
+
+def _write_atomically(target: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp's files are private; a preset is as readable as any file that the user makes.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

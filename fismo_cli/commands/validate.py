@@ -1,0 +1,71 @@
+"""`fismo validate`: check a preset, its overrides and the local files that it names. Never imports torch."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from fismo_cli.errors import PresetError
+from fismo_cli.preset.files import missing_files
+from fismo_cli.preset.loading import LoadedPreset, identity, load_preset
+from fismo_cli.preset.schema import FismoConfig, Preset
+
+__all__ = ["validate"]
+
+
+def validate(
+    preset: Annotated[str, typer.Argument(metavar="PRESET", help="A preset file, or the name of a shipped preset.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.seed=3.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Check a preset and show every error at once."""
+    try:
+        loaded = load_preset(preset, overrides or ())
+        problems = [loaded.problem(path, message) for path, message in missing_files(loaded.preset)]
+        if problems:
+            raise PresetError(problems)
+    except PresetError as error:
+        if as_json:
+            print(json.dumps({"valid": False, "problems": error.problems}))
+        raise
+    if as_json:
+        print(json.dumps(_record(loaded)))
+        return
+    for note in loaded.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"ok: {loaded.source}", file=sys.stderr)
+    for label, value in _essentials(loaded.preset):
+        print(f"  {label:<10} {value}", file=sys.stderr)
+
+
+def _record(loaded: LoadedPreset) -> dict[str, Any]:
+    return {
+        "valid": True,
+        "name": loaded.name,
+        "source": loaded.source,
+        "identity": identity(loaded.preset),
+        "notes": list(loaded.notes),
+        "preset": loaded.preset.model_dump(mode="json"),
+    }
+
+
+def _essentials(preset: Preset) -> list[tuple[str, str]]:
+    model, data, optimizer, train = preset.model, preset.data, preset.optimizer, preset.train
+    if isinstance(optimizer, FismoConfig):
+        rate: str = f"trust radius {optimizer.trust_radius:g}, {optimizer.form} form"
+    else:
+        rate = "its default learning rate" if optimizer.lr is None else f"lr {optimizer.lr:g}"
+    length = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} epochs"
+    start = "from scratch" if model.pretrained is False else "pretrained"
+    return [
+        ("task", preset.task),
+        ("model", f"{model.library} {model.name}, {start}"),
+        ("data", " ".join(part for part in (data.source, data.name, str(data.path or "")) if part)),
+        ("optimizer", f"{optimizer.name}, {rate}"),
+        ("train", f"{length}, batch size {train.batch_size}, {train.schedule.name} schedule, {train.precision}"),
+        ("seed", str(train.seed)),
+        ("identity", identity(preset)),
+    ]

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from fismo_core import update
 from fismo_core.layout import Bucket, MatrixLayout, make_buckets
 from fismo_core.matrix_functions import POLAR_METHODS, full_precision_matmul
-from fismo_core.routing import Plan, PlanRow, layout_from_plain, layout_to_plain
+from fismo_core.routing import Plan, layout_from_plain, layout_to_plain, plan_of_groups
 
 __all__ = ["FISMO", "PAPER_FORM"]
 
@@ -245,15 +245,7 @@ class FISMO(Optimizer):
 
     def plan(self) -> Plan:
         """Which parameter is treated by whom, and why; print it for a table."""
-        rows = []
-        for group in self.param_groups:
-            layouts = _layouts(group) if group["rule"] == "matrix" else [None] * len(group["params"])
-            names = group.get("param_names") or ["(unnamed)"] * len(group["params"])
-            reasons = group.get("reasons") or ["as given"] * len(group["params"])
-            for name, parameter, layout, reason in zip(names, group["params"], layouts, reasons, strict=True):
-                matrices = tuple(layout.shapes(parameter)) if layout is not None else ()
-                rows.append(PlanRow(name, tuple(parameter.shape), group["rule"], layout, matrices, reason))
-        return Plan(tuple(rows))
+        return plan_of_groups(self.param_groups)
 
     # -- the step ----------------------------------------------------------------------------------------------------
 

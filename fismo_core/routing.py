@@ -4,7 +4,7 @@ Knows modules by torch's types and by qualified class names, so that neither tim
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fismo_core.layout import MatrixLayout
 
-__all__ = ["Plan", "PlanRow", "Rule", "plan_parameters", "split_parameters"]
+__all__ = ["Plan", "PlanRow", "Rule", "plan_of_groups", "plan_parameters", "split_parameters"]
 
 Rule = Literal["matrix", "adamw"]
 
@@ -146,6 +146,21 @@ def plan_parameters(model: nn.Module, rules: Mapping[str, Rule] | None = None) -
         rows.append(PlanRow(name, tuple(parameter.shape), rule, layout, matrices, reason))
     if unused:
         raise ValueError(f"rules that match no trainable parameter: {', '.join(sorted(unused))}")
+    return Plan(tuple(rows))
+
+
+def plan_of_groups(groups: Sequence[Mapping[str, Any]]) -> Plan:
+    """The plan that parameter groups made by `split_parameters`, or given by hand, amount to."""
+    rows = []
+    for group in groups:
+        parameters = group["params"]
+        plain: Sequence[Any] = group.get("layouts") or [None] * len(parameters)
+        layouts = [None if layout is None else layout_from_plain(layout) for layout in plain]
+        names = group.get("param_names") or ["(unnamed)"] * len(parameters)
+        reasons = group.get("reasons") or ["as given"] * len(parameters)
+        for name, parameter, layout, reason in zip(names, parameters, layouts, reasons, strict=True):
+            matrices = tuple(layout.shapes(parameter)) if layout is not None else ()
+            rows.append(PlanRow(name, tuple(parameter.shape), group["rule"], layout, matrices, reason))
     return Plan(tuple(rows))
 
 

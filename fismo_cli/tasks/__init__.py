@@ -1,1 +1,31 @@
 """Tasks: data, loss and metrics of image classification and language modelling, behind one small interface."""
+
+from typing import TYPE_CHECKING
+
+from fismo_cli.preset.schema import ImagePreset, Preset
+
+if TYPE_CHECKING:
+    from fismo_cli.tasks.base import Task
+
+__all__ = ["build_task"]
+
+
+def build_task(preset: Preset) -> "Task":
+    """The task that a preset describes, with its data opened (and downloaded or tokenised where that is asked for).
+
+    Args:
+        preset: A validated preset.
+
+    Returns:
+        The task. Image tasks keep their images in memory where that is sensible, text tasks their tokens.
+
+    Raises:
+        UsageError: The data is missing, empty, unreadable, unreachable or not what the source needs.
+    """
+    if isinstance(preset, ImagePreset):
+        from fismo_cli.tasks.images import build_image_task
+
+        return build_image_task(preset)
+    from fismo_cli.tasks.text import build_text_task
+
+    return build_text_task(preset)

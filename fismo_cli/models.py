@@ -1,0 +1,100 @@
+"""Models of a preset: built, saved whole or not at all, and loaded again.
+
+Dispatches to `timm_models` and `transformers_models`, so that neither library is imported for the other's presets.
+Knows nothing of optimizers or the training loop.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from fismo_cli.files import whole_directory, whole_file
+from fismo_cli.preset.schema import ImagePreset, Preset
+from fismo_cli.tasks.base import Task
+
+__all__ = ["build_model", "load_model_dir", "model_notes", "save_flat", "save_model"]
+
+_NOTES = "fismo_notes"
+
+
+def build_model(preset: Preset, task: Task) -> nn.Module:
+    """The model of a preset: float32, on the CPU, in training mode. The caller has seeded torch.
+
+    Where pretrained weights had to be adapted (a new head for other classes), `model_notes` says so.
+
+    Raises:
+        UsageError: The library does not know the model or an argument, or its weights cannot be had or do not fit.
+    """
+    if preset.model.library == "timm":
+        from fismo_cli import timm_models
+
+        model, notes = timm_models.build(preset.model, task.model_args, _classes(task))
+    else:
+        from fismo_cli import transformers_models
+
+        block_size = 1 if isinstance(preset, ImagePreset) else preset.data.block_size
+        model, notes = transformers_models.build(preset.model, task.model_args, block_size)
+    setattr(model, _NOTES, notes)
+    return model.float().train()
+
+
+def model_notes(model: nn.Module) -> list[str]:
+    """What `build_model` had to adapt, in sentences for the user; usually nothing."""
+    return list(getattr(model, _NOTES, []))
+
+
+def save_model(model: nn.Module, preset: Preset, task: Task, directory: Path) -> None:
+    """Write a model to a folder in its library's own format; a folder that is there is replaced.
+
+    transformers: `save_pretrained`, with the tokenizer. timm: what its `local-dir:` names load.
+
+    Args:
+        model: As `build_model` returned it: not compiled, not wrapped for several processes.
+        preset: Its preset.
+        task: Its task.
+        directory: The folder, `RUN_DIR/model` by convention.
+    """
+    with whole_directory(directory) as temporary:
+        if isinstance(preset, ImagePreset):
+            from fismo_cli import timm_models
+
+            args = {**task.model_args, **preset.model.args}
+            # How evaluation crops belongs to the weights, as mean and deviation do.
+            description = {**task.description, "crop_pct": preset.data.eval_crop_ratio}
+            timm_models.save_directory(model, temporary, args, preset.model.name, description, preset.data.image_size)
+        else:
+            from fismo_cli import transformers_models
+
+            transformers_models.save_directory(model, temporary, getattr(task, "tokenizer", None))
+
+
+def save_flat(model: nn.Module, path: Path) -> None:
+    """Write all weights to one safetensors file.
+
+    Of tensors that are one and the same (tied weights) one is written; the metadata maps the other names to it, as
+    `safetensors.torch.load_model` understands.
+    """
+    from safetensors.torch import save_model as save_safetensors
+
+    with whole_file(path) as temporary:
+        save_safetensors(model, str(temporary))
+
+
+def load_model_dir(run_or_model_dir: Path, preset: Preset, task: Task) -> nn.Module:
+    """A saved model (a run directory or its `model/`), exactly as saved, in evaluation mode.
+
+    Raises:
+        UsageError: There is no complete model there, or it is for other classes, channels or a larger vocabulary.
+    """
+    if isinstance(preset, ImagePreset):
+        from fismo_cli import timm_models
+
+        return timm_models.load_directory(run_or_model_dir, task.model_args, _classes(task)).float().eval()
+    from fismo_cli import transformers_models
+
+    return transformers_models.load_directory(run_or_model_dir, task.model_args, preset.data.block_size).float().eval()
+
+
+def _classes(task: Task) -> Sequence[str] | None:
+    return task.description.get("classes")

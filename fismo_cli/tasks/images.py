@@ -1,0 +1,215 @@
+"""Image classification: parts, loss, mixing and metrics. Knows nothing of optimizers or the training loop."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
+from fismo_cli.tasks.base import Batch, Part, Sums, Task
+from fismo_cli.tasks.image_sources import ArrayImages, Images, load_images
+from fismo_cli.tasks.image_transforms import (
+    Transform,
+    evaluation_transform,
+    is_random,
+    match_channels,
+    normalise,
+    pixels_fit,
+    training_transform,
+)
+from fismo_cli.tasks.randomness import preserved_generators, seed_generators
+
+__all__ = ["ImageTask", "LazyPart", "TensorPart", "build_image_task"]
+
+_IN_MEMORY_BYTES = 1 << 30
+"""Largest part, as float32, that is converted once and kept; beyond it images are converted when they are used."""
+
+
+class TensorPart:
+    """A part that is in memory, already as the model sees it: a batch is one `index_select`."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        indices = torch.tensor([index for _, index in keys])
+        return {"images": self.images.index_select(0, indices), "labels": self.labels.index_select(0, indices)}
+
+
+class LazyPart:
+    """A part whose images are transformed when they are fetched.
+
+    Args:
+        images: The images.
+        transform: From an image to a tensor.
+        seed: Seeds a random transform, together with the epoch and the index; None where nothing is random.
+    """
+
+    def __init__(self, images: Images, transform: Transform, seed: int | None) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+        self.labels = torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        if self.seed is None:
+            images = [self.transform(self.images.image(index)) for _, index in keys]
+        else:
+            images = []
+            with preserved_generators():
+                for epoch, index in keys:
+                    seed_generators(self.seed, epoch, index)
+                    images.append(self.transform(self.images.image(index)))
+        return {"images": torch.stack(images), "labels": self.labels[[index for _, index in keys]]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTask(Task):
+    """Classification with cross-entropy; training labels may be soft after mixing.
+
+    Attributes:
+        classes: names of the classes, by label.
+        label_smoothing: of the training loss.
+        mixers: torchvision's mixup and cutmix, as far as they are on.
+        mix_probability: share of the training batches that are mixed.
+    """
+
+    classes: tuple[str, ...]
+    label_smoothing: float = 0.0
+    mixers: tuple[Callable[..., tuple[Tensor, Tensor]], ...] = ()
+    mix_probability: float = 1.0
+
+    def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels."""
+        logits = model(batch["images"]).float()
+        return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+
+    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Mix a training batch by mixup or cutmix (an even choice where both are on); labels become soft."""
+        if not self.mixers:
+            return batch
+        key = torch.randint(2**31, (2,), generator=generator, device=generator.device).tolist()
+        with preserved_generators():
+            seed_generators(*key)
+            if torch.rand(()).item() >= self.mix_probability:
+                return batch
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            images, labels = mixer(batch["images"], batch["labels"])
+        return {**batch, "images": images, "labels": labels}
+
+    def measure(self, model: nn.Module, batch: Batch) -> Sums:
+        """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count."""
+        labels = batch["labels"]
+        logits = model(batch["images"]).float()
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
+        sums = {
+            "loss": functional.cross_entropy(logits, labels, reduction="none").sum(dtype=exact),
+            "top1": (logits.argmax(dim=1) == labels).sum().to(exact),
+            "count": torch.full((), len(labels), dtype=exact, device=logits.device),
+        }
+        if len(self.classes) > 5:
+            sums["top5"] = (logits.topk(5, dim=1).indices == labels[:, None]).sum().to(exact)
+        return sums
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss` in nats; `top1` and (with more than five classes) `top5` as shares in 0..1."""
+        return {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+
+
+def _mixers(data: ImageDataConfig, classes: int) -> tuple[Callable[..., tuple[Tensor, Tensor]], ...]:
+    from torchvision.transforms import v2
+
+    mixers: list[Callable[..., tuple[Tensor, Tensor]]] = []
+    if data.mixup_alpha > 0:
+        mixers.append(v2.MixUp(alpha=data.mixup_alpha, num_classes=classes))
+    if data.cutmix_alpha > 0:
+        mixers.append(v2.CutMix(alpha=data.cutmix_alpha, num_classes=classes))
+    return tuple(mixers)
+
+
+def build_image_task(preset: ImagePreset) -> ImageTask:
+    """Open the images of a preset.
+
+    Raises:
+        UsageError: The data cannot be used, or contradicts what the preset says of the model.
+    """
+    from fismo_cli.timm_models import model_statistics, size_arguments
+
+    if preset.model.library != "timm":
+        raise UsageError("model.library: image-classification takes its models from timm; write library: timm")
+    data = preset.data
+    size = size_arguments(preset.model, data.image_size)
+    own_mean, own_std = model_statistics(preset.model) if data.mean is None or data.std is None else ((), ())
+    mean = data.mean or match_channels(own_mean, data.channels)
+    std = data.std or match_channels(own_std, data.channels)
+    source = load_images(data)
+    if len(source.classes) < 2:
+        raise UsageError(f"data.source {data.source}: found {len(source.classes)} class; at least 2 are needed")
+    model_args: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": data.channels, **size}
+    for key in ("num_classes", "in_chans"):
+        if preset.model.args.get(key, model_args[key]) != model_args[key]:
+            raise UsageError(
+                f"model.args.{key} is {preset.model.args[key]}, but the data gives {model_args[key]}; leave it out"
+            )
+    evaluation = evaluation_transform(data, mean, std)
+    parts: dict[str, Part] = {}
+    for name, images in source.parts.items():
+        if name == "train" and is_random(data):
+            parts[name] = LazyPart(images, training_transform(data, mean, std), preset.train.seed)
+        else:
+            # Without random augmentation, and with crop ratio 1, both transforms are one and the same.
+            transform = training_transform(data, mean, std) if name == "train" else evaluation
+            cropped = name != "train" and data.eval_crop_ratio != 1.0
+            parts[name] = _fixed_part(images, transform, data, mean, std, plain=not cropped)
+    return ImageTask(
+        train=parts["train"],
+        validation=parts.get("validation"),
+        test=parts.get("test"),
+        classes=source.classes,
+        label_smoothing=data.label_smoothing,
+        mixers=_mixers(data, len(source.classes)),
+        mix_probability=data.mix_probability,
+        model_args=model_args,
+        description={
+            "source": data.source,
+            **source.record,
+            "samples": {name: len(part) for name, part in parts.items()},
+            "classes": list(source.classes),
+            "mean": list(mean),
+            "std": list(std),
+        },
+    )
+
+
+def _fixed_part(
+    images: Images,
+    transform: Transform,
+    data: ImageDataConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    plain: bool,
+) -> Part:
+    """A part without randomness: in memory where the images are and the result is not too large."""
+    count = len(images.labels)
+    size = 4 * count * math.prod((data.channels, data.image_size, data.image_size))
+    if not isinstance(images, ArrayImages) or size > _IN_MEMORY_BYTES:
+        return LazyPart(images, transform, None)
+    if plain and pixels_fit(images.pixels, data):
+        tensor = normalise(np.ascontiguousarray(images.pixels), mean, std)
+    else:
+        tensor = torch.stack([transform(images.image(index)) for index in range(count)])
+    return TensorPart(tensor, torch.from_numpy(images.labels))

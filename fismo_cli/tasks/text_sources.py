@@ -1,0 +1,225 @@
+"""Where text comes from: every source ends as collections of documents, a part each.
+
+Knows nothing of tokenizers, models or training. Text is read in chunks, so that memory stays bounded.
+"""
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.schema import TextDataConfig
+from fismo_cli.tasks.randomness import held_out_count
+
+__all__ = ["Documents", "FileDocuments", "TextSource", "load_text"]
+
+CHUNK_BYTES = 1 << 20
+_STDLIB_BYTES = 4_000_000
+_STDLIB_SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+
+
+class Documents(Protocol):
+    """Some documents; `chunks` reads them in order, in pieces, each with whether a document ends with it."""
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """What identifies the text."""
+        ...
+
+    def chunks(self) -> Iterator[tuple[bytes, bool]]:
+        """The text, in order, in pieces."""
+        ...
+
+    def subset(self, indices: NDArray[np.int64]) -> "Documents":
+        """The documents at these indices."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSpan:
+    """The bytes from `start` to `end` of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class FileDocuments:
+    """Documents that are files, or one span of each."""
+
+    spans: tuple[FileSpan, ...]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def fingerprint(self) -> str:
+        """A hash of the contents, in order."""
+        digest = hashlib.sha256()
+        for data, last in self.chunks():
+            digest.update(data)
+            if last:
+                digest.update(b"\0document\0")
+        return digest.hexdigest()
+
+    def chunks(self) -> Iterator[tuple[bytes, bool]]:
+        """The text of each file in pieces of about 1 MiB, cut after a line or at least after a character."""
+        for span in self.spans:
+            left = span.end - span.start
+            try:
+                with span.path.open("rb") as stream:
+                    stream.seek(span.start)
+                    while left > 0:
+                        data = stream.read(min(left, CHUNK_BYTES))
+                        if not data:
+                            raise UsageError(f"{span.path}: became shorter while it was read")
+                        if len(data) < left:
+                            extra = stream.readline(min(left - len(data), CHUNK_BYTES))
+                            while extra and len(data) + len(extra) < left and not extra.endswith(b"\n"):
+                                following = stream.read(1)
+                                if not 0x80 <= following[0] < 0xC0:  # a character begins: end before it
+                                    stream.seek(-1, 1)
+                                    break
+                                extra += following
+                            data += extra
+                        left -= len(data)
+                        yield data, left == 0
+            except OSError as error:
+                raise UsageError(f"{span.path}: cannot be read ({error.strerror})") from error
+
+    def subset(self, indices: NDArray[np.int64]) -> "FileDocuments":
+        """The documents at these indices."""
+        return FileDocuments(tuple(self.spans[i] for i in indices.tolist()))
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The parts that a source has (train always), and what to record about it."""
+
+    parts: dict[str, Documents]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def load_text(data: TextDataConfig) -> TextSource:
+    """Open the source that `data` names and cut off the parts that it does not have itself.
+
+    Documents are drawn from `data.split_seed` alone; both fractions are of the training documents that the source
+    has. A source with a single file is cut by position instead: train, validation, test.
+
+    Raises:
+        UsageError: The source is missing, empty or has too few documents.
+    """
+    match data.source:
+        case "stdlib-source":
+            source = _load_stdlib()
+        case "text-files":
+            source = _load_files([data.path] if isinstance(data.path, str) else list(data.path or []))
+        case "huggingface":
+            from fismo_cli.tasks.huggingface import load_hub_text
+
+            source = load_hub_text(data)
+    missing = {
+        name: fraction
+        for name, fraction in (("validation", data.validation_fraction), ("test", data.test_fraction))
+        if name not in source.parts and fraction > 0
+    }
+    if not missing:
+        return source
+    if sum(missing.values()) >= 1:
+        raise UsageError("data.validation_fraction and data.test_fraction leave nothing to train on; make them smaller")
+    everything = source.parts["train"]
+    if isinstance(everything, FileDocuments) and len(everything) == 1:
+        return TextSource({**source.parts, **_split_by_position(everything.spans[0], missing)}, source.record)
+    order = np.random.default_rng(data.split_seed).permutation(len(everything))
+    parts = dict(source.parts)
+    for name, fraction in missing.items():
+        count = held_out_count(len(everything), fraction, f"data.{name}_fraction")
+        parts[name], order = everything.subset(np.sort(order[:count])), order[count:]
+    if len(order) == 0:
+        raise UsageError(f"data.source {data.source}: {len(everything)} documents are too few for its parts")
+    parts["train"] = everything.subset(np.sort(order))
+    return TextSource(parts, source.record)
+
+
+def _split_by_position(span: FileSpan, fractions: dict[str, float]) -> dict[str, Documents]:
+    """Consecutive spans of one file, each beginning with a line (or, in a file of one line, a character)."""
+    length = span.end - span.start
+    ends, share = [], 1 - sum(fractions.values())
+    for fraction in fractions.values():
+        ends.append(span.start + round(length * share))
+        share += fraction
+    with span.path.open("rb") as stream:
+        for i, end in enumerate(ends):
+            stream.seek(end)
+            line = stream.readline(CHUNK_BYTES)
+            if line.endswith(b"\n") and end + len(line) < (ends[i + 1] if i + 1 < len(ends) else span.end):
+                ends[i] = end + len(line)
+            else:
+                ends[i] = end + next((n for n, byte in enumerate(line) if not 0x80 <= byte < 0xC0), 0)
+    borders = [span.start, *ends, span.end]
+    names = ["train", *fractions]
+    return {
+        name: FileDocuments((FileSpan(span.path, start, end),))
+        for name, start, end in zip(names, borders[:-1], borders[1:], strict=True)
+    }
+
+
+def _load_stdlib() -> TextSource:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not _STDLIB_SKIPPED & set(path.relative_to(root).parts[:-1]) and path.stat().st_size > 0
+    ]
+    # Which files make up the few megabytes is decided by their names' hashes: the same everywhere, and of all kinds.
+    chosen, total = [], 0
+    for path in sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()):
+        total += path.stat().st_size
+        if total > _STDLIB_BYTES:
+            break
+        chosen.append(path)
+    if not chosen:
+        raise UsageError(f"data.source stdlib-source: no source files in {root}; this Python is installed without them")
+    return _from_files(sorted(chosen), root)
+
+
+def _load_files(patterns: list[str]) -> TextSource:
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_file():
+            matches = [path]
+        elif path.is_dir():
+            matches = [file for file in sorted(path.rglob("*.txt")) if file.is_file()]
+            if not matches:
+                raise UsageError(
+                    f"data.path: {path} has no *.txt files; for others give a pattern such as {path}/**/*.md"
+                )
+        else:
+            matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+            if not matches:
+                raise UsageError(f"data.path: {pattern} is no file, no folder and matches no file")
+        found.update(dict.fromkeys(matches))
+    files = [path for path in found if path.stat().st_size > 0]
+    if not files:
+        raise UsageError(f"data.path: all files are empty ({', '.join(str(path) for path in list(found)[:3])})")
+    return _from_files(files, None)
+
+
+def _from_files(files: list[Path], root: Path | None) -> TextSource:
+    documents = FileDocuments(tuple(FileSpan(path, 0, path.stat().st_size) for path in files))
+    record = {
+        "files": [path.relative_to(root).as_posix() if root else str(path) for path in files],
+        "file_count": len(files),
+        "bytes": sum(span.end for span in documents.spans),
+        "sha256": documents.fingerprint(),
+    }
+    return TextSource({"train": documents}, record)

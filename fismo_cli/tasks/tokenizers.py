@@ -1,0 +1,127 @@
+"""Tokenizers behind one interface: the embedded bytes, or any of transformers'. Knows nothing of sources or models."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fismo_cli.errors import UsageError
+from fismo_cli.hub import reachable
+
+__all__ = ["ByteTokenizer", "HubTokenizer", "Tokenizer", "load_tokenizer"]
+
+_BATCH = 64
+
+
+class Tokenizer(Protocol):
+    """Text to token ids. `end` is put after every document."""
+
+    name: str
+    vocab_size: int
+    bos: int
+    end: int
+    pad: int | None
+
+    def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
+        """Token ids of the chunks, in order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What identifies the tokenizer."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write what loads it again, or says what it is, into a model's folder."""
+        ...
+
+
+class ByteTokenizer:
+    """The 256 bytes, and 256 as the end of a text."""
+
+    name = "bytes"
+    vocab_size = 257
+    bos = 256
+    end = 256
+    pad: int | None = None
+
+    def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
+        """Token ids of the chunks, in order."""
+        for data, last in chunks:
+            yield np.frombuffer(data, np.uint8).astype(np.uint16)
+            if last:
+                yield np.array([self.end], np.uint16)
+
+    def fingerprint(self) -> str:
+        """What identifies the tokenizer."""
+        return "bytes-257"
+
+    def save(self, directory: Path) -> None:
+        """Say in `tokenizer.json`'s place what the tokens are; there is nothing to load."""
+        record = {"tokenizer": "bytes", "vocab_size": self.vocab_size, "end_of_text_id": self.end}
+        (directory / "byte_tokenizer.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+class HubTokenizer:
+    """A tokenizer of transformers, from a folder or the hub."""
+
+    def __init__(self, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        with reachable(
+            f"the tokenizer {name}", "data.tokenizer", "give the folder of a saved tokenizer, or write tokenizer: bytes"
+        ):
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        self.name = name
+        self.vocab_size = len(self._tokenizer)
+        end = self._tokenizer.eos_token_id
+        if end is None:
+            raise UsageError(
+                f"data.tokenizer: {name} has no end-of-text token, which goes between documents; set its eos_token"
+            )
+        self.end = int(end)
+        begin = self._tokenizer.bos_token_id
+        self.bos = self.end if begin is None else int(begin)
+        self.pad: int | None = self._tokenizer.pad_token_id
+
+    def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
+        """Token ids of the chunks, in order, without the tokenizer's own special tokens."""
+        kind = token_type(self.vocab_size)
+        iterator = iter(chunks)
+        while batch := list(islice(iterator, _BATCH)):
+            texts = [data.decode("utf-8", errors="replace") for data, _ in batch]
+            # verbose=False: warns of texts longer than the model's context, which blocks are cut from anyway.
+            encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
+                yield np.array([*ids, self.end] if last else ids, kind)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the ids."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            content = backend.to_str()
+        else:
+            content = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.sha256(f"{content}\n{self.end}\n{type(self._tokenizer).__name__}".encode()).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Save it beside the model, as transformers expects."""
+        self._tokenizer.save_pretrained(str(directory))
+
+
+def token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    """The smallest of uint16 and uint32 that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`.
+
+    Raises:
+        UsageError: It is not there, cannot be reached, or has no end-of-text token.
+    """
+    return ByteTokenizer() if name == "bytes" else HubTokenizer(name)

@@ -1,0 +1,278 @@
+"""timm models: built from scratch, from timm's weights, from a file or a folder; saved so that timm loads them.
+
+Knows nothing of data or training, and never imports transformers.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fismo_cli.errors import UsageError
+from fismo_cli.hub import reachable
+from fismo_cli.preset.schema import ModelConfig
+
+__all__ = ["build", "load_directory", "model_statistics", "save_directory", "size_arguments"]
+
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+_REMEDY = "give a folder or a weights file as model.pretrained, or set it to false"
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.startswith(_HUB_PREFIXES)
+
+
+def _pretrained_config(name: str) -> Mapping[str, Any]:
+    """timm's record of a model's weights and input, without building the model."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    if _is_hub_name(name):
+        from timm.models import load_model_config_from_hf
+
+        with reachable(f"the model {name}", "model.name", "give the name of a model that timm has"):
+            return dict(load_model_config_from_hf(name.split(":", 1)[1])[0])
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() has their names"
+        raise UsageError(f"model.name: timm has no model {name}; {hint}")
+    known = timm.list_pretrained(f"{base}.*") if tag else []
+    if tag and name not in known:
+        raise UsageError(f"model.name: timm has no weights {tag} of {base}; it has {', '.join(known) or 'none'}")
+    config: Any = get_pretrained_cfg(name, allow_unregistered=True)
+    return config.to_dict() if config is not None else {}
+
+
+def model_statistics(model: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the pixels that a model expects: those it was trained with, else timm's for it.
+
+    Raises:
+        UsageError: timm does not know the model.
+    """
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    config = _pretrained_config(model.name)
+    if isinstance(model.pretrained, str) and (folder := _model_folder(Path(model.pretrained))) is not None:
+        config = {**config, **_read_config(folder).get("pretrained_cfg", {})}
+    return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
+
+
+def size_arguments(model: ModelConfig, image_size: int) -> dict[str, int]:
+    """`img_size`, where the model's input size is fixed when it is built and `model.args` does not set it.
+
+    Raises:
+        UsageError: `model.args.img_size` contradicts `data.image_size`, or timm does not know the model.
+    """
+    config = _pretrained_config(model.name)
+    given = model.args.get("img_size")
+    if given is None:
+        return {"img_size": image_size} if config.get("fixed_input_size") else {}
+    sides = list(given) if isinstance(given, Sequence) else [given, given]
+    if sides != [image_size, image_size] and not model.args.get("dynamic_img_size"):
+        raise UsageError(f"model.args.img_size is {given}, but data.image_size is {image_size}; make them equal")
+    return {}
+
+
+def build(
+    model: ModelConfig, data_args: Mapping[str, Any], classes: Sequence[str] | None
+) -> tuple[nn.Module, list[str]]:
+    """The model and notes on what had to be adapted.
+
+    Args:
+        model: The preset's model.
+        data_args: What the data fixes (num_classes, in_chans, img_size); `model.args` wins over it.
+        classes: The data's class names; a saved model with other names gets a new head.
+
+    Raises:
+        UsageError: timm does not know the model or an argument, or the weights are missing or do not fit.
+    """
+    args = {**data_args, **model.args}
+    if model.pretrained is False:
+        _pretrained_config(model.name)  # names the mistake where timm would not
+        return _create(model.name, args), []
+    if model.pretrained is True:
+        config = _pretrained_config(model.name)
+        with reachable(f"the weights of {model.name}", "model.pretrained", _REMEDY):
+            network = _create(model.name, args, pretrained=True)
+        notes = []
+        if config.get("num_classes") not in (None, args["num_classes"]):
+            notes.append(f"new head: the weights have {config['num_classes']} classes, the data {args['num_classes']}")
+        return network, notes
+    path = Path(str(model.pretrained))
+    folder = _model_folder(path)
+    if folder is None and not path.is_file():
+        raise UsageError(f"model.pretrained: {path} is no weights file, run directory or model folder")
+    record = _read_config(folder) if folder is not None else {}
+    if record.get("architecture") not in (None, model.name.partition(".")[0]):
+        raise UsageError(f"model.name is {model.name}, but {folder} holds {record['architecture']}")
+    source = path if folder is None else folder / "model.safetensors"
+    saved_classes = record.get("label_names")
+    return _from_weights(model, args, source, classes if saved_classes else None, saved_classes)
+
+
+def _from_weights(
+    model: ModelConfig,
+    args: dict[str, Any],
+    source: Path,
+    classes: Sequence[str] | None,
+    saved_classes: Sequence[str] | None,
+) -> tuple[nn.Module, list[str]]:
+    """Load weights strictly into a model with the weights' own classes, then give it a new head where needed.
+
+    timm's own way with another number of classes is a lenient load, which would let a wrong file pass unnoticed.
+    """
+    weights = _read_weights(source)
+    config = _pretrained_config(model.name)
+    heads = config.get("classifier")
+    head = heads if isinstance(heads, str) else (heads or [None])[0]
+    head_weight = weights.get(f"{head}.weight")
+    source_classes = len(head_weight) if head_weight is not None else args["num_classes"]
+    network = _load_strictly(model.name, {**args, "num_classes": source_classes}, weights, source)
+    if source_classes == args["num_classes"] and (classes is None or list(classes) == list(saved_classes or ())):
+        return network, []
+    reset = getattr(network, "reset_classifier", None)
+    if reset is None:
+        raise UsageError(f"model.pretrained: {model.name} cannot get a new head, and {source} is for other classes")
+    reset(args["num_classes"])
+    pretrained_cfg: Any = network.pretrained_cfg
+    pretrained_cfg["num_classes"] = args["num_classes"]
+    reason = (
+        f"the weights have {source_classes} classes, the data {args['num_classes']}"
+        if source_classes != args["num_classes"]
+        else "the weights were trained on classes of other names"
+    )
+    return network, [f"new head: {reason}"]
+
+
+def _load_strictly(name: str, args: Mapping[str, Any], weights: dict[str, Tensor], source: Path) -> nn.Module:
+    stem = _pretrained_config(name).get("first_conv")
+    stem_weight = weights.get(f"{stem}.weight") if isinstance(stem, str) else None
+    # timm adapts colour stems to grey and the reverse, and resizes position embeddings, when told what the file has.
+    channels = stem_weight.shape[1] if stem_weight is not None and stem_weight.ndim == 4 else args["in_chans"]
+    overlay: dict[str, Any] = {"state_dict": weights, "num_classes": args["num_classes"], "source": ""}
+    if channels in (1, 3):
+        size = _pretrained_config(name).get("input_size") or (3, 224, 224)
+        overlay["input_size"] = (channels, *size[1:])
+    try:
+        network = _create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
+    except RuntimeError as error:
+        details = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UsageError(
+            f"model.pretrained: {source} does not fit {name} with these model.args: "
+            f"{details[1] if len(details) > 1 else details[0]}"
+        ) from error
+    pretrained_cfg: Any = network.pretrained_cfg
+    pretrained_cfg["state_dict"] = None  # else the weights stay in memory, and in a copy of the model, for good
+    return network
+
+
+def _create(name: str, args: Mapping[str, Any], **options: Any) -> nn.Module:
+    import timm
+
+    try:
+        return timm.create_model(name, **options, **args)
+    except TypeError as error:
+        text = str(error)
+        if "unexpected keyword argument" in text:
+            key = text.rsplit("'", 2)[-2]
+            raise UsageError(f"model.args.{key}: {name} has no such argument") from error
+        raise UsageError(f"model.args: timm cannot build {name} from them: {text}") from error
+    except (AssertionError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        text = str(error).strip() or type(error).__name__
+        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {text}") from error
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The model folder that a path means: itself, or `model/` of a run directory."""
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    return None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / 'config.json'}: not readable as JSON ({error})") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise UsageError(f"{folder / 'config.json'}: not the configuration of a timm model")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from timm.models import load_state_dict
+
+    try:
+        weights = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # safetensors, pickle and zip files each fail in their own way
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"model.pretrained: {path} is not a readable weights file ({first_line})") from error
+    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UsageError(f"model.pretrained: {path} holds no weights of a model")
+    return dict(weights)
+
+
+def load_directory(path: Path, data_args: Mapping[str, Any], classes: Sequence[str] | None) -> nn.Module:
+    """A saved model as it was saved, for evaluation: nothing is adapted.
+
+    Raises:
+        UsageError: There is no complete model, or it is for other classes or channels than the data has.
+    """
+    folder = _model_folder(path)
+    if folder is None:
+        raise UsageError(f"{path}: no trained timm model (config.json and model.safetensors) in it or in its model/")
+    record = _read_config(folder)
+    args = dict(record.get("model_args", {}))
+    for key in ("num_classes", "in_chans"):
+        if key in args and data_args.get(key, args[key]) != args[key]:
+            raise UsageError(f"{folder}: the model has {key} {args[key]}, but the data gives {data_args[key]}")
+    saved = record.get("label_names")
+    if saved and classes and list(saved) != list(classes):
+        raise UsageError(
+            f"{folder}: the model was trained on other classes ({', '.join(saved[:5])} ...) than the data's"
+        )
+    return _load_strictly(record["architecture"], args, _read_weights(folder / "model.safetensors"), folder)
+
+
+def save_directory(
+    network: nn.Module, directory: Path, args: Mapping[str, Any], name: str, description: Mapping[str, Any], size: int
+) -> None:
+    """Write weights and configuration in the form that timm's `local-dir:` and `hf-hub:` names load.
+
+    Args:
+        network: The model.
+        directory: An existing, empty folder.
+        args: The arguments that the model was built with.
+        name: Its name in timm.
+        description: The task's description (classes, mean, std).
+        size: Height and width of its images.
+    """
+    from safetensors.torch import save_model
+
+    save_model(network, str(directory / "model.safetensors"))
+    own: Any = getattr(network, "pretrained_cfg", {})
+    kept = ("fixed_input_size", "interpolation", "crop_mode", "first_conv", "classifier", "pool_size")
+    config = {
+        "architecture": own.get("architecture") or name.partition(".")[0],
+        "num_classes": args["num_classes"],
+        "in_chans": args["in_chans"],
+        "num_features": getattr(network, "num_features", None),
+        "model_args": dict(args),
+        "label_names": list(description.get("classes", [])),
+        "pretrained_cfg": {
+            **{key: own[key] for key in kept if own.get(key) is not None},
+            "input_size": [args["in_chans"], size, size],
+            "num_classes": args["num_classes"],
+            "mean": list(description.get("mean", [])),
+            "std": list(description.get("std", [])),
+            "crop_pct": description.get("crop_pct", 1.0),
+            "custom_load": False,
+        },
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

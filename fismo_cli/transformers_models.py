@@ -1,0 +1,240 @@
+"""Causal language models of transformers: from an architecture's configuration, a local folder or the hub.
+
+Knows nothing of data or training, and never imports timm.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fismo_cli.errors import UsageError
+from fismo_cli.hub import reachable
+from fismo_cli.preset.schema import ModelConfig
+from fismo_cli.tasks.tokenizers import Tokenizer
+
+__all__ = ["build", "load_directory", "save_directory"]
+
+_REMEDY = "give a local folder, or an architecture such as gpt2 with model.args and pretrained: false"
+
+
+def build(model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> tuple[nn.Module, list[str]]:
+    """The model and notes on what had to be adapted.
+
+    Args:
+        model: The preset's model.
+        data_args: What the tokenizer fixes: vocab_size and the ids of special tokens.
+        block_size: Tokens of a sample.
+
+    Raises:
+        UsageError: transformers does not know the architecture or a key, the weights cannot be had or do not fit, or
+            the model is not a causal language model of at least `block_size` positions.
+    """
+    if isinstance(model.pretrained, str):
+        path = Path(model.pretrained).expanduser()
+        if not path.is_file():
+            return _from_weights(str(_model_folder(path, "model.pretrained")), model, data_args, block_size), []
+        network = _from_configuration(model, data_args, block_size)
+        _load_file(network, path)
+        return network, []
+    if model.pretrained:
+        if _is_architecture(model.name):
+            raise UsageError(
+                f"model.pretrained: {model.name} is an architecture without weights; name a hub model or a local "
+                "folder, or set pretrained to false"
+            )
+        return _from_weights(_expand(model.name), model, data_args, block_size), []
+    return _from_configuration(model, data_args, block_size), []
+
+
+def _is_architecture(name: str) -> bool:
+    from transformers import CONFIG_MAPPING
+
+    return name in CONFIG_MAPPING and not Path(name).is_dir()
+
+
+def _expand(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
+
+
+def _causal_architectures() -> Mapping[str, Any]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    # Without this a typo of an architecture would be looked up on the hub.
+    if not _is_architecture(model.name) and "/" not in model.name and not Path(model.name).expanduser().is_dir():
+        close = difflib.get_close_matches(model.name, list(_causal_architectures()), n=3, cutoff=0.6)
+        if close:
+            raise UsageError(
+                f"model.name: transformers has no architecture {model.name}; did you mean {' or '.join(close)}?"
+            )
+    config = _base_configuration(model)
+    _check_keys(config, model)
+    vocabulary = max(int(data_args["vocab_size"]), int(model.args.get("vocab_size", 0)))
+    changes = {**data_args, **model.args, "vocab_size": vocabulary}
+    if not hasattr(config, "vocab_size"):
+        raise UsageError(f"model.name: {model.name} has no vocabulary of its own; name a pure language model")
+    if _is_architecture(model.name):
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.for_model(model.name, **changes)
+        except Exception as error:  # configurations validate themselves in many ways
+            raise UsageError(f"model.args: {model.name} refuses them: {_first_line(error)}") from error
+    else:
+        for key, value in changes.items():
+            setattr(config, key, value)
+    _check_positions(config, model.name, block_size)
+    try:
+        build_from: Any = AutoModelForCausalLM.from_config
+        network: nn.Module = build_from(config, dtype=torch.float32)
+    except Exception as error:  # a bad size surfaces as whatever the model's constructor stumbles over
+        raise UsageError(f"model.args: {model.name} cannot be built from them: {_first_line(error)}") from error
+    _check_causal(network, model.name)
+    return network
+
+
+def _base_configuration(model: ModelConfig) -> Any:
+    """The configuration before `model.args`."""
+    from transformers import AutoConfig
+
+    if _is_architecture(model.name):
+        config = AutoConfig.for_model(model.name)
+    else:
+        with reachable(f"the model {model.name}", "model.name", _REMEDY):
+            config = AutoConfig.from_pretrained(_expand(model.name))
+    _check_kind(config, model.name)
+    return config
+
+
+def _check_kind(config: Any, name: str) -> None:
+    known = _causal_architectures()
+    if config.model_type not in known:
+        close = difflib.get_close_matches(config.model_type, list(known), n=1, cutoff=0.4)
+        hint = f"; {close[0]} is one" if close else ""
+        raise UsageError(f"model.name: {name} ({config.model_type}) is not a causal language model{hint}")
+
+
+def _check_keys(config: Any, model: ModelConfig) -> None:
+    """Refuse keys that the configuration does not have; transformers would store and ignore them."""
+    known = set(config.to_dict()) | set(config.attribute_map) | {"pad_token_id", "bos_token_id", "eos_token_id"}
+    for key in model.args:
+        if key not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UsageError(f"model.args.{key}: the configuration of {config.model_type} has no such key{hint}")
+
+
+def _check_positions(config: Any, name: str, block_size: int) -> None:
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < block_size:
+        key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        raise UsageError(
+            f"data.block_size is {block_size}, but {name} has {limit} positions (model.args.{key}); make it at most "
+            "that, or give the model more"
+        )
+
+
+def _check_causal(network: nn.Module, name: str) -> None:
+    """Refuse a model in which a later token changes an earlier prediction: encoders build as language models too."""
+    training = network.training
+    network.eval()
+    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0, 2]])
+    with torch.no_grad():
+        logits = network(input_ids=tokens, use_cache=False).logits.float()
+    network.train(training)
+    first, second = logits[0, :-1], logits[1, :-1]
+    # Rounding alone stays far below this; a randomly initialised encoder's difference is far above.
+    if (first - second).abs().max() > 1e-4 * first.abs().max():
+        raise UsageError(
+            f"model.name: {name} looks at later tokens; set model.args.is_decoder to true if it has that key"
+        )
+
+
+def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    key = "model.name" if model.pretrained is True else "model.pretrained"
+    with reachable(f"the model {source}", key, _REMEDY):
+        config = AutoConfig.from_pretrained(source)
+    _check_kind(config, source)
+    _check_keys(config, model)
+    for name, value in model.args.items():
+        setattr(config, name, value)
+    _check_positions(config, source, block_size)
+    if config.vocab_size < data_args["vocab_size"]:
+        raise UsageError(
+            f"data.tokenizer has {data_args['vocab_size']} tokens, but {source} only {config.vocab_size}; use the "
+            "tokenizer that belongs to it"
+        )
+    with reachable(f"the weights of {source}", key, _REMEDY):
+        load: Any = AutoModelForCausalLM.from_pretrained
+        network: nn.Module
+        report: dict[str, Any]
+        network, report = load(source, config=config, dtype=torch.float32, output_loading_info=True)
+    problems = sorted(str(name) for name in {*report["missing_keys"], *report.get("mismatched_keys", ())})
+    if problems:
+        raise UsageError(f"{key}: {source} has no fitting weights for {problems[0]} ({len(problems)} in all)")
+    _check_causal(network, source)
+    return network
+
+
+def _load_file(network: nn.Module, path: Path) -> None:
+    """Load one weights file strictly; of tied weights one name is enough."""
+    from safetensors.torch import load_file
+
+    try:
+        weights: Any
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = weights.get("state_dict", weights)
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except Exception as error:  # safetensors, pickle and shape mismatches each fail in their own way
+        raise UsageError(f"model.pretrained: {path} does not fit the model: {_first_line(error)}") from error
+    state = network.state_dict(keep_vars=True)
+    loaded = {state[name].data_ptr() for name in weights if name in state}
+    problems = [name for name in missing if state[name].data_ptr() not in loaded] + list(unexpected)
+    if problems:
+        raise UsageError(f"model.pretrained: {path} does not fit the model: {problems[0]} ({len(problems)} in all)")
+
+
+def _model_folder(path: Path, key: str) -> Path:
+    """The model folder that a path means: itself, or `model/` of a run directory."""
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UsageError(f"{key}: {path} is no weights file, run directory or model folder (it needs a config.json)")
+
+
+def load_directory(path: Path, data_args: Mapping[str, Any], block_size: int) -> nn.Module:
+    """A saved model as it was saved, for evaluation.
+
+    Raises:
+        UsageError: There is no complete model, or it does not fit the tokenizer or the block size.
+    """
+    folder = _model_folder(path, str(path))
+    model = ModelConfig(library="transformers", name=str(folder), pretrained=str(folder))
+    return _from_weights(str(folder), model, data_args, block_size)
+
+
+def save_directory(network: nn.Module, directory: Path, tokenizer: Tokenizer | None) -> None:
+    """Write `save_pretrained`'s files and the tokenizer's to an existing folder."""
+    save: Any = network
+    save.save_pretrained(str(directory))
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,257 @@
+"""Every problem of a preset at once: each on its line, with its key, and with what would be right."""
+
+import re
+
+import pytest
+
+from fismo_cli.errors import ExitCode, PresetError
+from fismo_cli.preset.loading import load_preset
+
+GOOD = """\
+task: image-classification
+model:
+  library: timm
+  name: test_vit
+data:
+  source: digits
+  channels: 1
+optimizer:
+  name: fismo
+train:
+  steps: 10
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_preset(text: str) -> str:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_preset
+
+
+def problems_of(source: str, *overrides: str) -> list[str]:
+    """The problems of a preset, as `LINE  rest` where they are in the file."""
+    with pytest.raises(PresetError) as caught:
+        load_preset(source, overrides)
+    assert caught.value.exit_code == ExitCode.USAGE
+    return [problem.removeprefix("preset error: ").removeprefix(f"{source}:") for problem in caught.value.problems]
+
+
+def test_the_good_preset_is_good(write):
+    assert load_preset(write(GOOD)).preset.train.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("steps: 10", "steps: many", '11  train.steps: must be a positive integer or null, got "many"'),
+        ("steps: 10", "steps: 1.5", "11  train.steps: must be a positive integer or null, got 1.5"),
+        ("steps: 10", "steps: 0", "11  train.steps: must be a positive integer or null, got 0"),
+        ("steps: 10", "steps: true", "11  train.steps: must be a positive integer or null, got true"),
+        ("steps: 10", "steps: '10'", '11  train.steps: must be a positive integer or null, got "10"'),
+        ("steps: 10", "steps: 10\n  seed: -1", "12  train.seed: must be an integer from 0 to 4294967295, got -1"),
+        ("steps: 10", "steps: 10\n  compile: on", '12  train.compile: must be true or false, got "on"'),
+        ("steps: 10", "steps: 10\n  max_loss: .inf", "12  train.max_loss: must be a positive number or null, got inf"),
+        ("steps: 10", "stepz: 10", "11  train.stepz: unknown key. Did you mean train.steps?"),
+        ("steps: 10", "steps: 10\n  lr: 1", "12  train.lr: unknown key. Did you mean optimizer.trust_radius?"),
+        (
+            "steps: 10",
+            "steps: 10\n  mixup_alpha: 1",
+            "12  train.mixup_alpha: unknown key. Did you mean data.mixup_alpha?",
+        ),
+        ("steps: 10", "steps: 10\n  warmup: 1", "12  train.warmup: unknown key. Did you mean train.schedule.warmup?"),
+        ("steps: 10", "steps: 10\n  num_workers: 1", "12  train.num_workers: unknown key. Did you mean data.workers?"),
+        ("steps: 10", "steps: 10\nbatch_size: 1", "12  batch_size: unknown key. Did you mean train.batch_size or "),
+        (
+            "name: fismo",
+            "name: fismo\n  dampng: 1",
+            "10  optimizer.dampng: unknown key. Did you mean optimizer.damping?",
+        ),
+        ("name: fismo", "name: fismo\n  lr: 1", "10  optimizer.lr: unknown key. Did you mean optimizer.trust_radius?"),
+        (
+            "name: fismo",
+            "name: fismo\n  betas: [0, 0]",
+            "10  optimizer.betas: unknown key. Did you mean optimizer.adamw.b",
+        ),
+        ("name: fismo", "name: adam\n  damping: 1", "10  optimizer.damping: unknown key for adam: it belongs to fismo"),
+        (
+            "name: fismo",
+            "name: adam\n  trust_radius: 1",
+            "10  optimizer.trust_radius: unknown key. Did you mean optimizer.lr?",
+        ),
+        (
+            "name: fismo",
+            "name: sgd\n  dampening: 0",
+            "10  optimizer.dampening: unknown key for sgd: other arguments go un",
+        ),
+        ("name: fismo", "name: admw", '9  optimizer.name: unknown optimizer "admw". Did you mean adamw?'),
+        ("name: fismo", "name: 3", "9  optimizer.name: must be the name of an optimizer, got 3"),
+        ("name: fismo", "momentum: 0.9", "8  optimizer.name: missing; must be the name of an optimizer"),
+        ("channels: 1", "channels: 2", "7  data.channels: must be 1 or 3, got 2"),
+        ("channels: 1", "block_size: 8", "7  data.block_size: unknown key: it belongs to the task language-modelling"),
+        (
+            "channels: 1",
+            "splits: {trian: a}",
+            "7  data.splits.trian: unknown key; must be one of train, validation, test.",
+        ),
+        ("channels: 1", "splits: {train: 1}", "7  data.splits.train: must be text, got 1"),
+        (
+            "channels: 1",
+            "channels: 1\n  mean: [0.1, 0.2]",
+            "8  data.mean: must have 1 values, one a channel (data.chann",
+        ),
+        ("channels: 1", "channels: 1\n  std: [x]", '8  data.std[0]: must be a positive number, got "x"'),
+        ("source: digits", "source: npz", "5  data.path: npz needs a path"),
+        ("source: digits", "sorce: digits", "6  data.sorce: unknown key. Did you mean data.source?"),
+        (
+            "library: timm",
+            "library: tim",
+            '3  model.library: must be one of timm, transformers, got "tim". Did you mean timm?',
+        ),
+        ("library: timm", "library: transformers", "3  model.library: must be timm for the task image-classification"),
+        (
+            "task: image-classification",
+            "task: images",
+            '1  task: must be image-classification or language-modelling, got "i',
+        ),
+        ("task: image-classification", "", "task: missing; must be image-classification or language-modelling"),
+        (
+            "name: test_vit",
+            "name: test_vit\n  pretrained: 3",
+            "5  model.pretrained: must be true or false or text, got 3",
+        ),
+        ("name: fismo", "name: fismo\n  rules: {'a(': adamw}", '10  optimizer.rules: "a(" is not a regular expression'),
+        ("name: fismo", "name: fismo\n  adamw: {betas: [0.9]}", "10  optimizer.adamw.betas"),
+        ("train:\n  steps: 10", "", "train: missing; must be a section (keys and values)"),
+        ("train:\n  steps: 10", "train: 10", "10  train: must be a section (keys and values), got 10"),
+        ("train:\n  steps: 10", "train:\n  batch_size: 4", "10  train.epochs: give train.epochs or train.steps"),
+    ],
+)
+def test_one_mistake_gives_one_problem_in_plain_words(write, old, new, problem):
+    assert GOOD.count(old) == 1
+    text = GOOD.replace(old, new)
+    found = problems_of(write(text))
+    assert len(found) == 1, found
+    assert problem in found[0]
+    assert not re.search(r"pydantic|discriminator|tagged|Input should|baseline|\[key\]", found[0])
+
+
+def test_all_problems_come_at_once_and_in_the_order_of_the_file(write):
+    text = """\
+task: image-classification
+model:
+  library: timm
+  nam: test_vit
+data:
+  source: npz
+  channels: 3
+  mean: [0.5]
+  std: [0.5]
+  image_size: big
+optimizer:
+  name: fismo
+  form: paper
+  power: 0.25
+  nesterov: true
+  dampng: 1
+train:
+  steps: 10
+  epochs: 2
+  batch_size: 10
+  accumulate: 3
+  compile: 7
+evaluat: {}
+"""
+    found = problems_of(write(text), "train.seed=x", "oops", "train.steps.x=1")
+    keys = [re.sub(r"^(\d+)  ([^:]+):.*", r"\1 \2", line) for line in found if line[0].isdigit()]
+    assert keys == [
+        "4 model.nam",
+        "5 data.path",
+        "8 data.mean",
+        "9 data.std",
+        "10 data.image_size",
+        "14 optimizer.power",
+        "15 optimizer.nesterov",
+        "16 optimizer.dampng",
+        "18 train.steps",
+        "21 train.accumulate",
+        "22 train.compile",
+        "23 evaluat",
+    ]
+    rest = [line for line in found if not line[0].isdigit()]
+    assert [line.split("  ")[0] for line in rest] == [
+        "command line: oops",
+        "command line: train.steps.x=1",
+        "command line: train.seed=x",
+    ]
+
+
+def test_a_wrong_key_gives_no_false_follow_up_problems(write):
+    # steps is unusable, so whether steps or epochs are given cannot be judged; likewise batch_size and accumulate.
+    text = GOOD.replace("steps: 10", "steps: many\n  batch_size: x\n  accumulate: 7")
+    assert len(problems_of(write(text))) == 2
+
+
+def test_sections_whose_keys_are_all_commented_out_are_empty_sections(write):
+    text = (
+        GOOD.replace("name: test_vit", "name: test_vit\n  args:\n  # a: 1") + "evaluate:\n  # every: 3\ncheckpoint:\n"
+    )
+    preset = load_preset(write(text)).preset
+    assert preset.model.args == {}
+    assert preset.evaluate.every is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"# only a comment\n", "is empty"),
+        (b"- a\n- b\n", "must be keys and values, not a list"),
+        (b"hello\n", "must be keys and values, not plain text"),
+        (b"a: [\n", "not YAML"),
+        (b"a: 1\nb: \xff\xfe\n", "not a text file in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "not a text file in UTF-8"),
+        (b"a: 1\na: 2\n", "given twice"),
+    ],
+)
+def test_files_that_are_no_presets_give_one_clear_problem(tmp_path, content, words):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    (problem,) = problems_of(str(path))
+    assert words in problem
+    assert "\n" not in problem
+
+
+def test_missing_files_and_folders(tmp_path):
+    (problem,) = problems_of(str(tmp_path / "none.yaml"))
+    assert "no such file" in problem
+    (problem,) = problems_of(str(tmp_path))
+    assert "is a folder" in problem
+    (tmp_path / "preset.yaml").write_text(GOOD)
+    (problem,) = problems_of(str(tmp_path))
+    assert f"did you mean {tmp_path / 'preset.yaml'}" in problem
+    (problem,) = problems_of("")
+    assert "empty" in problem
+
+
+def test_an_unknown_name_suggests_near_ones_and_lists_all():
+    (problem,) = problems_of("digit-vit")
+    assert "Did you mean digits-vit" in problem
+    assert "stdlib-gpt2" in problem
+    (problem,) = problems_of("digits-vitt.yaml")
+    assert "digits-vit" in problem
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path):
+    path = tmp_path / "bom.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert load_preset(str(path)).name == "bom"
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    path = tmp_path / "x.yaml"
+    (problem,) = problems_of(f"{path}\0")
+    assert "cannot be read" in problem

@@ -1,0 +1,82 @@
+"""Slow, obvious float64 versions of the paper's algorithm, of the default form and of Muon, for one matrix.
+
+Written straight from the formulas with SVDs and `matrix_power` by eigenvalues; shares no code with `fismo_core`.
+"""
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def power(A: Array, p: float) -> Array:
+    values, V = np.linalg.eigh(A)
+    return (V * values**p) @ V.T
+
+
+def polar(X: Array) -> Array:
+    U, _, Vt = np.linalg.svd(X, full_matrices=False)
+    return U @ Vt
+
+
+def quintic(X: Array, steps: int) -> Array:
+    if X.shape[0] > X.shape[1]:
+        return quintic(X.T, steps).T
+    X = X / np.linalg.norm(X)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def paper(gradients: list[Array], lr: float, beta: float, gamma: float, mu: float) -> Array:
+    """Total displacement after the gradients, by the algorithm box of arXiv 2601.21750."""
+    m, n = gradients[0].shape
+    P, Q, M, W = np.eye(m), np.eye(n), np.zeros((m, n)), np.zeros((m, n))
+    for G in gradients:
+        L = G @ np.linalg.inv(Q) @ G.T / n + mu * np.trace(P) / m * np.eye(m)
+        P = gamma * P + (1 - gamma) * L
+        P = m / np.trace(P) * P
+        P = (P + P.T) / 2
+        R = G.T @ np.linalg.inv(P) @ G / m + mu * np.trace(Q) / n * np.eye(n)
+        Q = gamma * Q + (1 - gamma) * R
+        Q = n / np.trace(Q) * Q
+        Q = (Q + Q.T) / 2
+        whitened = power(P, -0.5) @ G @ power(Q, -0.5)
+        M = beta * M + (1 - beta) * whitened
+        W = W - lr * power(P, -0.5) @ polar(M) @ power(Q, -0.5)
+    return W
+
+
+def default(
+    gradients: list[Array], lr: float, beta: float, gamma: float, mu: float, p: float, interval: int, steps: int
+) -> Array:
+    """Total displacement by the default form: scale-free statistics, power p, raw Nesterov momentum, grafting."""
+    m, n = gradients[0].shape
+    P, Q, M, W = np.zeros((m, m)), np.zeros((n, n)), np.zeros((m, n)), np.zeros((m, n))
+    P_damped, Q_damped = np.eye(m), np.eye(n)
+    for t, G in enumerate(gradients):
+        correction = 1 - gamma ** (t + 1)
+        L = G @ np.linalg.inv(Q_damped) @ G.T
+        P = gamma * P + (1 - gamma) * m * L / np.trace(L)
+        if t % interval == 0:
+            P_damped = (P / correction + mu * np.eye(m)) / (1 + mu)
+        R = G.T @ np.linalg.inv(P_damped) @ G
+        Q = gamma * Q + (1 - gamma) * n * R / np.trace(R)
+        if t % interval == 0:
+            Q_damped = (Q / correction + mu * np.eye(n)) / (1 + mu)
+        M = beta * M + (1 - beta) * G
+        U = beta * M + (1 - beta) * G
+        Z = quintic(power(P_damped, -p) @ U @ power(Q_damped, -p), steps)
+        D = power(P_damped, -p) @ Z @ power(Q_damped, -p)
+        W = W - lr * max(1.0, m / n) ** 0.5 * np.linalg.norm(Z) / np.linalg.norm(D) * D
+    return W
+
+
+def muon(gradients: list[Array], lr: float, beta: float, steps: int) -> Array:
+    """Total displacement by Muon (Nesterov, Newton-Schulz, sqrt(max(1, m/n)))."""
+    m, n = gradients[0].shape
+    M, W = np.zeros((m, n)), np.zeros((m, n))
+    for G in gradients:
+        M = beta * M + (1 - beta) * G
+        W = W - lr * max(1.0, m / n) ** 0.5 * quintic(beta * M + (1 - beta) * G, steps)
+    return W

@@ -1,15 +1,14 @@
 """`fismo presets`: list, show and copy the presets that come with fismo. Reads no YAML and imports no torch."""
 
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fismo_cli.errors import UsageError
+from fismo_cli.files import whole_file
 from fismo_cli.preset.locate import DEFAULT_PRESET, find_shipped, shipped_presets
 
 __all__ = ["app"]
@@ -69,7 +68,8 @@ def copy(
     if not target.parent.is_dir():
         raise UsageError(f"cannot write {target}: there is no folder {target.parent}")
     try:
-        _write_atomically(target, source.read_bytes())
+        with whole_file(target) as temporary:
+            temporary.write_bytes(source.read_bytes())
     except PermissionError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
     print(f"wrote {target}; train it with: fismo train {target}", file=sys.stderr)
@@ -79,20 +79,3 @@ def _title(path: Path) -> str:
     """The first line of a preset's opening comment."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").strip().lstrip("# ").rstrip(".")
-
-
-def _write_atomically(target: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's files are private; a preset is as readable as any file that the user makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -85,9 +85,9 @@ def load_preset(source: str, overrides: Sequence[str] = ()) -> LoadedPreset:
 
 def resolved_yaml(loaded: LoadedPreset) -> str:
     """The full preset with all defaults, as YAML that `load_preset` reads back to an equal preset and the same name."""
-    body = yaml.dump(
-        _plain(loaded.preset.model_dump()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20
-    )
+    values = _plain(loaded.preset.model_dump())
+    first = {key: values[key] for key in ("task", "model", "data")}  # The order in which presets are written.
+    body = yaml.dump({**first, **values}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
     return (
         f"# Resolved by fismo from the preset {loaded.name} ({loaded.source}), with all defaults and overrides.\n{body}"
     )

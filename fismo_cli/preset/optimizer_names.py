@@ -4,7 +4,7 @@ Tests hold the names against the libraries: each is really built and takes steps
 wrappers, and what needs a closure, second derivatives, extra arguments or calls, or only treats matrices.
 """
 
-__all__ = ["PYTORCH_OPTIMIZER_NAMES", "TORCH_NAMES", "is_optimizer_name", "optimizer_names"]
+__all__ = ["MATRIX_NAMES", "PYTORCH_OPTIMIZER_NAMES", "TORCH_NAMES", "is_optimizer_name", "optimizer_names"]
 
 # fmt: off
 TORCH_NAMES = (
@@ -26,6 +26,9 @@ PYTORCH_OPTIMIZER_NAMES = (
 )
 """Taken from pytorch-optimizer, spelt as its `load_optimizer` takes them."""
 # fmt: on
+
+MATRIX_NAMES = ("muon", "soap", "shampoo", "scalableshampoo")
+"""Given FISMO's matrices, with AdamW for all other parameters; `optimizer.rules` means nothing to any other name."""
 
 TIMM_PREFIX = "timm/"
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.preset.schema import PAPER_DEFAULTS, PAPER_FORM
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
 SHARED_OPTIMIZER_KEYS = frozenset({"name", "adamw", "rules", "weight_decay"})
-"""What a preset's optimizer section keeps when an override chooses another optimizer."""
+"""What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 
 FORM_KEYS = frozenset({*PAPER_FORM, *PAPER_DEFAULTS})
 """What a preset's optimizer section does not keep when an override chooses FISMO's other form."""
@@ -73,7 +74,8 @@ def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> 
         before, name = optimizer.get("name"), chosen.get("name", optimizer.get("name"))
         form_before = optimizer.get("form", "default")
         if before is not None and name != before:
-            _drop(layered, "optimizer", set(optimizer) - SHARED_OPTIMIZER_KEYS, chosen, f"for {before} only", source)
+            shared = SHARED_OPTIMIZER_KEYS - (set() if name in ("fismo", *MATRIX_NAMES) else {"rules"})
+            _drop(layered, "optimizer", set(optimizer) - shared, chosen, f"not for {name}", source)
         elif name == "fismo" and chosen.get("form", form_before) != form_before:
             _drop(layered, "optimizer", FORM_KEYS, chosen, "the other form's", source)
     chosen = _chosen(overrides, "train")
@@ -93,7 +95,7 @@ def _drop(layered: Layered, section: str, keys: Set[str], chosen: dict[str, Any]
     if not isinstance(before, dict):
         return
     layered.values[section] = {key: value for key, value in before.items() if key not in keys}
-    gone = [f"{section}.{key}" for key in before if key in keys and key not in chosen and before[key] is not None]
+    gone = [f"{section}.{key}" for key in before if key in keys and key not in chosen and before[key] not in (None, {})]
     if gone:
         layered.notes.append(f"left out of {source}: {', '.join(gone)} ({reason})")
 

@@ -136,6 +136,6 @@ def _describe_number(node: dict[str, Any], noun: str) -> str:
         if above == 0 or (noun == "integer" and low == 1):
             return f"a positive {noun}"
         return f"{article} {noun}" if low is None else f"{article} {noun} of at least {low:g}"
-    start = f"from {low:g}" if low is not None else f"above {above:g}"
+    start = f"from {low:g}" if low is not None else f"above {above:g} up"
     end = f"to {high:.10g}" if high is not None else f"to below {below:.10g}"
     return f"{article} {noun} {start} {end}"

@@ -9,7 +9,7 @@ from fismo_cli.preset.reference import TASKS, Key, OptimizerKind, reference
 __all__ = ["did_you_mean", "near", "unknown_key"]
 
 # What other tools call it; tried after the names themselves.
-_OTHER_NAMES = {
+_OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "max_steps": ("train", "steps"),
     "num_steps": ("train", "steps"),
     "num_epochs": ("train", "epochs"),
@@ -37,39 +37,43 @@ def did_you_mean(suggestions: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
-def unknown_key(path: tuple[str, ...], task: str, optimizer: OptimizerKind, optimizer_name: str) -> str:
-    """The message for an unknown key: where it belongs, or which known key is like it."""
+def unknown_key(
+    path: tuple[str, ...], task: str, optimizer: OptimizerKind, optimizer_name: str
+) -> tuple[str, list[tuple[str, ...]]]:
+    """The message for an unknown key (where it belongs, or which known key is like it), and the keys it suggests."""
     keys = reference(task, optimizer)
     other_task = next(other for other in TASKS if other != task)
     if path in reference(other_task, optimizer):
-        return f"unknown key: it belongs to the task {other_task}"
-    found = _meant(path, keys, optimizer)
-    if found:
-        return f"unknown key.{did_you_mean(found)}"
+        return f"unknown key: it belongs to the task {other_task}", []
+    meant = _meant(path, keys, optimizer)
+    if meant:
+        return f"unknown key.{did_you_mean(map(dotted, meant))}", meant
     if path[0] == "optimizer" and len(path) == 2 and optimizer == "baseline":
         owner = "it belongs to fismo" if path in reference(task, "fismo") else "other arguments go under optimizer.args"
-        return f"unknown key for {optimizer_name}: {owner}"
+        return f"unknown key for {optimizer_name}: {owner}", []
     if path in reference(task, "baseline" if optimizer == "fismo" else "fismo"):
-        return f"unknown key for {optimizer_name}: it belongs to other optimizers"
-    return f"unknown key; {_listed(path[:-1], keys)}"
+        return f"unknown key for {optimizer_name}: it belongs to other optimizers", []
+    return f"unknown key; {_listed(path[:-1], keys)}", []
 
 
-def _meant(path: tuple[str, ...], keys: dict[tuple[str, ...], Key], optimizer: OptimizerKind) -> list[str]:
+def _meant(path: tuple[str, ...], keys: dict[tuple[str, ...], Key], optimizer: OptimizerKind) -> list[tuple[str, ...]]:
     name = path[-1]
-    rate = ("optimizer", "trust_radius" if optimizer == "fismo" else "lr")
     if name in _RATE_NAMES:
-        return ["optimizer.adamw.lr" if path[:2] == ("optimizer", "adamw") else dotted(rate)]
-    same = [dotted(key) for key in keys if key[-1] == name]
+        inner = path[:2] == ("optimizer", "adamw")
+        return [
+            ("optimizer", "adamw", "lr") if inner else ("optimizer", "trust_radius" if optimizer == "fismo" else "lr")
+        ]
+    same = [key for key in keys if key[-1] == name]
     if 1 <= len(same) <= 2:
         return same
     siblings = {key[-1]: key for key in keys if key[:-1] == path[:-1]}
     like = near(name, siblings)
     if like:
-        return [dotted(siblings[like[0]])]
+        return [siblings[like[0]]]
     if name in _OTHER_NAMES:
-        return [dotted(_OTHER_NAMES[name])]
+        return [_OTHER_NAMES[name]]
     elsewhere = {key[-1]: key for key in reversed(keys)}
-    return [dotted(elsewhere[match]) for match in get_close_matches(name, elsewhere, n=1, cutoff=0.8)]
+    return [elsewhere[match] for match in get_close_matches(name, elsewhere, n=1, cutoff=0.8)]
 
 
 def _listed(section: tuple[str, ...], keys: dict[tuple[str, ...], Key]) -> str:

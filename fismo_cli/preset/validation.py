@@ -22,11 +22,21 @@ __all__ = ["Finding", "validate"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: where, and what would be right. `others` are the keys that the check looked at besides."""
+    """One problem.
+
+    Attributes:
+        path: where.
+        message: what is wrong and what would be right.
+        others: keys that the check looked at besides.
+        meant: keys that an unknown key may have been meant as.
+        follows: whether it may only follow from another key's being misspelt.
+    """
 
     path: Path
     message: str
     others: tuple[Path, ...] = ()
+    meant: tuple[Path, ...] = ()
+    follows: bool = False
 
 
 def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
@@ -41,18 +51,24 @@ def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
             preset = preset_adapter.validate_python(work)
             return (None, list(findings.values())) if findings else (preset, [])
         except ValidationError as error:
-            fresh = [finding for finding in _explain(error, work, task, kind) if _is_news(finding, findings)]
-        if not fresh:
+            explained = list(_explain(error, work, task, kind))
+        before = len(findings)
+        # Unknown keys first: a key that is missing may stand there misspelt.
+        for finding in sorted(explained, key=lambda finding: not finding.meant):
+            if _is_news(finding, findings):
+                findings[finding.path] = finding
+                work = _without(work, finding.path)
+        if len(findings) == before:
             return None, list(findings.values())
-        for finding in fresh:
-            findings[finding.path] = finding
-            work = _without(work, finding.path)
 
 
 def _is_news(finding: Finding, findings: dict[Path, Finding]) -> bool:
     """False for what only follows from a key that is already known to be wrong."""
+    wrong = set(findings)
+    if finding.follows:
+        wrong.update(path for known in findings.values() for path in known.meant)
     looked_at = (finding.path, *finding.others)
-    return not any(path[:length] in findings for path in looked_at for length in range(1, len(path) + 1))
+    return not any(path[:length] in wrong for path in looked_at for length in range(1, len(path) + 1))
 
 
 def _settle_task(work: dict[str, Any], findings: dict[Path, Finding]) -> str:
@@ -133,18 +149,20 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, KeyedError):
             for key, message, others in cause.problems:
-                yield Finding((*path, *key.split(".")), message, tuple((*path, *other.split(".")) for other in others))
+                looked_at = tuple((*path, *other.split(".")) for other in others)
+                yield Finding((*path, *key.split(".")), message, looked_at, follows=True)
         elif detail["type"] == "extra_forbidden":
-            yield Finding(path, unknown_key(tuple(map(str, path)), task, kind, name))
+            text, meant = unknown_key(tuple(map(str, path)), task, kind, name)
+            yield Finding(path, text, meant=tuple(meant))
         elif detail["type"] == "missing":
-            yield Finding(path, f"missing; must be {_expected(path, task, kind)}")
+            yield Finding(path, f"missing; must be {_expected(path, task, kind)}", follows=True)
         elif detail["type"] == "value_error":
             yield Finding(path, str(cause))
         elif detail["loc"][-1] == "[key]":
             choices = reference(task, kind)[tuple(map(str, path[:-1]))].choices
             like = near(str(path[-1]), choices)
-            meant = did_you_mean(dotted((*path[:-1], word)) for word in like)
-            yield Finding(path, f"unknown key; must be one of {', '.join(choices)}.{meant}")
+            suggestion = did_you_mean(dotted((*path[:-1], word)) for word in like)
+            yield Finding(path, f"unknown key; must be one of {', '.join(choices)}.{suggestion}")
         else:
             yield Finding(path, _must_be(path, detail["input"] if len(details) == 1 else _at(work, path), task, kind))
 

@@ -57,7 +57,7 @@ def test_a_shipped_name_goes_before_a_folder_of_that_name(tmp_path, monkeypatch)
     assert load_preset("digits-vit").name == "digits-vit"
 
 
-# Parameters of the networks that the presets name, in millions, from their papers (ViT-S/16: 22.05 less the class token).
+# Parameters of the networks that the presets name, in millions, from their papers or counted by hand.
 SIZES = {
     "cifar10-dla": (15.3, "15.8 with 1,000 classes, arXiv 1707.06484"),
     "cifar10-vit": (6.3, "6.3, omihub777/ViT-CIFAR"),

@@ -28,7 +28,7 @@ def test_loss_falls() -> None:
     y = x.mean((2, 3)).argmax(1)
     optimizer = _fismo(model)
     losses = []
-    for _ in range(60):
+    for _ in range(200):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
         loss.backward()

@@ -1,7 +1,7 @@
 """Errors of the Hugging Face hub and of local model folders, in one sentence. Knows nothing of tasks or presets."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 from fismo_cli.errors import UsageError
@@ -40,12 +40,11 @@ def is_offline_error(error: BaseException) -> bool:
 @cache
 def _hub_answers() -> bool:
     """Whether the hub answers at all, asked once a process: the library itself would retry a request for 23 seconds."""
-    import httpx
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except httpx.HTTPError:
+    except Exception:  # the client behind get_session, and so its errors, differs between versions
         return False
     return True
 
@@ -65,19 +64,20 @@ def _offline_unless_reachable() -> Iterator[None]:
 
 
 @contextmanager
-def reachable(what: str, key: str, remedy: str) -> Iterator[None]:
+def reachable(what: str, key: str, remedy: str, *, local: bool = False) -> Iterator[None]:
     """Turn the errors of loading `what` into one sentence.
 
     Args:
         what: What is loaded, such as `the model gpt2`.
         key: The preset key that names it.
         remedy: What to give instead, where the hub cannot be reached.
+        local: It is a folder on this machine: no need to ask whether the hub answers.
 
     Raises:
         UsageError: The hub could not be reached, has no such entry, or what it holds cannot be loaded.
     """
     try:
-        with _offline_unless_reachable():
+        with nullcontext() if local else _offline_unless_reachable():
             yield
     except (UsageError, MemoryError):
         raise

@@ -4,7 +4,8 @@ Knows nothing of data or training, and never imports timm.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,30 @@ def build(model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> 
 def _is_architecture(name: str) -> bool:
     from transformers import CONFIG_MAPPING
 
-    return name in CONFIG_MAPPING and not Path(name).is_dir()
+    return name in CONFIG_MAPPING and not _is_folder(name)
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).expanduser().is_dir()
 
 
 def _expand(name: str) -> str:
-    path = Path(name).expanduser()
-    return str(path) if path.is_dir() else name
+    return str(Path(name).expanduser()) if _is_folder(name) else name
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bars for reading and writing files out of this tool's own output."""
+    from transformers.utils import logging as module
+
+    logging: Any = module
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _causal_architectures() -> Mapping[str, Any]:
@@ -71,7 +90,7 @@ def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_
     from transformers import AutoModelForCausalLM
 
     # Without this a typo of an architecture would be looked up on the hub.
-    if not _is_architecture(model.name) and "/" not in model.name and not Path(model.name).expanduser().is_dir():
+    if not _is_architecture(model.name) and "/" not in model.name and not _is_folder(model.name):
         close = difflib.get_close_matches(model.name, list(_causal_architectures()), n=3, cutoff=0.6)
         if close:
             raise UsageError(
@@ -110,18 +129,17 @@ def _base_configuration(model: ModelConfig) -> Any:
     if _is_architecture(model.name):
         config = AutoConfig.for_model(model.name)
     else:
-        with reachable(f"the model {model.name}", "model.name", _REMEDY):
+        with reachable(f"the model {model.name}", "model.name", _REMEDY, local=_is_folder(model.name)):
             config = AutoConfig.from_pretrained(_expand(model.name))
     _check_kind(config, model.name)
     return config
 
 
 def _check_kind(config: Any, name: str) -> None:
-    known = _causal_architectures()
-    if config.model_type not in known:
-        close = difflib.get_close_matches(config.model_type, list(known), n=1, cutoff=0.4)
-        hint = f"; {close[0]} is one" if close else ""
-        raise UsageError(f"model.name: {name} ({config.model_type}) is not a causal language model{hint}")
+    if config.model_type not in _causal_architectures():
+        raise UsageError(
+            f"model.name: {name} (model type {config.model_type}) is not a causal language model; gpt2 and llama are"
+        )
 
 
 def _check_keys(config: Any, model: ModelConfig) -> None:
@@ -164,7 +182,7 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
     from transformers import AutoConfig, AutoModelForCausalLM
 
     key = "model.name" if model.pretrained is True else "model.pretrained"
-    with reachable(f"the model {source}", key, _REMEDY):
+    with reachable(f"the model {source}", key, _REMEDY, local=_is_folder(source)):
         config = AutoConfig.from_pretrained(source)
     _check_kind(config, source)
     _check_keys(config, model)
@@ -176,7 +194,7 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
             f"data.tokenizer has {data_args['vocab_size']} tokens, but {source} only {config.vocab_size}; use the "
             "tokenizer that belongs to it"
         )
-    with reachable(f"the weights of {source}", key, _REMEDY):
+    with reachable(f"the weights of {source}", key, _REMEDY, local=_is_folder(source)), _no_progress_bar():
         load: Any = AutoModelForCausalLM.from_pretrained
         network: nn.Module
         report: dict[str, Any]
@@ -231,10 +249,12 @@ def load_directory(path: Path, data_args: Mapping[str, Any], block_size: int) ->
 def save_directory(network: nn.Module, directory: Path, tokenizer: Tokenizer | None) -> None:
     """Write `save_pretrained`'s files and the tokenizer's to an existing folder."""
     save: Any = network
-    save.save_pretrained(str(directory))
+    with _no_progress_bar():
+        save.save_pretrained(str(directory))
     if tokenizer is not None:
         tokenizer.save(directory)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

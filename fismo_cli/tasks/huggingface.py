@@ -41,7 +41,10 @@ def _load_splits(data: ImageDataConfig | TextDataConfig) -> dict[str, Any]:
     if data.path is not None and not Path(data.path).exists():
         raise UsageError(f"data.path: {data.path} does not exist")
     with reachable(
-        f"the data set {name}", "data.name", "give a folder that has it as data.name, or run this once with a network"
+        f"the data set {name}",
+        "data.name",
+        "give a folder that has it as data.name, or run this once with a network",
+        local=data.path is not None or folder.is_dir(),
     ):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(name)

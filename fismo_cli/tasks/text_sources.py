@@ -133,8 +133,6 @@ def load_text(data: TextDataConfig) -> TextSource:
     }
     if not missing:
         return source
-    if sum(missing.values()) >= 1:
-        raise UsageError("data.validation_fraction and data.test_fraction leave nothing to train on; make them smaller")
     everything = source.parts["train"]
     if isinstance(everything, FileDocuments) and len(everything) == 1:
         return TextSource({**source.parts, **_split_by_position(everything.spans[0], missing)}, source.record)
@@ -188,7 +186,7 @@ def _load_stdlib() -> TextSource:
         chosen.append(path)
     if not chosen:
         raise UsageError(f"data.source stdlib-source: no source files in {root}; this Python is installed without them")
-    return _from_files(sorted(chosen), root)
+    return _from_files(sorted(chosen, key=lambda path: path.relative_to(root).as_posix()), root)
 
 
 def _load_files(patterns: list[str]) -> TextSource:

@@ -72,10 +72,14 @@ class HubTokenizer:
     def __init__(self, name: str) -> None:
         from transformers import AutoTokenizer
 
+        folder = Path(name).expanduser()
         with reachable(
-            f"the tokenizer {name}", "data.tokenizer", "give the folder of a saved tokenizer, or write tokenizer: bytes"
+            f"the tokenizer {name}",
+            "data.tokenizer",
+            "give the folder of a saved tokenizer, or write tokenizer: bytes",
+            local=folder.is_dir(),
         ):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
         self.name = name
         self.vocab_size = len(self._tokenizer)
         end = self._tokenizer.eos_token_id

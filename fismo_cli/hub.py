@@ -18,7 +18,7 @@ _OFFLINE_TYPES = {
     "ReadTimeout",
     "URLError",
 }
-_OFFLINE_WORDS = ("couldn't connect to", "offline mode", "we have no connection", "local_files_only")
+_OFFLINE_WORDS = ("couldn't connect to", "offline mode", "we have no connection", "local_files_only", "error downloading")
 _MISSING_TYPES = {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "DatasetNotFoundError"}
 
 

@@ -307,10 +307,11 @@ def test_failed_writes_leave_the_old_content(tmp_path):
 @pytest.mark.parametrize(("kind", "unwanted"), [("image", "transformers"), ("text", "timm")])
 def test_only_the_library_in_use_is_imported(kind, unwanted, text_preset):
     preset = image_preset() if kind == "image" else text_preset()
+    args = {"num_classes": 2, "in_chans": 1, "img_size": 8} if kind == "image" else {"vocab_size": 257}
     code = (
-        "import sys; from fismo_cli.preset.schema import preset_adapter; from fismo_cli.tasks import build_task;"
+        "import sys; from fismo_cli.preset.schema import preset_adapter; from fismo_cli.tasks.base import Task;"
         "from fismo_cli.models import build_model; preset = preset_adapter.validate_json(sys.argv[1]);"
-        "build_model(preset, build_task(preset));"
+        f"build_model(preset, Task(train=None, validation=None, test=None, model_args={args}));"
         f"sys.exit({unwanted!r} in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, preset.model_dump_json()], check=True)

@@ -18,7 +18,13 @@ _OFFLINE_TYPES = {
     "ReadTimeout",
     "URLError",
 }
-_OFFLINE_WORDS = ("couldn't connect to", "offline mode", "we have no connection", "local_files_only", "error downloading")
+_OFFLINE_WORDS = (
+    "couldn't connect to",
+    "offline mode",
+    "we have no connection",
+    "local_files_only",
+    "error downloading",
+)
 _MISSING_TYPES = {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError", "DatasetNotFoundError"}
 
 
@@ -86,9 +92,9 @@ def reachable(what: str, key: str, remedy: str, *, local: bool = False) -> Itera
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         # A missing repository is looked for first: offline errors are often raised while handling one another.
         if names & _MISSING_TYPES and not is_offline_error(error):
-            message = f"{what} does not exist on the Hugging Face hub or is not open to you ({key}); check the name"
+            message = f"{what}: not on the Hugging Face hub, or not open to you ({key}); check the name"
         elif is_offline_error(error):
-            message = f"{what} is not on this machine and the Hugging Face hub cannot be reached ({key}); {remedy}"
+            message = f"{what}: not on this machine, and the Hugging Face hub cannot be reached ({key}); {remedy}"
         else:
-            message = f"{what} cannot be loaded ({key}): {first_line}"
+            message = f"{what}: cannot be loaded ({key}): {first_line}"
         raise UsageError(message) from error

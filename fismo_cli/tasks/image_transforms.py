@@ -19,7 +19,16 @@ from torchvision.transforms import InterpolationMode
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 
-__all__ = ["evaluation_transform", "is_random", "match_channels", "normalise", "pixels_fit", "training_transform"]
+__all__ = [
+    "evaluation_transform",
+    "is_random",
+    "match_channels",
+    "normalise",
+    "pad_width",
+    "pixels_fit",
+    "resized",
+    "training_transform",
+]
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -65,6 +74,23 @@ def pixels_fit(pixels: NDArray[np.uint8], data: ImageDataConfig) -> bool:
     return pixels.shape[1:] == (data.image_size, data.image_size, data.channels)
 
 
+def resized(data: ImageDataConfig) -> Callable[[Image.Image], Image.Image]:
+    """The deterministic beginning of the training transform: channels, shorter side, centre."""
+    composed: Callable[[Image.Image], Image.Image] = transforms.Compose(
+        [
+            _ToChannels(data.channels),
+            transforms.Resize(data.image_size, _INTERPOLATION[data.interpolation]),
+            transforms.CenterCrop(data.image_size),
+        ]
+    )
+    return composed
+
+
+def pad_width(data: ImageDataConfig) -> int:
+    """Pixels that the crop `pad` adds on each side."""
+    return max(1, data.image_size // 8)
+
+
 def evaluation_transform(data: ImageDataConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
     """Resize the shorter side to image_size / eval_crop_ratio, crop the centre, normalise."""
     composed: Transform = transforms.Compose(
@@ -88,13 +114,14 @@ def training_transform(data: ImageDataConfig, mean: Sequence[float], std: Sequen
         UsageError: timm does not know the policy.
     """
     size, interpolation = data.image_size, _INTERPOLATION[data.interpolation]
-    steps: list[Callable[..., object]] = [_ToChannels(data.channels)]
+    steps: list[Callable[..., object]] = []
     if data.crop == "random-resized":
+        steps.append(_ToChannels(data.channels))
         steps.append(transforms.RandomResizedCrop(size, scale=data.crop_scale, interpolation=interpolation))
     else:
-        steps += [transforms.Resize(size, interpolation), transforms.CenterCrop(size)]
+        steps.append(resized(data))
     if data.crop == "pad":
-        steps.append(transforms.RandomCrop(size, padding=max(1, size // 8)))
+        steps.append(transforms.RandomCrop(size, padding=pad_width(data)))
     if data.horizontal_flip > 0:
         steps.append(transforms.RandomHorizontalFlip(data.horizontal_flip))
     if data.auto_augment is not None:

@@ -1,79 +1,22 @@
-"""Image classification: parts, loss, mixing and metrics. Knows nothing of optimizers or the training loop."""
+"""Image classification: loss, mixing and metrics. Knows nothing of optimizers or the training loop."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
-from fismo_cli.tasks.base import Batch, Part, Sums, Task
-from fismo_cli.tasks.image_sources import ArrayImages, Images, load_images
-from fismo_cli.tasks.image_transforms import (
-    Transform,
-    evaluation_transform,
-    is_random,
-    match_channels,
-    normalise,
-    pixels_fit,
-    training_transform,
-)
+from fismo_cli.tasks.base import Batch, Sums, Task
+from fismo_cli.tasks.image_parts import build_part
+from fismo_cli.tasks.image_sources import load_images
+from fismo_cli.tasks.image_transforms import match_channels
 from fismo_cli.tasks.randomness import preserved_generators, seed_generators
 
-__all__ = ["ImageTask", "LazyPart", "TensorPart", "build_image_task"]
-
-_IN_MEMORY_BYTES = 1 << 30
-"""Largest part, as float32, that is converted once and kept; beyond it images are converted when they are used."""
-
-
-class TensorPart:
-    """A part that is in memory, already as the model sees it: a batch is one `index_select`."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        indices = torch.tensor([index for _, index in keys])
-        return {"images": self.images.index_select(0, indices), "labels": self.labels.index_select(0, indices)}
-
-
-class LazyPart:
-    """A part whose images are transformed when they are fetched.
-
-    Args:
-        images: The images.
-        transform: From an image to a tensor.
-        seed: Seeds a random transform, together with the epoch and the index; None where nothing is random.
-    """
-
-    def __init__(self, images: Images, transform: Transform, seed: int | None) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self.labels = torch.from_numpy(images.labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        if self.seed is None:
-            images = [self.transform(self.images.image(index)) for _, index in keys]
-        else:
-            images = []
-            with preserved_generators():
-                for epoch, index in keys:
-                    seed_generators(self.seed, epoch, index)
-                    images.append(self.transform(self.images.image(index)))
-        return {"images": torch.stack(images), "labels": self.labels[[index for _, index in keys]]}
+__all__ = ["ImageTask", "build_image_task"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +107,10 @@ def build_image_task(preset: ImagePreset) -> ImageTask:
             raise UsageError(
                 f"model.args.{key} is {preset.model.args[key]}, but the data gives {model_args[key]}; leave it out"
             )
-    evaluation = evaluation_transform(data, mean, std)
-    parts: dict[str, Part] = {}
-    for name, images in source.parts.items():
-        if name == "train" and is_random(data):
-            parts[name] = LazyPart(images, training_transform(data, mean, std), preset.train.seed)
-        else:
-            # Without random augmentation, and with crop ratio 1, both transforms are one and the same.
-            transform = training_transform(data, mean, std) if name == "train" else evaluation
-            cropped = name != "train" and data.eval_crop_ratio != 1.0
-            parts[name] = _fixed_part(images, transform, data, mean, std, plain=not cropped)
+    parts = {
+        name: build_part(images, data, mean, std, training_seed=preset.train.seed if name == "train" else None)
+        for name, images in source.parts.items()
+    }
     return ImageTask(
         train=parts["train"],
         validation=parts.get("validation"),
@@ -192,24 +129,3 @@ def build_image_task(preset: ImagePreset) -> ImageTask:
             "std": list(std),
         },
     )
-
-
-def _fixed_part(
-    images: Images,
-    transform: Transform,
-    data: ImageDataConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    plain: bool,
-) -> Part:
-    """A part without randomness: in memory where the images are and the result is not too large."""
-    count = len(images.labels)
-    size = 4 * count * math.prod((data.channels, data.image_size, data.image_size))
-    if not isinstance(images, ArrayImages) or size > _IN_MEMORY_BYTES:
-        return LazyPart(images, transform, None)
-    if plain and pixels_fit(images.pixels, data):
-        tensor = normalise(np.ascontiguousarray(images.pixels), mean, std)
-    else:
-        tensor = torch.stack([transform(images.image(index)) for index in range(count)])
-    return TensorPart(tensor, torch.from_numpy(images.labels))

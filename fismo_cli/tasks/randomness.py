@@ -4,7 +4,7 @@ Knows nothing of images or text. The training process's own generators are never
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fismo_cli.errors import UsageError
 
-__all__ = ["held_out_count", "preserved_generators", "seed_generators", "split_stratified"]
+__all__ = ["held_out_count", "key_numbers", "preserved_generators", "seed_generators", "split_stratified"]
 
 
 @contextmanager
@@ -41,6 +41,30 @@ def seed_generators(*key: int) -> None:
     np.random.seed(numpy_seed)
     # Not torch.manual_seed: it would reseed the accelerators as well, which nothing here draws from.
     torch.default_generator.manual_seed(torch_seed)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def key_numbers(seed: int, keys: Sequence[tuple[int, int]], count: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) of shape (len(keys), count), each row a function of the seed and its key alone.
+
+    Positions of one splitmix64 stream per epoch (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+    generators"): the stream can be entered anywhere, so a whole batch is drawn at once, without a generator per sample.
+    """
+    starts = {
+        epoch: np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+        for epoch in {key[0] for key in keys}
+    }
+    start = np.array([starts[epoch] for epoch, _ in keys], np.uint64)[:, None]
+    index = np.array([index for _, index in keys], np.uint64)[:, None]
+    position = index * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    mixed: NDArray[np.uint64] = start + position * _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    numbers: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def held_out_count(total: int, fraction: float, key: str) -> int:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import preset_adapter
 from fismo_cli.tasks import build_task
-from fismo_cli.tasks.images import LazyPart, TensorPart
-from fismo_cli.tasks.randomness import split_stratified
+from fismo_cli.tasks.image_parts import CropFlipPart, LazyPart, TensorPart
+from fismo_cli.tasks.randomness import key_numbers, split_stratified
 
 
 def preset(model="resnet18", args=None, seed=0, **data):
@@ -163,6 +163,42 @@ def test_augmented_samples_depend_on_the_key_alone():
     batches = [keys(indices[:7]), keys(indices[7:])]
     loader = DataLoader(part, batch_sampler=batches, num_workers=2, collate_fn=lambda batch: batch)
     assert torch.equal(reference["images"], torch.cat([batch["images"] for batch in loader]))
+
+
+def test_crop_and_flip_in_memory_give_windows_of_the_padded_image(npz, digits):
+    """Every window and both directions occur, about equally often, and nothing else; it depends on the key alone."""
+    pixels, _ = digits
+    path = npz(x_train=pixels[:2], y_train=[0, 1], x_test=pixels[:2], y_test=[0, 1])
+    options = {"validation_fraction": 0, "crop": "pad", "horizontal_flip": 0.25, "mean": [0.25], "std": [0.5]}
+    part = build_task(preset(source="npz", path=path, **options)).train
+    assert isinstance(part, CropFlipPart)
+    padded = np.pad(pixels[1], 1)
+    windows = {}
+    for top, left, flip in np.ndindex(3, 3, 2):
+        window = padded[top : top + 8, left : left + 8]
+        windows[(window[:, ::-1] if flip else window).tobytes()] = (top, left, flip)
+    assert len(windows) == 18
+    epochs = [(epoch, 1) for epoch in range(3600)]
+    batch = part.__getitems__(epochs)
+    seen = np.round((batch["images"].numpy() * 0.5 + 0.25) * 255).astype(np.uint8)
+    counts = np.zeros((3, 3, 2), int)
+    for image in seen:
+        counts[windows[image.tobytes()]] += 1
+    assert counts.sum(axis=2) == pytest.approx(np.full((3, 3), 400), abs=100)  # five standard deviations
+    assert counts[..., 1].sum() == pytest.approx(900, abs=130)
+    assert set(batch["labels"].tolist()) == {1}
+    mixed = part.__getitems__([(7, 0), (3599, 1), (7, 1)])
+    assert torch.equal(mixed["images"][1:], batch["images"][[3599, 7]])
+
+
+def test_key_numbers_are_uniform_and_uncorrelated():
+    numbers = key_numbers(5, [(epoch, index) for epoch in range(20) for index in range(500)], 3)
+    histogram = np.histogram(numbers, bins=20, range=(0, 1))[0]
+    assert np.abs(histogram - 1500).max() < 200  # five standard deviations
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(3)).max() < 0.05
+    by_epoch = numbers[:, 0].reshape(20, 500)
+    assert np.abs(np.corrcoef(by_epoch) - np.eye(20)).max() < 0.25
+    assert not np.array_equal(numbers, key_numbers(6, [(e, i) for e in range(20) for i in range(500)], 3))
 
 
 @pytest.mark.parametrize("policy", ["original-mstd0.5", "augmix-m5-w4", "3a", "rand-m2-n3"])

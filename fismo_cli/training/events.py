@@ -7,7 +7,18 @@ Knows nothing of torch: every field is a plain number, string or mapping, and `a
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["CheckpointSaved", "Diverged", "Evaluated", "Event", "Finished", "Interrupted", "RunStarted", "StepLogged"]
+__all__ = [
+    "CheckpointSaved",
+    "Diverged",
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Interrupted",
+    "Noticed",
+    "RunStarted",
+    "StepLogged",
+    "as_record",
+]
 
 Split = Literal["train", "validation", "test"]
 Metrics = dict[str, float]
@@ -25,6 +36,13 @@ class RunStarted:
     resumed_from_step: int | None
     parameters: int
     train_samples: int
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """Something the user should know that stops nothing, such as a broken checkpoint that was passed over."""
+
+    message: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = RunStarted | StepLogged | Evaluated | CheckpointSaved | Interrupted | Diverged | Finished
+Event = RunStarted | Noticed | StepLogged | Evaluated | CheckpointSaved | Interrupted | Diverged | Finished
 
 
 def as_record(event: Event) -> dict[str, Any]:

@@ -1,0 +1,143 @@
+"""Progress for people, on stderr: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fismo_cli.reporting import Sink
+from fismo_cli.training.events import (
+    CheckpointSaved,
+    Diverged,
+    Evaluated,
+    Event,
+    Interrupted,
+    Noticed,
+    RunStarted,
+    StepLogged,
+)
+
+__all__ = ["LiveProgress", "PlainProgress", "progress_sink"]
+
+
+def progress_sink(console: Console) -> Sink:
+    """The progress that fits the console."""
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+class PlainProgress:
+    """Lines of text: every evaluation and event, and progress at most once in a while.
+
+    Args:
+        console: where to print.
+        interval: seconds between two lines of progress.
+        clock: tells the seconds.
+    """
+
+    def __init__(self, console: Console, interval: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._interval, self._clock = console, interval, clock
+        self._total, self._next = 0, -float("inf")
+
+    def write(self, event: Event) -> None:
+        """Print what the event says."""
+        match event:
+            case RunStarted():
+                self._total = event.total_steps
+            case StepLogged():
+                if self._clock() < self._next and event.step != self._total:
+                    return
+                self._next = self._clock() + self._interval
+        text = describe(event, self._total)
+        if text is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class LiveProgress:
+    """A bar with loss, metric, learning rate, speed and time left; other events are lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[measures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+        self._total = 0
+        self._step, self._metric = "", ""
+
+    def write(self, event: Event) -> None:
+        """Move the bar or print a line above it."""
+        match event:
+            case RunStarted():
+                self._total = event.total_steps
+                self._progress.start()
+                done = event.resumed_from_step or 0
+                self._bar = self._progress.add_task("", total=event.total_steps, completed=done, measures="")
+            case StepLogged():
+                lr = next(iter(event.lr.values()))
+                self._step = f"loss {event.loss:.4f}  lr {lr:.2g}  {event.samples_per_second:,.0f} samples/s"
+                self._update(completed=event.step)
+                return
+            case Evaluated():
+                self._metric = f"{event.split} {_headline(event.metrics)}  "
+                self._update()
+        text = describe(event, self._total)
+        if text is not None:
+            self._progress.console.print(escape(text), highlight=False)
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def _update(self, completed: int | None = None) -> None:
+        if self._bar is not None:
+            self._progress.update(self._bar, completed=completed, measures=self._metric + self._step)
+
+
+def describe(event: Event, total: int) -> str | None:
+    """An event as a line of text; None for those that need none."""
+    match event:
+        case RunStarted():
+            begin = "training" if event.resumed_from_step is None else f"continuing from step {event.resumed_from_step}"
+            return (
+                f"{begin}: {event.preset} with {event.optimizer}, seed {event.seed}, {event.total_steps} steps, "
+                f"{event.parameters:,} parameters, {event.train_samples:,} training samples, on {event.device}"
+            )
+        case StepLogged():
+            lr = next(iter(event.lr.values()))
+            return (
+                f"step {event.step}/{total}  loss {event.loss:.4f}  lr {lr:.3g}  "
+                f"{event.samples_per_second:,.0f} samples/s"
+            )
+        case Evaluated():
+            values = "  ".join(f"{name} {_number(name, value)}" for name, value in event.metrics.items())
+            return f"step {event.step}/{total}  {event.split}: {values}{'  (best)' if event.best else ''}"
+        case CheckpointSaved():
+            return f"step {event.step}/{total}  checkpoint saved"
+        case Interrupted():
+            return f"interrupted after step {event.step}; continue with --resume auto"
+        case Diverged():
+            return f"diverged at step {event.step}: {event.reason}"
+        case Noticed():
+            return f"note: {event.message}"
+    return None
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    name = next((name for name in ("top1", "perplexity") if name in metrics), next(iter(metrics)))
+    return f"{name} {_number(name, metrics[name])}"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.4f}"

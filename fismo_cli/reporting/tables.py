@@ -1,0 +1,61 @@
+"""Tables for people, made from summaries alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+__all__ = ["metrics_table", "plain_table", "summary_table"]
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """What a run was and what came out of it, as two columns."""
+    rows = {"run": str(summary["run_dir"]), "status": _status(summary)}
+    for split, metrics in summary["metrics"].items():
+        if metrics:
+            rows[split] = "  ".join(f"{name} {_metric(name, value)}" for name, value in metrics.items())
+    share = summary["optimizer_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
+    rows["time"] = f"{summary['seconds']:.1f} s, of which optimizer {100 * share:.0f} %"
+    rows["speed"] = f"{summary['samples_per_second']:,.0f} samples/s"
+    rows["memory"] = (
+        f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {_bytes(summary['optimizer_state_bytes'])}"
+    )
+    return plain_table(rows)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float] | None]) -> Table:
+    """One row a part of the data, one column a metric."""
+    measured = {split: values for split, values in metrics.items() if values}
+    names = list(dict.fromkeys(name for values in measured.values() for name in values))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for split, values in measured.items():
+        table.add_row(split, *(_metric(name, values[name]) if name in values else "" for name in names))
+    return table
+
+
+def plain_table(rows: Mapping[str, str]) -> Table:
+    """Names and values in two columns."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _status(summary: Mapping[str, Any]) -> str:
+    text = f"{summary['status']} after {summary['steps']} of {summary['total_steps']} steps"
+    if summary["resumed_from_step"] is not None:
+        text += f", resumed from step {summary['resumed_from_step']}"
+    return text if summary["reason"] is None else f"{text}: {summary['reason']}"
+
+
+def _metric(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.4f}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

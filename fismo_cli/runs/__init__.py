@@ -1,0 +1,1 @@
+"""Runs: their directories on disk, what is recorded of their surroundings, and how one is carried out."""

@@ -1,0 +1,193 @@
+"""The layout of a run on disk: created, locked, found again for `--resume`. Never imports torch."""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.files import whole_file
+from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
+
+__all__ = ["RunDirectory", "check_same_preset", "json_safe", "unfinished_runs", "write_json"]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where everything of one run is."""
+
+    path: Path
+
+    @property
+    def preset(self) -> Path:
+        """The resolved preset."""
+        return self.path / "preset.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, hardware, git commit, command line, hashes."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object an event."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints to resume from."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final model in its library's own format."""
+        return self.path / "model"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights, flat."""
+        return self.path / "model.safetensors"
+
+    @property
+    def summary(self) -> Path:
+        """What tables and comparisons read."""
+        return self.path / "summary.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, where they were asked for."""
+        return self.path / "tensorboard"
+
+    def status(self) -> str | None:
+        """`completed`, `diverged` or `interrupted` as the summary says; None where there is none (killed, running)."""
+        try:
+            return str(json.loads(self.summary.read_text())["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    @classmethod
+    def create(cls, runs_dir: Path, loaded: LoadedPreset) -> "RunDirectory":
+        """Make a new directory with the resolved preset in it; unique also when two start in the same second.
+
+        Raises:
+            UsageError: if nothing can be made there.
+        """
+        config = loaded.preset
+        # timm/NAME and the like must not become folders.
+        optimizer = config.optimizer.name.replace("/", "-")
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{optimizer}-s{config.train.seed}"
+        parent = runs_dir / loaded.name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = 1
+            while True:
+                path = parent / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise UsageError(f"cannot make a run directory in {parent}: {error.strerror}") from error
+        run = cls(path)
+        with whole_file(run.preset) as file:
+            file.write_text(resolved_yaml(loaded))
+        return run
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from continuing this run; the system frees the lock however this process ends.
+
+        Raises:
+            FismoError: if another process holds it.
+        """
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FismoError(f"another process is training in {self.path}; wait for it or stop it") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Whether a process is training in it right now."""
+        try:
+            with self.lock():
+                return False
+        except FismoError:
+            return True
+
+
+def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
+    """Runs of the same resolved preset that neither completed nor diverged, the newest first."""
+    wanted = identity(loaded.preset)
+    found = []
+    for file in (runs_dir / loaded.name).glob("*/preset.yaml"):
+        run = RunDirectory(file.parent)
+        if run.status() in (None, "interrupted") and _identity_of(run) == wanted:
+            found.append((file.stat().st_mtime_ns, run.path.name, run))
+    return [run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
+    """Make sure that a run was started from the same resolved preset.
+
+    Raises:
+        UsageError: if it is no run directory or another preset's, naming the keys that differ.
+    """
+    if not run.preset.is_file():
+        raise UsageError(f"--resume {run.path}: not a run directory (it has no preset.yaml)")
+    saved = load_preset(str(run.preset)).preset
+    if identity(saved) == identity(loaded.preset):
+        return
+    old, new = _flat(saved.model_dump(mode="json")), _flat(loaded.preset.model_dump(mode="json"))
+    absent = "absent"
+    differing = [
+        f"{key} ({old.get(key, absent)} there, {new.get(key, absent)} here)"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+    raise UsageError(
+        f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "
+        f"fismo train {run.preset} --resume {run.path}"
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as a whole."""
+    with whole_file(path) as file:
+        file.write_text(json.dumps(json_safe(value), indent=2, allow_nan=False) + "\n")
+
+
+def json_safe(value: Any) -> Any:
+    """The value with null for NaN and infinities, which are no JSON, and plain containers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return value
+
+
+def _identity_of(run: RunDirectory) -> str | None:
+    try:
+        return identity(load_preset(str(run.preset)).preset)
+    except FismoError:
+        return None  # of another version, or half written: nothing to continue
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
+    return flat

@@ -1,0 +1,114 @@
+"""Which samples a step sees, and the batches themselves: the order depends on (seed, epoch) alone.
+
+Nothing here draws from a global generator, so that a run resumed at any step sees the same samples.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fismo_cli.tasks.base import Batch, Part
+from fismo_cli.training.schedule import steps_per_epoch
+from fismo_cli.training.seeding import derive_seed
+
+__all__ = ["Keys", "MicroBatchKeys", "epoch_order", "fetch", "order_hash", "sequential_keys"]
+
+Keys = list[tuple[int, int]]
+
+
+def epoch_order(seed: int, epoch: int, samples: int) -> Tensor:
+    """The order of all samples in an epoch: a permutation, int64, shape (samples,)."""
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    return torch.randperm(samples, generator=generator)
+
+
+def order_hash(seed: int, samples: int) -> str:
+    """SHA-256 of the first epoch's order: equal in two runs that see the same samples in the same order."""
+    return hashlib.sha256(epoch_order(seed, 0, samples).numpy().tobytes()).hexdigest()
+
+
+class MicroBatchKeys:
+    """The keys of every micro-batch from one step to the end, in order; a `DataLoader` takes it as batch sampler.
+
+    Args:
+        seed: the run's seed.
+        samples: size of the training part.
+        batch_size: samples of one optimizer step.
+        accumulate: micro-batches a batch is cut into.
+        start: the first step.
+        total: one past the last step.
+
+    Raises:
+        UsageError: if the training part is smaller than one batch.
+    """
+
+    def __init__(self, *, seed: int, samples: int, batch_size: int, accumulate: int, start: int, total: int) -> None:
+        self.seed, self.samples, self.batch_size, self.start, self.total = seed, samples, batch_size, start, total
+        self.accumulate = accumulate
+        self.per_epoch = steps_per_epoch(samples, batch_size)
+
+    def __len__(self) -> int:
+        return (self.total - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[Keys]:
+        micro_size = self.batch_size // self.accumulate
+        epoch, order = -1, torch.empty(0)
+        for step in range(self.start, self.total):
+            if step // self.per_epoch != epoch:
+                epoch = step // self.per_epoch
+                order = epoch_order(self.seed, epoch, self.samples)
+            first = (step % self.per_epoch) * self.batch_size
+            for begin in range(first, first + self.batch_size, micro_size):
+                yield [(epoch, index) for index in order[begin : begin + micro_size].tolist()]
+
+
+def sequential_keys(part: Sized, batch_size: int) -> list[Keys]:
+    """Every sample of a part once, in order, the last batch shorter where it does not divide."""
+    return [
+        [(0, index) for index in range(begin, min(begin + batch_size, len(part)))]
+        for begin in range(0, len(part), batch_size)
+    ]
+
+
+def fetch(part: Part, keys: Iterable[Keys], *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+    """The batches of these keys, in order, fetched in place or by worker processes ahead of time.
+
+    One iteration spans a whole run, so that workers never restart between epochs.
+
+    Args:
+        part: the data.
+        keys: the keys of each batch; picklable where there are workers that are spawned.
+        workers: processes; 0 fetches in place.
+        pin: put the tensors into page-locked memory, from which copies to a CUDA device overlap with computing.
+    """
+    if workers == 0:
+        for batch_keys in keys:
+            batch = part.__getitems__(batch_keys)
+            yield {name: value.pin_memory() for name, value in batch.items()} if pin else batch
+        return
+    loader: DataLoader[Any] = DataLoader(
+        part,  # type: ignore[arg-type]
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=pin,
+        # Its own generator: the loader would otherwise draw the workers' seed from the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+    yield from loader
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group: a worker that died of it could not let the step finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

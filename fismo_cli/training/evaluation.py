@@ -1,0 +1,47 @@
+"""Metrics of a model on one part of the data: eval mode, no gradients, each sample once. Draws no random numbers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fismo_cli.tasks.base import Part, Task
+from fismo_cli.training.data_order import fetch, sequential_keys
+from fismo_cli.training.device import Precision, autocast, move
+
+__all__ = ["evaluate_part"]
+
+
+def evaluate_part(
+    task: Task,
+    model: nn.Module,
+    part: Part,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision = "float32",
+    workers: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """The task's metrics of a model on a part; None if `stop` asked to leave between batches.
+
+    The mode that every module was in is restored afterwards.
+    """
+    # Sums of many batches need more digits than a batch's own; MPS has no float64.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    totals: dict[str, Tensor] = {}
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in fetch(part, sequential_keys(part, batch_size), workers=workers, pin=device.type == "cuda"):
+                if stop():
+                    return None
+                with autocast(device, precision):
+                    sums = task.measure(model, move(batch, device))
+                for name, value in sums.items():
+                    totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
+    finally:
+        for module in training:
+            module.training = True
+    return task.metrics({name: value.item() for name, value in totals.items()})

@@ -1,0 +1,108 @@
+"""What a training run knows about itself besides weights: counters, clocks, the last metrics. Saved in checkpoints."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LossWindow", "RunState", "Stopwatch"]
+
+
+class Stopwatch:
+    """Seconds of training, without what happens while it is paused (evaluation, checkpoints)."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def start(self, seconds: float | None = None) -> None:
+        """Run on, from a given reading where one is given."""
+        if seconds is not None:
+            self._seconds = seconds
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stand still until `start`."""
+        self._seconds = self.read()
+        self._since = None
+
+    def read(self) -> float:
+        """Seconds so far."""
+        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+
+class LossWindow:
+    """Training losses since the last progress record, added up on the device so that no step waits for the host."""
+
+    def __init__(self, device: torch.device, *, max_loss: float | None) -> None:
+        self._max_loss = max_loss
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the losses."""
+        self.count = 0
+        self._sum = torch.zeros((), device=self._device)
+        self._largest = torch.full((), -math.inf, device=self._device)
+
+    def add(self, loss: Tensor) -> None:
+        """Take in the loss of a step."""
+        self.count += 1
+        self._sum += loss
+        if self._max_loss is not None:
+            # torch.maximum passes a NaN on, Python's max would not.
+            self._largest = torch.maximum(self._largest, loss)
+
+    def mean(self) -> float:
+        """The mean loss; the host waits for the device here."""
+        return self._sum.item() / self.count
+
+    def problem(self) -> str | None:
+        """Why these losses mean divergence, or None; the host waits for the device here."""
+        if self.count == 0:
+            return None
+        if not math.isfinite(mean := self.mean()):
+            return f"the training loss became {mean}"
+        if self._max_loss is not None and (largest := self._largest.item()) > self._max_loss:
+            return f"the training loss {largest:.6g} is above train.max_loss={self._max_loss:g}"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of a window that is still open."""
+        return {"count": self.count, "sum": self._sum, "largest": self._largest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set to what `state_dict` returned."""
+        self.count = state["count"]
+        self._sum = state["sum"].to(self._device)
+        self._largest = state["largest"].to(self._device)
+
+
+@dataclass
+class RunState:
+    """Counters and results of a run that a checkpoint carries on.
+
+    Attributes:
+        step: optimizer steps done.
+        evaluated_step: the last step whose validation metrics are known.
+        validation: those metrics.
+        train_loss: mean loss of the last closed window.
+        best_loss: lowest validation loss so far.
+        seconds: time on the training clock.
+        optimizer_seconds: of these, in the optimizer's step.
+        logged_seconds: the clock at the last progress record.
+        logged_step: the step of that record.
+    """
+
+    step: int = 0
+    evaluated_step: int | None = None
+    validation: dict[str, float] | None = None
+    train_loss: float | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    logged_seconds: float = 0.0
+    logged_step: int = 0

@@ -1,0 +1,58 @@
+"""What a finished run is summarised by: the part of `summary.json` that the trainer knows. Pure."""
+
+from typing import Any, Literal
+
+import torch
+
+from fismo_cli.preset.schema import TrainConfig
+from fismo_cli.training.device import peak_memory_bytes
+from fismo_cli.training.state import RunState
+
+__all__ = ["Status", "summarise"]
+
+Status = Literal["completed", "diverged", "interrupted"]
+
+
+def summarise(
+    state: RunState,
+    *,
+    status: Status,
+    reason: str | None,
+    signal: int | None,
+    preset: str,
+    optimizer: str,
+    train: TrainConfig,
+    device: torch.device,
+    total_steps: int,
+    resumed_from: int | None,
+    test: dict[str, float] | None,
+    seconds: float,
+    optimizer_seconds: float,
+) -> dict[str, Any]:
+    """The summary of a run; a metric that was not measured is None. Times leave out evaluation and checkpoints."""
+    samples = state.step * train.batch_size
+    return {
+        "preset": preset,
+        "optimizer": optimizer,
+        "seed": train.seed,
+        "status": status,
+        "reason": reason,
+        "signal": signal,
+        "device": str(device),
+        "steps": state.step,
+        "total_steps": total_steps,
+        "samples": samples,
+        "resumed_from_step": resumed_from,
+        "world_size": 1,
+        "samples_per_rank": samples,
+        "metrics": {
+            "train": None if state.train_loss is None else {"loss": state.train_loss},
+            "validation": state.validation,
+            "test": test,
+        },
+        "best_validation_loss": state.best_loss,
+        "seconds": seconds,
+        "optimizer_seconds": optimizer_seconds,
+        "samples_per_second": samples / seconds if seconds > 0 else 0.0,
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }

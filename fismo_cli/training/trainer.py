@@ -1,0 +1,345 @@
+"""The training loop: a generator of events that trains, evaluates, saves checkpoints and stops when asked to.
+
+Built from plain parts, it knows nothing of presets as files, run directories, or who reads its events.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fismo_cli.optimizers import learning_rates
+from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
+from fismo_cli.tasks.base import Batch, Part, Task
+from fismo_cli.training import events
+from fismo_cli.training.averaging import WeightAverage
+from fismo_cli.training.checkpoint import CheckpointStore, Loaded
+from fismo_cli.training.data_order import MicroBatchKeys, fetch
+from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
+from fismo_cli.training.evaluation import evaluate_part
+from fismo_cli.training.schedule import factor, total_steps
+from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
+from fismo_cli.training.signals import StopRequest
+from fismo_cli.training.state import LossWindow, RunState, Stopwatch
+from fismo_cli.training.summary import Status, summarise
+
+__all__ = ["RunName", "Trainer"]
+
+
+@dataclass(frozen=True)
+class RunName:
+    """What a run is called in its events and summary."""
+
+    preset: str
+    optimizer: str
+
+
+class Trainer:
+    """Trains one model on one task.
+
+    Args:
+        task: data, loss and metrics.
+        model: the model, in float32, on any device; moved to `device` and trained in place.
+        optimizer: over the model's parameters on `device`; its groups' learning rates are the peaks of the schedule.
+        train: the loop's settings.
+        evaluate: when to evaluate.
+        checkpoint: when to save.
+        device: where to train.
+        workers: data loading processes.
+        name: of the run, for events and summary.
+
+    Raises:
+        UsageError: if the training part is smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: TrainConfig,
+        evaluate: EvaluateConfig,
+        checkpoint: CheckpointConfig,
+        device: torch.device,
+        workers: int = 0,
+        name: RunName,
+    ) -> None:
+        self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
+        self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
+        self.workers = workers
+        self.total = total_steps(train, len(task.train))
+        self.average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
+        if train.compile:
+            model.compile()
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+        self._mixing = torch.Generator()
+        self._state = RunState()
+        self._window = LossWindow(device, max_loss=train.max_loss)
+        self._watch = Stopwatch()
+        self._optimizer_clock = OptimizerClock(device)
+        self._gradient_norm: Tensor | None = None
+        self._stop = StopRequest()
+
+    @property
+    def final_model(self) -> nn.Module:
+        """The model to evaluate and keep: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Iterator[events.Event]:
+        """Train to the end, or until a signal or divergence; the last event is `Finished`.
+
+        Args:
+            store: where checkpoints go; None saves none.
+            resume: the checkpoint to continue from, bit for bit.
+
+        Raises:
+            FismoError: if memory runs out or a checkpoint cannot be written.
+        """
+        if resume is None:
+            # Apart from initialisation's draws, so that models built in different ways see the same augmentation.
+            seed_everything(derive_seed("training", self.train_config.seed))
+        else:
+            self._load(resume.state)
+        resumed_from = None if resume is None else resume.step
+        yield events.RunStarted(
+            preset=self.name.preset,
+            optimizer=self.name.optimizer,
+            seed=self.train_config.seed,
+            device=str(self.device),
+            total_steps=self.total,
+            resumed_from_step=resumed_from,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            train_samples=len(self.task.train),
+        )
+        with self._stop, explain_memory(self.device, self._memory_advice):
+            yield from self._run(store, resumed_from)
+
+    def try_steps(self, count: int) -> list[float]:
+        """Take a few steps from the start and return the seconds of each; nothing is logged or saved."""
+        seconds = []
+        self.model.train()
+        with explain_memory(self.device, self._memory_advice):
+            batches = self._batches()
+            for _ in range(min(count, self.total)):
+                before = time.perf_counter()
+                self._train_step(batches)
+                self._window.mean()  # waits for the device
+                self._optimizer_clock.read()
+                seconds.append(time.perf_counter() - before)
+        return seconds
+
+    def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
+        state, log_every = self._state, self.train_config.log_every
+        saved_step = resumed_from
+        self.model.train()
+        batches = self._batches()
+        self._watch.start(state.seconds)
+        while True:
+            step, last = state.step, state.step == self.total
+            evaluation_due = state.evaluated_step != step and (last or _due(step, self.evaluate_config.every))
+            checkpoint_due = saved_step != step and _due(step, self.checkpoint_config.every)
+            leave = self._stop.requested()
+            if evaluation_due or checkpoint_due or leave:
+                self._optimizer_clock.read()
+                problem = self._window.problem() or self._weights_problem()
+                self._watch.pause()
+                if problem is not None:
+                    yield from self._finish("diverged", resumed_from, problem=problem)
+                    return
+                if evaluation_due and not leave and self.task.validation is not None:
+                    yield from self._evaluate_validation(self.task.validation)
+                    leave = self._stop.requested()
+                if store is not None and (checkpoint_due or (leave and saved_step != step)):
+                    yield self._save(store)
+                    saved_step = step
+                if leave:
+                    yield from self._finish("interrupted", resumed_from)
+                    return
+                self._watch.start()
+            if last:
+                break
+            self._train_step(batches)
+            state.step += 1
+            if state.step % log_every == 0 or state.step == self.total:
+                if (problem := self._window.problem()) is not None:
+                    yield from self._finish("diverged", resumed_from, problem=problem)
+                    return
+                yield self._log()
+        self._watch.pause()
+        test = None
+        if self.task.test is not None:
+            started = time.perf_counter()
+            test = self._evaluate(self.task.test)
+            if test is None:  # asked to leave in the middle of it
+                if store is not None and saved_step != self.total:
+                    yield self._save(store)
+                yield from self._finish("interrupted", resumed_from)
+                return
+            yield events.Evaluated(self.total, "test", test, time.perf_counter() - started)
+        yield from self._finish("completed", resumed_from, test=test)
+
+    def _batches(self) -> Iterator[Batch]:
+        keys = MicroBatchKeys(
+            seed=self.train_config.seed,
+            samples=len(self.task.train),
+            batch_size=self.train_config.batch_size,
+            accumulate=self.train_config.accumulate,
+            start=self._state.step,
+            total=self.total,
+        )
+        return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
+
+    def _train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step. Nothing in here makes the host wait for a CUDA device (but float16's scaler)."""
+        config, step = self.train_config, self._state.step
+        share = factor(step, self.total, config.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        total_loss: Tensor | None = None
+        for micro in range(config.accumulate):
+            batch = move(next(batches), self.device)
+            batch = self.task.prepare(batch, self._mixing.manual_seed(derive_seed("mixing", config.seed, step, micro)))
+            with autocast(self.device, config.precision):
+                loss = self.task.training_loss(self.model, batch)
+            if config.accumulate > 1:
+                loss = loss / config.accumulate
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total_loss = loss.detach() if total_loss is None else total_loss + loss.detach()
+        assert total_loss is not None
+        self._window.add(total_loss)
+        if config.clip_grad_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
+        with self._optimizer_clock:
+            self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, first=step == 0)
+
+    def _log(self) -> events.StepLogged:
+        state = self._state
+        self._optimizer_clock.read()
+        seconds = self._watch.read()
+        samples = (state.step - state.logged_step) * self.train_config.batch_size
+        elapsed = seconds - state.logged_seconds
+        state.train_loss = self._window.mean()
+        state.logged_step, state.logged_seconds = state.step, seconds
+        self._window.reset()
+        return events.StepLogged(
+            step=state.step,
+            loss=state.train_loss,
+            lr=learning_rates(self.optimizer),
+            gradient_norm=None if self._gradient_norm is None else self._gradient_norm.item(),
+            samples=state.step * self.train_config.batch_size,
+            samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
+        )
+
+    def _evaluate(self, part: Part) -> dict[str, float] | None:
+        config = self.train_config
+        return evaluate_part(
+            self.task,
+            self.final_model,
+            part,
+            batch_size=self.evaluate_config.batch_size or config.batch_size // config.accumulate,
+            device=self.device,
+            precision=config.precision,
+            workers=self.workers,
+            stop=self._stop.requested,
+        )
+
+    def _evaluate_validation(self, part: Part) -> Iterator[events.Event]:
+        state, started = self._state, time.perf_counter()
+        metrics = self._evaluate(part)
+        if metrics is None:
+            return  # asked to leave; the resumed run evaluates this step
+        best = math.isfinite(metrics["loss"]) and (state.best_loss is None or metrics["loss"] < state.best_loss)
+        if best:
+            state.best_loss = metrics["loss"]
+        state.evaluated_step, state.validation = state.step, metrics
+        yield events.Evaluated(state.step, "validation", metrics, time.perf_counter() - started, best)
+
+    def _weights_problem(self) -> str | None:
+        """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
+        weights = [parameter.detach() for parameter in self._parameters if parameter.numel()]
+        largest = torch.stack([norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)])
+        return None if bool(torch.isfinite(largest).all()) else "the weights are no longer finite"
+
+    def _save(self, store: CheckpointStore) -> events.CheckpointSaved:
+        state = self._state
+        state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
+        content = {
+            "run": asdict(state),
+            "model": dict(self.model.state_dict()),
+            "average": None if self.average is None else dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "window": self._window.state_dict(),
+            "rng": rng_state(),
+        }
+        evaluated = state.validation is not None and state.evaluated_step == state.step
+        loss = state.validation["loss"] if evaluated and state.validation is not None else None
+        return events.CheckpointSaved(state.step, str(store.save(state.step, content, validation_loss=loss)))
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self._state = RunState(**saved["run"])
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(saved["scaler"])
+        self._window.load_state_dict(saved["window"])
+        self._optimizer_clock.start_at(self._state.optimizer_seconds)
+        restore_rng_state(saved["rng"])
+
+    def _finish(
+        self,
+        status: Status,
+        resumed_from: int | None,
+        *,
+        problem: str | None = None,
+        test: dict[str, float] | None = None,
+    ) -> Iterator[events.Event]:
+        state = self._state
+        if problem is not None:
+            yield events.Diverged(state.step, problem)
+        if status == "interrupted":
+            assert self._stop.signal is not None
+            yield events.Interrupted(state.step, self._stop.signal)
+        yield events.Finished(
+            summarise(
+                state,
+                status=status,
+                reason=problem,
+                signal=self._stop.signal if status == "interrupted" else None,
+                preset=self.name.preset,
+                optimizer=self.name.optimizer,
+                train=self.train_config,
+                device=self.device,
+                total_steps=self.total,
+                resumed_from=resumed_from,
+                test=test,
+                seconds=self._watch.read(),
+                optimizer_seconds=self._optimizer_clock.read(),
+            )
+        )
+
+    def _memory_advice(self) -> str:
+        config = self.train_config
+        return (
+            f"in step {self._state.step} with {config.batch_size // config.accumulate} samples at once. Set "
+            f"train.accumulate={config.accumulate * 2} to halve that at the same batch size (evaluation has "
+            "evaluate.batch_size), or train.precision=bfloat16"
+        )
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step > 0 and step % every == 0

@@ -1,0 +1,95 @@
+"""A nested state as named tensors and a JSON document, and back, exactly: what makes checkpoints free of pickle.
+
+A state is made of dicts (keys: str, int, float, bool or None), lists, tuples, tensors and plain values. Integer keys,
+tuples, negative zero, infinities and NaN survive, which plain JSON would lose.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["flatten", "rebuild"]
+
+Tree = Any
+
+
+def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
+    """Split a state into its tensors, named by their path, and a JSON document that `rebuild` reads.
+
+    The tensors are contiguous, on the CPU, and share no memory with one another.
+
+    Raises:
+        TypeError: for a value of another kind, naming where it is.
+    """
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+
+    def encode(node: Tree, path: str) -> Any:
+        match node:
+            case None | bool() | str():
+                return node
+            case int():
+                return int(node)
+            case float():
+                return float(node) if math.isfinite(node) else {"float": repr(float(node))}
+            case Tensor():
+                name = path
+                while name in tensors:  # the keys 1 and "1" give one path
+                    name += "'"
+                tensors[name] = _separate(node, storages)
+                return {"tensor": name}
+            case Mapping():
+                return {
+                    "dict": [[encode(key, f"{path}#"), encode(item, _join(path, key))] for key, item in node.items()]
+                }
+            case list():
+                return [encode(item, _join(path, index)) for index, item in enumerate(node)]
+            case tuple():
+                return {"tuple": [encode(item, _join(path, index)) for index, item in enumerate(node)]}
+        raise TypeError(f"{path or 'the state'}: a checkpoint cannot hold a {type(node).__name__}")
+
+    return tensors, encode(tree, "")
+
+
+def rebuild(document: Any, tensors: Mapping[str, Tensor]) -> Tree:
+    """The state that `flatten` split.
+
+    Raises:
+        KeyError: if a tensor is missing.
+        ValueError: if the document is not one of `flatten`'s.
+    """
+    match document:
+        case list():
+            return [rebuild(item, tensors) for item in document]
+        case {"tensor": name}:
+            return tensors[name]
+        case {"float": text}:
+            return float(text)
+        case {"dict": items}:
+            return {rebuild(key, tensors): rebuild(item, tensors) for key, item in items}
+        case {"tuple": items}:
+            return tuple(rebuild(item, tensors) for item in items)
+        case dict():
+            raise ValueError(f"unknown entry {sorted(document)}")
+    return document
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _separate(tensor: Tensor, storages: set[int]) -> Tensor:
+    """The tensor on the CPU, contiguous, copied where its memory is another's too (safetensors refuses that)."""
+    value = tensor.detach()
+    if value.device.type != "cpu":
+        value = value.cpu()
+    storage = value.untyped_storage()
+    whole = storage.nbytes() == value.numel() * value.element_size()
+    # An empty tensor's storage has no address of its own.
+    if not value.is_contiguous() or not whole or (storage.data_ptr() in storages and value.numel()):
+        value = value.clone(memory_format=torch.contiguous_format)
+    storages.add(value.untyped_storage().data_ptr())
+    return value

@@ -58,7 +58,7 @@ def key_numbers(seed: int, keys: Sequence[tuple[int, int]], count: int) -> NDArr
     }
     start = np.array([starts[epoch] for epoch, _ in keys], np.uint64)[:, None]
     index = np.array([index for _, index in keys], np.uint64)[:, None]
-    position = index * np.uint64(count) + np.arange(1, count + 1, dtype=np.uint64)
+    position = index * np.uint64(count) + np.arange(1, count + 1).astype(np.uint64)
     mixed: NDArray[np.uint64] = start + position * _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,10 @@ def _factory(name: str) -> Callable[..., Optimizer]:
                 f"optimizer.name: timm has no optimizer {name.removeprefix(TIMM_PREFIX)!r}.{hint}"
             ) from error
     if name in TORCH_NAMES:
-        return next(value for key, value in vars(torch.optim).items() if key.lower() == name and inspect.isclass(value))
+        found: Any = next(
+            value for key, value in vars(torch.optim).items() if key.lower() == name and inspect.isclass(value)
+        )
+        return cast(Callable[..., Optimizer], found)
     import pytorch_optimizer
 
     return pytorch_optimizer.load_optimizer(name)

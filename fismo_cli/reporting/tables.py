@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["metrics_table", "plain_table", "summary_table"]
+__all__ = ["dry_run_table", "metrics_table", "plain_table", "summary_table"]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -21,6 +21,22 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {_bytes(summary['optimizer_state_bytes'])}"
     )
     return plain_table(rows)
+
+
+def dry_run_table(result: Mapping[str, Any]) -> Table:
+    """What a few steps took."""
+    seconds, steps = result["step_seconds"], result["total_steps"]
+    return plain_table(
+        {
+            "run": f"{result['preset']} with {result['optimizer']}, {result['parameters']:,} parameters, "
+            f"on {result['device']}",
+            "step": f"{1000 * seconds:.1f} ms (the first {1000 * result['first_step_seconds']:.1f} ms), "
+            f"{result['samples_per_second']:,.0f} samples/s",
+            "all steps": f"{steps} steps, about {seconds * steps:.0f} s without evaluation",
+            "memory": f"{_bytes(result['peak_memory_bytes'])} at most, "
+            f"optimizer state {_bytes(result['optimizer_state_bytes'])}",
+        }
+    )
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float] | None]) -> Table:

@@ -1,0 +1,241 @@
+"""Carries out one run here: builds what the preset names, finds what to resume, trains, and fills the run directory.
+
+The one path from a preset to a trained model; commands only parse options and print what it returns.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.models import build_model, model_notes, save_flat, save_model
+from fismo_cli.optimizers import build_optimizer, optimizer_state_bytes
+from fismo_cli.preset.loading import LoadedPreset, identity
+from fismo_cli.reporting import Sink
+from fismo_cli.reporting.jsonl import JsonlSink, truncate_after
+from fismo_cli.reporting.tensorboard import TensorBoardSink, require_tensorboard
+from fismo_cli.runs.directory import RunDirectory, check_same_preset, unfinished_runs, write_json
+from fismo_cli.runs.environment import describe_run, differences, weights_hash
+from fismo_cli.tasks import build_task
+from fismo_cli.tasks.base import Task
+from fismo_cli.training.checkpoint import CheckpointStore, Loaded
+from fismo_cli.training.data_order import order_hash
+from fismo_cli.training.device import choose_device, peak_memory_bytes
+from fismo_cli.training.events import Event, Finished, Noticed
+from fismo_cli.training.seeding import configure_torch, seed_everything
+from fismo_cli.training.trainer import RunName, Trainer
+
+__all__ = ["Prepared", "dry_run", "execute", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start: nothing is on disk yet."""
+
+    loaded: LoadedPreset
+    task: Task
+    trainer: Trainer
+    notes: tuple[str, ...]
+
+
+def prepare(loaded: LoadedPreset) -> Prepared:
+    """Build task, model, optimizer and trainer of a preset, with torch's threads and determinism as it asks.
+
+    Raises:
+        UsageError: for whatever of the preset cannot be had on this machine.
+    """
+    preset = loaded.preset
+    if preset.logging.tensorboard:
+        require_tensorboard()
+    configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
+    device = choose_device(preset.train.device)
+    task = build_task(preset)
+    seed_everything(preset.train.seed)
+    model = build_model(preset, task)
+    notes = (*loaded.notes, *model_notes(model))
+    model.to(device)
+    trainer = Trainer(
+        task=task,
+        model=model,
+        optimizer=build_optimizer(preset.optimizer, model),
+        train=preset.train,
+        evaluate=preset.evaluate,
+        checkpoint=preset.checkpoint,
+        device=device,
+        workers=preset.data.workers,
+        name=RunName(loaded.name, preset.optimizer.name),
+    )
+    return Prepared(loaded, task, trainer, notes)
+
+
+def execute(
+    loaded: LoadedPreset,
+    *,
+    runs_dir: Path,
+    resume: str | None = None,
+    sinks: Sequence[Sink] = (),
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train as a preset says and return the summary, also when the run diverged or was interrupted.
+
+    Args:
+        loaded: the preset.
+        runs_dir: under which the run's directory is made.
+        resume: a run directory to continue, or `auto` for the newest unfinished run of the same preset.
+        sinks: told every event, besides the run directory's own; the caller closes them.
+        command: the command line, for the record.
+
+    Raises:
+        UsageError: before anything is written, for what is wrong with the preset or `resume`.
+        FismoError: if the run cannot go on.
+    """
+    with ExitStack() as stack:
+        run, checkpoint, notes = _find_resumable(resume, loaded, runs_dir, stack)
+        prepared = prepare(loaded)
+        surroundings = _describe(prepared, command)
+        if run is None:
+            run = RunDirectory.create(runs_dir, loaded)
+            stack.enter_context(run.lock())
+            write_json(run.environment, surroundings)
+        else:
+            assert checkpoint is not None
+            notes += _record_resumption(run, checkpoint, surroundings)
+            truncate_after(run.metrics, checkpoint.step)
+            run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
+        own: list[Sink] = [JsonlSink(run.metrics)]
+        if loaded.preset.logging.tensorboard:
+            own.append(TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step))
+        for sink in own:
+            stack.callback(sink.close)
+        summary: dict[str, Any] = {}
+        for event in _events(prepared, run, checkpoint, (*notes, *prepared.notes)):
+            for sink in (*own, *sinks):
+                sink.write(event)
+            if isinstance(event, Finished):
+                summary = event.summary
+        return summary
+
+
+def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any]:
+    """Take a few steps and return their time, the memory they took and who treats which parameter; writes nothing.
+
+    Raises:
+        UsageError: for whatever of the preset cannot be had on this machine.
+        FismoError: if memory runs out.
+    """
+    prepared = prepare(loaded)
+    trainer = prepared.trainer
+    seconds = trainer.try_steps(steps)
+    plan = getattr(trainer.optimizer, "plan", None)
+    return {
+        "dry_run": True,
+        "notes": list(prepared.notes),
+        "preset": loaded.name,
+        "optimizer": loaded.preset.optimizer.name,
+        "device": str(trainer.device),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "total_steps": trainer.total,
+        "first_step_seconds": seconds[0],
+        "step_seconds": min(seconds[1:], default=seconds[0]),
+        "samples_per_second": loaded.preset.train.batch_size / min(seconds),
+        "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
+        "plan": None if plan is None else str(plan()),
+    }
+
+
+def _events(prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, notes: Sequence[str]) -> Iterator[Event]:
+    """The trainer's events; before the last one, the model and the summary are written."""
+    preset, trainer = prepared.loaded.preset, prepared.trainer
+    store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
+    for note in notes:
+        yield Noticed(note)
+    for event in trainer.fit(store, checkpoint):
+        if not isinstance(event, Finished):
+            yield event
+            continue
+        summary = {
+            "run_dir": str(run.path),
+            **event.summary,
+            "identity": identity(preset),
+            "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
+        }
+        if summary["status"] == "completed":
+            save_model(trainer.final_model, preset, prepared.task, run.model)
+            save_flat(trainer.final_model, run.weights)
+        write_json(run.summary, summary)
+        yield Finished(summary)
+
+
+def _find_resumable(
+    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack
+) -> tuple[RunDirectory | None, Loaded | None, tuple[str, ...]]:
+    """The locked run to continue, its checkpoint, and what to tell about the choice."""
+    if resume is None:
+        return None, None, ()
+    if resume != "auto":
+        run = RunDirectory(Path(resume))
+        check_same_preset(run, loaded)
+        if (status := run.status()) in ("completed", "diverged"):
+            raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue")
+        stack.enter_context(run.lock())
+        checkpoint = CheckpointStore(run.checkpoints).load()
+        if checkpoint is None:
+            raise FismoError(f"--resume {run.path}: it has no checkpoint to continue from (see checkpoint.every)")
+        return run, checkpoint, _resume_notes(run, checkpoint)
+    notes: list[str] = []
+    for run in unfinished_runs(runs_dir, loaded):
+        if run.is_locked():
+            notes.append(f"{run.path} is being trained by another process")
+            continue
+        lock = ExitStack()
+        lock.enter_context(run.lock())
+        try:
+            checkpoint = CheckpointStore(run.checkpoints).load()
+        except FismoError as error:
+            notes.append(str(error))
+            checkpoint = None
+        if checkpoint is not None:
+            stack.push(lock)
+            return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
+        lock.close()
+    notes.append(f"no unfinished run of this preset with a checkpoint in {runs_dir / loaded.name}; starting a new one")
+    return None, None, tuple(notes)
+
+
+def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:
+    return (*checkpoint.problems, f"continuing {run.path} from step {checkpoint.step}")
+
+
+def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
+    trainer = prepared.trainer
+    return describe_run(
+        command=command,
+        device=trainer.device,
+        initial_weights=weights_hash(trainer.model),
+        sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
+        data=prepared.task.description,
+    )
+
+
+def _record_resumption(run: RunDirectory, checkpoint: Loaded, now: dict[str, Any]) -> tuple[str, ...]:
+    """Add the resumption to `environment.json`; say so where the result cannot be expected to the last bit."""
+    try:
+        before = json.loads(run.environment.read_text())
+    except (OSError, ValueError):
+        before = {}
+    changed = differences(before, json.loads(json.dumps(now))) if before else []
+    record = {
+        "step": checkpoint.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": now["command"],
+        "changed": changed,
+    }
+    write_json(run.environment, {**(before or now), "resumed": [*before.get("resumed", []), record]})
+    if not changed:
+        return ()
+    return (f"since this run was started, there has changed {'; '.join(changed)}: expect other last digits",)

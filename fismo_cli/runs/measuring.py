@@ -1,0 +1,51 @@
+"""Measures the model that a run left behind, on the data its preset names or on other data."""
+
+from pathlib import Path
+
+from fismo_cli.errors import UsageError
+from fismo_cli.models import load_model_dir
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.tasks import build_task
+from fismo_cli.training.device import choose_device, explain_memory
+from fismo_cli.training.evaluation import evaluate_part
+from fismo_cli.training.seeding import configure_torch
+
+__all__ = ["measure"]
+
+
+def measure(run_dir: Path, loaded: LoadedPreset) -> dict[str, dict[str, float] | None]:
+    """Metrics on the validation and the test part, None where the data has no such part.
+
+    Args:
+        run_dir: a run directory with a finished model.
+        loaded: its preset, with overrides such as other data.
+
+    Raises:
+        UsageError: if model and data do not fit, or there is nothing to measure on.
+        FismoError: if memory runs out.
+    """
+    preset = loaded.preset
+    configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
+    device = choose_device(preset.train.device)
+    task = build_task(preset)
+    if task.validation is None and task.test is None:
+        raise UsageError("the data has neither a validation nor a test part: see data.test_fraction")
+    model = load_model_dir(run_dir, preset, task).to(device)
+    batch_size = preset.evaluate.batch_size or preset.train.batch_size // preset.train.accumulate
+    metrics: dict[str, dict[str, float] | None] = {}
+    with explain_memory(device, lambda: f"with {batch_size} samples at once. Set evaluate.batch_size to fewer"):
+        for name, part in (("validation", task.validation), ("test", task.test)):
+            metrics[name] = (
+                None
+                if part is None
+                else evaluate_part(
+                    task,
+                    model,
+                    part,
+                    batch_size=batch_size,
+                    device=device,
+                    precision=preset.train.precision,
+                    workers=preset.data.workers,
+                )
+            )
+    return metrics

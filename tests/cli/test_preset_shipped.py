@@ -64,7 +64,7 @@ SIZES = {
     "imagenet-vit": (22.05, "22.05, arXiv 2205.01580"),
     "openwebtext-gpt2": (124.4, "124, GPT-2"),
     "finetune-vit": (21.7, "22.05 less the head"),
-    "digits-vit": (0.20, "4 layers x 12 x 64^2"),
+    "digits-vit": (0.103, "3 layers x (4 + 2 x 2) x 64^2, biases, norms and embeddings"),
     "stdlib-gpt2": (0.37, "3 layers x 12 x 96^2 and embeddings"),
     "stdlib-llama": (0.38, "3 layers x (4 x 96^2 + 3 x 96 x 256) and embeddings"),
 }

@@ -1,7 +1,8 @@
 """The FISMO optimizer for PyTorch. Depends on torch alone."""
 
 from fismo_core.diagnostics import MatrixDiagnostics, diagnose
-from fismo_core.optimizer import FISMO, PAPER_FORM
+from fismo_core.optimizer import FISMO
+from fismo_core.options import PAPER_FORM
 from fismo_core.routing import Plan, PlanRow, plan_parameters, split_parameters
 
 __all__ = [

@@ -8,7 +8,8 @@ from torch import Tensor
 from fismo_core import fisher, update
 from fismo_core.layout import Bucket
 from fismo_core.matrix_functions import full_precision_matmul
-from fismo_core.optimizer import FISMO, _options
+from fismo_core.optimizer import FISMO
+from fismo_core.options import Options, options_of
 
 __all__ = ["MatrixDiagnostics", "diagnose"]
 
@@ -49,12 +50,12 @@ def diagnose(optimizer: FISMO) -> list[MatrixDiagnostics]:
             group = optimizer.param_groups[index]
             names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
             for bucket, state in zip(buckets, optimizer._states[index], strict=True):
-                result.extend(_diagnose_bucket(bucket, state, _options(group, bucket), names))
+                result.extend(_diagnose_bucket(bucket, state, options_of(group, bucket), names))
     return result
 
 
 def _diagnose_bucket(
-    bucket: Bucket, state: update.State, options: update.Options, names: list[str]
+    bucket: Bucket, state: update.State, options: Options, names: list[str]
 ) -> list[MatrixDiagnostics]:
     D = update.direction(state["momentum"], state, options).double()
     ones = torch.ones(len(bucket.slots))

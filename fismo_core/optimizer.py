@@ -1,6 +1,6 @@
 """The FISMO optimizer: a thin `torch.optim.Optimizer` around `update.py` (matrices) and torch's AdamW (the rest)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -10,43 +10,14 @@ from torch.optim.optimizer import Optimizer
 
 from fismo_core import update
 from fismo_core.layout import Bucket, MatrixLayout, make_buckets
-from fismo_core.matrix_functions import POLAR_METHODS, full_precision_matmul
+from fismo_core.matrix_functions import full_precision_matmul
+from fismo_core.options import MATRIX_KEYS, PAPER_FORM, check_options, options_of
 from fismo_core.routing import Plan, layout_from_plain, layout_to_plain, plan_of_groups
 
-__all__ = ["FISMO", "PAPER_FORM"]
-
-PAPER_FORM: dict[str, Any] = {
-    "power": 0.5,
-    "damping_scale": "absolute",
-    "momentum_space": "whitened",
-    "nesterov": False,
-    "refresh_interval": 1,
-    "shape_scale": "none",
-    "grafting": False,
-}
-"""The arguments that define the published algorithm (arXiv 2601.21750)."""
+__all__ = ["FISMO"]
 
 MAX_FAILED_REFRESHES = 10
 """Consecutive refreshes in which a matrix's roots may fail, and the previous ones be used, before `step` raises."""
-
-_MATRIX_KEYS = (
-    "momentum",
-    "nesterov",
-    "momentum_space",
-    "power",
-    "damping",
-    "damping_scale",
-    "fisher_decay",
-    "refresh_interval",
-    "polar",
-    "polar_steps",
-    "shape_scale",
-    "grafting",
-    "cautious_weight_decay",
-    "max_factor_dim",
-    "compute_dtype",
-)
-_COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FISMO(Optimizer):
@@ -158,6 +129,7 @@ class FISMO(Optimizer):
         }
         self._buckets: dict[int, list[Bucket]] = {}  # by index of the group
         self._states: dict[int, list[update.State]] = {}  # stacked, one a bucket
+        self._layouts: dict[int, list[MatrixLayout]] = {}
         super().__init__(params, defaults)
 
     @classmethod
@@ -194,9 +166,9 @@ class FISMO(Optimizer):
         try:
             self._check_parameters(group)
             if rule == "adamw":
-                for key in _MATRIX_KEYS:
+                for key in MATRIX_KEYS:
                     group.pop(key, None)
-            _check_options(group)
+            check_options(group)
             self._allocate(len(self.param_groups) - 1)
         except Exception:
             self.param_groups.pop()
@@ -227,10 +199,11 @@ class FISMO(Optimizer):
             return
         group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in parameters])
         group.setdefault("step", 0)
-        buckets = make_buckets(parameters, _layouts(group))
+        self._layouts[index] = [layout_from_plain(plain) for plain in group["layouts"]]
+        buckets = make_buckets(parameters, self._layouts[index])
         self._buckets[index] = buckets
         self._states[index] = [
-            update.initial_state(len(b.slots), b.m, b.n, _options(group, b), b.dtype, b.device) for b in buckets
+            update.initial_state(len(b.slots), b.m, b.n, options_of(group, b), b.dtype, b.device) for b in buckets
         ]
 
     def state_bytes(self) -> int:
@@ -280,7 +253,7 @@ class FISMO(Optimizer):
         refresh = group["step"] % group["refresh_interval"] == 0
         group["step"] += 1
         parameters = group["params"]
-        layouts = _layouts(group)
+        layouts = self._layouts[index]
         gradients = {
             i: layouts[i].split(parameter.grad) for i, parameter in enumerate(parameters) if parameter.grad is not None
         }
@@ -300,7 +273,7 @@ class FISMO(Optimizer):
             # Autocast, if step() is called inside it, would turn the products below into half precision.
             with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
                 D, state = update.fismo_update(
-                    G, self._states[index][number], _options(group, bucket), active=active, refresh=refresh
+                    G, self._states[index][number], options_of(group, bucket), active=active, refresh=refresh
                 )
             self._states[index][number] = state
             if refresh and "failures" in state and int(state["failures"].max()) >= MAX_FAILED_REFRESHES:
@@ -397,7 +370,7 @@ class FISMO(Optimizer):
             matrix_states[index] = []
             for bucket in self._buckets[index]:
                 template = update.initial_state(
-                    len(bucket.slots), bucket.m, bucket.n, _options(saved_group, bucket), bucket.dtype, bucket.device
+                    len(bucket.slots), bucket.m, bucket.n, options_of(saved_group, bucket), bucket.dtype, bucket.device
                 )
                 matrix_states[index].append(
                     {
@@ -417,6 +390,7 @@ class FISMO(Optimizer):
             **super().__getstate__(),
             "_adamw_defaults": self._adamw_defaults,
             "_buckets": self._buckets,
+            "_layouts": self._layouts,
             "_states": self._states,
         }
 
@@ -428,58 +402,3 @@ def _fetch(saved: dict[Any, Any], key: Any, name: str, like: Tensor) -> Tensor:
     if value.shape != like.shape:
         raise ValueError(f"{name} of parameter {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
     return cast(Tensor, value.to(device=like.device, dtype=like.dtype, copy=True))
-
-
-def _layouts(group: dict[str, Any]) -> Sequence[MatrixLayout]:
-    return [layout_from_plain(plain) for plain in group["layouts"]]
-
-
-def _options(group: dict[str, Any], bucket: Bucket) -> update.Options:
-    fields = {key: group[key] for key in update.Options.__dataclass_fields__ if key != "compute_dtype"}
-    return update.Options(**fields, compute_dtype=_compute_dtype(group["compute_dtype"], bucket))
-
-
-def _compute_dtype(name: str, bucket: Bucket) -> torch.dtype:
-    if bucket.dtype == torch.float64:
-        return torch.float64
-    if name == "auto":
-        return torch.bfloat16 if _fast_bfloat16(bucket.device) else torch.float32
-    return _COMPUTE_DTYPES[name]
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones (elsewhere it is emulated, slowly)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
-
-
-def _check_options(group: dict[str, Any]) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
-
-    require(float(group["lr"]) >= 0, f"lr must not be negative, got {group['lr']}")
-    require(group["weight_decay"] >= 0, f"weight_decay must not be negative, got {group['weight_decay']}")
-    if group["rule"] == "adamw":
-        betas = group["betas"]
-        require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"adamw_betas must be in [0, 1), got {betas}")
-        require(group["eps"] > 0, f"adamw_eps must be positive, got {group['eps']}")
-        return
-    for key in ("momentum", "fisher_decay"):
-        require(0 <= group[key] < 1, f"{key} must be in [0, 1), got {group[key]}")
-    require(0 <= group["power"] <= 0.5, f"power must be in [0, 0.5], got {group['power']}")
-    require(group["damping"] >= 0, f"damping must not be negative, got {group['damping']}")
-    for key in ("refresh_interval", "polar_steps", "max_factor_dim"):
-        require(isinstance(group[key], int) and group[key] >= 1, f"{key} must be a positive integer, got {group[key]}")
-    choices = {
-        "momentum_space": ("raw", "whitened"),
-        "damping_scale": ("relative", "absolute"),
-        "polar": POLAR_METHODS,
-        "shape_scale": ("spectral", "rms", "none"),
-        "compute_dtype": ("auto", *_COMPUTE_DTYPES),
-    }
-    for key, allowed in choices.items():
-        require(group[key] in allowed, f"{key} must be one of {', '.join(allowed)}, got {group[key]!r}")

@@ -7,36 +7,17 @@ docs/algorithm.md.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fismo_core import fisher
 from fismo_core.matrix_functions import inverse_powers, normalize_scale, polar_factor
+from fismo_core.options import Options
 
-__all__ = ["Options", "State", "direction", "fismo_update", "initial_state", "shape_factor"]
+__all__ = ["State", "direction", "fismo_update", "initial_state", "shape_factor"]
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Options:
-    """The choices of `FISMO` that the arithmetic needs; see there for what each means."""
-
-    momentum: float
-    nesterov: bool
-    momentum_space: str
-    power: float
-    damping: float
-    damping_scale: str
-    fisher_decay: float
-    polar: str
-    polar_steps: int
-    shape_scale: str
-    grafting: bool
-    max_factor_dim: int
-    compute_dtype: torch.dtype
 
 
 def initial_state(batch: int, m: int, n: int, options: Options, dtype: torch.dtype, device: torch.device) -> State:

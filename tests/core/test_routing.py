@@ -1,7 +1,5 @@
 """Which parameters become which matrices, on real timm and transformers models."""
 
-import os
-
 import pytest
 import timm
 import torch
@@ -9,8 +7,6 @@ from torch import nn
 
 from fismo_core import FISMO, Plan, plan_parameters, split_parameters
 from fismo_core.layout import MatrixLayout
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _by_name(plan: Plan) -> dict[str, tuple[str, tuple[tuple[int, int], ...], str]]:

@@ -17,7 +17,7 @@ __all__ = ["validate"]
 def validate(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="A preset file, or the name of a shipped preset.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.seed=3.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.seed=3.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:

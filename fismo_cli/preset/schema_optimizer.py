@@ -1,0 +1,134 @@
+"""The optimizer section of a preset: FISMO, or any other optimizer by its name."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from fismo_cli.preset.optimizer_names import is_optimizer_name
+from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
+
+__all__ = ["PAPER_DEFAULTS", "PAPER_FORM", "AdamWConfig", "BaselineConfig", "FismoConfig", "OptimizerConfig"]
+
+
+def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[str, Literal["matrix", "adamw"]]:
+    for pattern in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f'"{pattern}" is not a regular expression: {error}') from error
+    return rules
+
+
+Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
+
+
+class AdamWConfig(Config):
+    """AdamW for the parameters that a matrix optimizer does not treat: embeddings, heads, norms, biases."""
+
+    lr: Positive = Field(default=3e-3, description="Learning rate.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Decay of the first and second moment.")
+    eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
+    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+
+
+PAPER_FORM: dict[str, Any] = {
+    "power": 0.5,
+    "damping_scale": "absolute",
+    "momentum_space": "whitened",
+    "nesterov": False,
+    "refresh_interval": 1,
+    "shape_scale": "none",
+    "grafting": False,
+}
+"""What defines the paper's form; equal to `fismo_core.PAPER_FORM` (a test holds them together)."""
+
+PAPER_DEFAULTS: dict[str, Any] = {"damping": 1e-3, "polar_steps": 5}
+"""Defaults that are other ones in the paper's form, which leaves them open."""
+
+
+class FismoConfig(Config):
+    """The FISMO optimizer. Every key is an argument of `fismo_core.FISMO`, where it is explained in full."""
+
+    name: Literal["fismo"] = Field(description="The optimizer.")
+    form: Literal["default", "paper"] = Field(
+        default="default", description="paper: the published algorithm to the letter; fixes the keys that define it."
+    )
+    trust_radius: Positive = Field(default=0.02, description="FISMO's learning rate: the length of a step.")
+    momentum: Fraction = Field(default=0.95, description="Decay of the momentum.")
+    nesterov: bool = Field(default=True, description="Look ahead by one momentum step.")
+    momentum_space: Literal["raw", "whitened"] = Field(default="raw", description="Where the momentum is averaged.")
+    power: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
+        default=0.25, description="Power of the inverse Fisher factors on each side; 1/2 is the paper's, 0 is Muon."
+    )
+    damping: NonNegative = Field(default=0.1, description="Added to the Fisher factors.")
+    damping_scale: Literal["relative", "absolute"] = Field(
+        default="relative", description="relative: to factors of scale-free statistics. absolute: as the paper has it."
+    )
+    fisher_decay: Fraction = Field(default=0.95, description="Decay of the Fisher factors.")
+    refresh_interval: PositiveInt = Field(default=5, description="Steps between new roots of the factors.")
+    polar: Literal["quintic", "polar-express", "exact"] = Field(
+        default="quintic", description="How the polar factor is computed. exact is an SVD: slow, for reference."
+    )
+    polar_steps: PositiveInt = Field(default=3, description="Iterations of the polar factor.")
+    shape_scale: Literal["spectral", "rms", "none"] = Field(
+        default="spectral", description="How a matrix's shape scales its step. rms: AdamW's learning rates carry over."
+    )
+    grafting: bool = Field(default=True, description="Give the step the norm of the polar factor.")
+    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+    cautious_weight_decay: bool = Field(default=False, description="Decay only where the step points to zero too.")
+    max_factor_dim: PositiveInt = Field(default=8192, description="A longer side keeps a diagonal factor.")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
+    )
+    adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")
+    rules: Rules = Field(
+        default={}, description="Regular expression on the parameter's name -> who treats it; the first match wins."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_paper_form(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("form") != "paper":
+            return values
+        contradicted = [(key, value) for key, value in PAPER_FORM.items() if values.get(key, value) != value]
+        message = "must be {}, as optimizer.form: paper fixes it"
+        refuse(*((True, key, message.format(_yaml(value)), ("form",)) for key, value in contradicted))
+        return {**PAPER_DEFAULTS, **values, **PAPER_FORM}
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _known_optimizer(name: str) -> str:
+    if not is_optimizer_name(name):
+        raise ValueError("unknown optimizer")
+    return name
+
+
+class BaselineConfig(Config):
+    """Any other optimizer: adam, adamw, sgd, muon (torch), soap, shampoo, lion, ... (pytorch-optimizer), timm/NAME."""
+
+    name: Annotated[str, AfterValidator(_known_optimizer)] = Field(
+        description="The optimizer.", json_schema_extra={"expected": "the name of an optimizer"}
+    )
+    lr: Positive | None = Field(default=None, description="Learning rate; null: this tool's default for the optimizer.")
+    weight_decay: NonNegative = Field(default=0.0, description="Weight decay, as the optimizer defines it.")
+    momentum: Fraction | None = Field(default=None, description="Momentum, where the optimizer has it.")
+    betas: Betas | None = Field(default=None, description="Decay rates, where the optimizer has two.")
+    args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
+    adamw: AdamWConfig = Field(
+        default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
+    )
+    rules: Rules = Field(default={}, description="muon, soap, shampoo: regular expression on a name -> who treats it.")
+
+
+def _optimizer_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "fismo" if name == "fismo" else "baseline"
+
+
+OptimizerConfig = Annotated[
+    Annotated[FismoConfig, Tag("fismo")] | Annotated[BaselineConfig, Tag("baseline")], Discriminator(_optimizer_tag)
+]

@@ -17,15 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.optimizer_names import TIMM_PREFIX, TORCH_NAMES
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 from fismo_core import FISMO, Plan, split_parameters
 from fismo_core.routing import layout_from_plain, plan_of_groups
 
 __all__ = ["MatrixOptimizer", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
-
-MATRIX_OPTIMIZERS = ("muon", "soap", "shampoo", "scalableshampoo")
-"""Baselines that are given FISMO's matrices, with AdamW for the rest."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 1e-3},
@@ -60,7 +57,7 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> O
         if isinstance(config, FismoConfig):
             return _build_fismo(config, model)
         create = _baseline(config)
-        if config.name in MATRIX_OPTIMIZERS:
+        if config.name in MATRIX_NAMES:
             return MatrixOptimizer(split_parameters(model, config.rules), create, config.adamw.model_dump())
         if config.rules:
             raise UsageError(

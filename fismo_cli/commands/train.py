@@ -16,7 +16,7 @@ __all__ = ["train"]
 def train(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="A preset file, or the name of a shipped preset.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.seed=3.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.seed=3.")
     ] = None,
     resume: Annotated[
         str | None,

@@ -57,7 +57,7 @@ def model_statistics(model: ModelConfig) -> tuple[tuple[float, ...], tuple[float
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     config = _pretrained_config(model.name)
-    if isinstance(model.pretrained, str) and (folder := _model_folder(Path(model.pretrained))) is not None:
+    if isinstance(model.pretrained, str) and (folder := _model_folder(Path(model.pretrained).expanduser())) is not None:
         config = {**config, **_read_config(folder).get("pretrained_cfg", {})}
     return tuple(config.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(config.get("std") or IMAGENET_DEFAULT_STD)
 
@@ -103,7 +103,7 @@ def build(
         if config.get("num_classes") not in (None, args["num_classes"]):
             notes.append(f"new head: the weights have {config['num_classes']} classes, the data {args['num_classes']}")
         return network, notes
-    path = Path(str(model.pretrained))
+    path = Path(str(model.pretrained)).expanduser()
     folder = _model_folder(path)
     if folder is None and not path.is_file():
         raise UsageError(f"model.pretrained: {path} is no weights file, run directory or model folder")

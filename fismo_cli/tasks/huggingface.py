@@ -16,6 +16,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
 from fismo_cli.tasks.image_sources import Images, ImageSource, IndexedImages
+from fismo_cli.tasks.splits import split_names
 from fismo_cli.tasks.text_sources import CHUNK_BYTES, Documents, TextSource
 
 __all__ = ["ColumnDocuments", "load_hub_images", "load_hub_text"]
@@ -58,7 +59,7 @@ def _load_splits(data: ImageDataConfig | TextDataConfig) -> dict[str, Any]:
         wanted = data.splits.get(part)  # type: ignore[call-overload]
         if wanted is not None and wanted not in found:
             raise UsageError(f"data.splits.{part}: {name} has no split {wanted}; it has {', '.join(found)}")
-        for split in (wanted,) if wanted is not None else usual:
+        for split in split_names(part, data.splits, usual):  # type: ignore[arg-type]
             if split in found:
                 splits[part] = found[split]
                 break

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
+from fismo_cli.tasks.splits import split_names
 
 __all__ = ["ArrayImages", "ImageSource", "Images", "IndexedImages", "load_images"]
 
@@ -124,9 +125,9 @@ def load_images(data: ImageDataConfig) -> ImageSource:
         case "digits":
             source = _load_digits()
         case "npz":
-            source = _load_npz(Path(str(data.path)))
+            source = _load_npz(Path(str(data.path)).expanduser())
         case "image-folder":
-            source = _load_image_folder(Path(str(data.path)), data.splits)
+            source = _load_image_folder(Path(str(data.path)).expanduser(), data.splits)
         case "torchvision":
             from fismo_cli.tasks.torchvision_images import load_torchvision
 
@@ -215,7 +216,7 @@ def _load_image_folder(root: Path, names: dict[Any, str]) -> ImageSource:
     for part, usual in (("train", ("train",)), ("validation", ("validation", "val", "valid")), ("test", ("test",))):
         if part in names and not (root / names[part]).is_dir():
             raise UsageError(f"data.splits.{part}: {root / names[part]} is not a folder")
-        for name in (names[part],) if part in names else usual:
+        for name in split_names(part, names, usual):
             if (root / name).is_dir():
                 folders[part] = root / name
                 break

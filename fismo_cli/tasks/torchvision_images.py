@@ -13,6 +13,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.image_sources import ArrayImages, Images, ImageSource, IndexedImages
+from fismo_cli.tasks.splits import split_names
 
 __all__ = ["load_torchvision"]
 
@@ -42,7 +43,7 @@ def load_torchvision(data: ImageDataConfig) -> ImageSource:
         options: dict[str, Sequence[dict[str, Any]]] = {"train": [{"train": True}], "test": [{"train": False}]}
     elif "split" in accepted:
         options = {
-            part: [{"split": name} for name in ((data.splits[part],) if part in data.splits else usual)]
+            part: [{"split": name} for name in split_names(part, data.splits, usual)]  # type: ignore[arg-type]
             for part, usual in _TORCHVISION_SPLITS.items()
         }
     else:

@@ -286,6 +286,16 @@ def test_image_folder_with_and_without_parts(folder, tmp_path):
         build_task(preset(source="image-folder", path=str(tmp_path), splits={"test": "missing"}))
 
 
+def test_a_split_that_is_claimed_for_the_test_is_not_the_validation_too(folder, tmp_path):
+    """ImageNet's public validation images are used as the test: validating on them would leak."""
+    (tmp_path / "train").symlink_to(folder / "all")
+    (tmp_path / "val").symlink_to(folder / "all" / ".." / "all")
+    task = build_task(
+        preset(source="image-folder", path=str(tmp_path), splits={"test": "val"}, validation_fraction=0.25)
+    )
+    assert [len(part) for part in (task.train, task.validation, task.test)] == [45, 15, 60]
+
+
 def test_torchvision_with_train_flag_and_with_split_names(tmp_path, digits):
     pixels, labels = digits
     raw = tmp_path / "MNIST" / "raw"

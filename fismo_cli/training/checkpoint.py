@@ -164,8 +164,8 @@ def _read_marker(path: Path) -> dict[str, Any]:
 
 
 def _write_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
-    from torch.distributed.checkpoint.state_dict_saver import save
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want

@@ -6,12 +6,14 @@ Nothing here draws from a global generator, so that a run resumed at any step se
 import hashlib
 import signal
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fismo_cli.errors import FismoError
 from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.schedule import steps_per_epoch
 from fismo_cli.training.seeding import derive_seed
@@ -85,6 +87,9 @@ def fetch(part: Part, keys: Iterable[Keys], *, workers: int = 0, pin: bool = Fal
         keys: the keys of each batch; picklable where there are workers that are spawned.
         workers: processes; 0 fetches in place.
         pin: put the tensors into page-locked memory, from which copies to a CUDA device overlap with computing.
+
+    Raises:
+        FismoError: what the part raised, also where a worker met it.
     """
     if workers == 0:
         for batch_keys in keys:
@@ -92,7 +97,7 @@ def fetch(part: Part, keys: Iterable[Keys], *, workers: int = 0, pin: bool = Fal
             yield {name: value.pin_memory() for name, value in batch.items()} if pin else batch
         return
     loader: DataLoader[Any] = DataLoader(
-        part,  # type: ignore[arg-type]
+        _Guarded(part),  # type: ignore[arg-type]
         batch_sampler=keys,
         num_workers=workers,
         collate_fn=_unchanged,
@@ -101,7 +106,31 @@ def fetch(part: Part, keys: Iterable[Keys], *, workers: int = 0, pin: bool = Fal
         # Its own generator: the loader would otherwise draw the workers' seed from the global one.
         generator=torch.Generator().manual_seed(0),
     )
-    yield from loader
+    for fetched in loader:
+        if isinstance(fetched, _Failure):
+            raise FismoError(fetched.message)
+        yield fetched
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error's way out of a worker: `DataLoader` would put the worker's whole traceback into its message."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    part: Part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitems__(self, keys: Keys) -> Batch | _Failure:
+        try:
+            return self.part.__getitems__(keys)
+        except FismoError as error:
+            return _Failure(str(error))
 
 
 def _unchanged(batch: Any) -> Any:

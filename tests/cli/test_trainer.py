@@ -104,6 +104,17 @@ def test_worker_processes_change_nothing():
     assert_equal_weights(weights(alone), weights(helped))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_a_sample_reaches_the_user_as_it_is(workers):
+    class Unreadable(PointsPart):
+        def __getitems__(self, keys):
+            raise FismoError("cat.png: not an image")
+
+    with pytest.raises(FismoError) as caught:
+        run(make_trainer(PointsTask(train=Unreadable(50), validation=None, test=None), workers=workers))
+    assert str(caught.value) == "cat.png: not an image"
+
+
 @pytest.mark.parametrize("stop_at", [1, 7, 13, 20])
 @pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9, "clip_grad_norm": 1.0, "accumulate": 2}])
 def test_resuming_at_any_step_continues_to_the_bit(tmp_path, stop_at, extra):

@@ -19,7 +19,8 @@ Tree = Any
 def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
     """Split a state into its tensors, named by their path, and a JSON document that `rebuild` reads.
 
-    The tensors are contiguous, on the CPU, and share no memory with one another.
+    Tensors without a dimension go into the document, byte for byte. The others are contiguous, on the CPU, and share no
+    memory with one another.
 
     Raises:
         TypeError: for a value of another kind, naming where it is.
@@ -35,6 +36,10 @@ def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
                 return int(node)
             case float():
                 return float(node) if math.isfinite(node) else {"float": repr(float(node))}
+            case Tensor() if node.dim() == 0:
+                # An optimizer has a counter a parameter: as tensors of their own they would take most of the time.
+                content = node.detach().cpu().reshape(1).view(torch.uint8).numpy().tobytes()
+                return {"scalar": [str(node.dtype).removeprefix("torch."), content.hex()]}
             case Tensor():
                 name = path
                 while name in tensors:  # the keys 1 and "1" give one path
@@ -66,6 +71,8 @@ def rebuild(document: Any, tensors: Mapping[str, Tensor]) -> Tree:
             return [rebuild(item, tensors) for item in document]
         case {"tensor": name}:
             return tensors[name]
+        case {"scalar": [dtype, content]}:
+            return torch.frombuffer(bytearray.fromhex(content), dtype=getattr(torch, dtype)).reshape(()).clone()
         case {"float": text}:
             return float(text)
         case {"dict": items}:

@@ -1,4 +1,4 @@
-"""How well fismo, muon, soap and adamw train the shipped CPU presets, each at the best of three learning rates.
+"""How well fismo, muon, soap and adamw train the shipped CPU presets, each at the best of four learning rates.
 
     python benchmarks/convergence.py
 
@@ -23,12 +23,12 @@ PRESETS = ("digits-vit", "stdlib-gpt2", "stdlib-llama")
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 OPTIMIZERS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
-    "fismo": ("trust_radius", (0.02, 0.04, 0.08), ()),
-    "muon": ("lr", (0.01, 0.02, 0.04), ()),
-    "soap": ("lr", (1e-3, 3e-3, 1e-2), ("optimizer.args.precondition_frequency=5",)),
-    "adamw": ("lr", (1e-3, 3e-3, 1e-2), ("optimizer.betas=[0.9, 0.95]",)),
+    "fismo": ("trust_radius", (0.01, 0.02, 0.04, 0.08), ()),
+    "muon": ("lr", (0.01, 0.02, 0.04, 0.08), ()),
+    "soap": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.args.precondition_frequency=5",)),
+    "adamw": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.betas=[0.9, 0.95]",)),
 }
-"""Key of the learning rate, its three values, further settings. All else is the preset's."""
+"""Key of the learning rate, its four values, further settings. All else is the preset's."""
 
 
 def command(preset: str, optimizer: str, lr: float, seed: int, runs_dir: str) -> list[str]:

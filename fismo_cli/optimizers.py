@@ -139,10 +139,20 @@ class MatrixOptimizer(Optimizer):
         return {**super().state_dict(), "inner": [inner.state_dict() for inner in self._inner]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave."""
+        """Load what `state_dict` gave.
+
+        Raises:
+            ValueError: if it is the state of another kind of optimizer.
+        """
+        if len(state_dict.get("inner", ())) != len(self._inner):
+            raise ValueError("this is not the state of the same matrix optimizer")
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "inner"})
         for inner, state in zip(self._inner, state_dict["inner"], strict=True):
             inner.load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's views would no longer share memory with its parameters, and it would silently train nothing.
+        raise TypeError("a matrix optimizer cannot be copied or pickled; build another one and load its state_dict")
 
 
 def _shares_memory(parameter: Tensor, views: list[Tensor]) -> bool:

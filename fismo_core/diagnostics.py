@@ -46,10 +46,10 @@ def diagnose(optimizer: FISMO) -> list[MatrixDiagnostics]:
     """Measure every matrix of the optimizer, in the order of its buckets."""
     result = []
     with full_precision_matmul():
-        for index, buckets in optimizer._buckets.items():
+        for index, stacks in optimizer._stacks.items():
             group = optimizer.param_groups[index]
             names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-            for bucket, state in zip(buckets, optimizer._states[index], strict=True):
+            for bucket, state in zip(stacks.buckets, stacks.states, strict=True):
                 result.extend(_diagnose_bucket(bucket, state, options_of(group, bucket), names))
     return result
 

@@ -69,7 +69,8 @@ def damped(P: Tensor, count: Tensor, decay: float, damping: float) -> Tensor:
 def fold_absolute(P: Tensor, L: Tensor, keep: Tensor, decay: float, damping: float) -> Tensor:
     """The paper's recursion: damp L by damping tr(P) / d, average, normalise to trace d and symmetrise.
 
-    P is the identity at the start. `keep` `(B,)` says which matrices take part; the others keep P.
+    P is the identity at the start. `keep` `(B,)` says which matrices take part; the others keep P, as do those whose
+    new P would overflow or vanish.
     """
     d = P.shape[1]
     L = add_to_diagonal(L, damping * trace(P) / d)
@@ -77,7 +78,8 @@ def fold_absolute(P: Tensor, L: Tensor, keep: Tensor, decay: float, damping: flo
     P_new = P_new * _expand(d / trace(P_new), P_new)
     if P.ndim == 3:
         P_new = (P_new + P_new.mT) / 2
-    return torch.where(_expand(keep, P), P_new, P)
+    sound = keep & P_new.isfinite().flatten(1).all(dim=1)
+    return torch.where(_expand(sound, P), P_new, P)
 
 
 def add_to_diagonal(A: Tensor, value: float | Tensor) -> Tensor:

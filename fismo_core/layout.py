@@ -17,17 +17,15 @@ __all__ = ["Bucket", "MatrixLayout", "Slot", "make_buckets"]
 class MatrixLayout:
     """Which matrices a parameter holds.
 
-    A parameter is flattened to two dimensions, transposed if it is stored as (in, out), and cut along its rows.
-
     Attributes:
-        keep: how the parameter becomes two-dimensional. `first`: (d0, d1 d2 ...), as for a convolution; `last`:
-            (d0 d1 ..., dk), as for stacked experts. The same for a parameter that has two dimensions.
+        stacked: whether the first dimension counts matrices, as in stacked experts. Otherwise the parameter is
+            flattened to (first dimension, all others), as for a convolution.
         transposed: whether the stored weight is (in, out), as in transformers' Conv1D.
         rows: sizes of the consecutive row blocks (after the transposition) that are matrices of their own, such as
             query, key and value of a fused projection. Empty: one matrix.
     """
 
-    keep: str = "first"
+    stacked: bool = False
     transposed: bool = False
     rows: tuple[int, ...] = ()
 
@@ -35,23 +33,27 @@ class MatrixLayout:
         """The matrices in `tensor`: views that share its memory wherever its strides allow that.
 
         Raises:
-            ValueError: if the tensor has fewer than two dimensions, or `rows` does not add up to its rows.
+            ValueError: if the tensor has not the dimensions for it, or `rows` does not add up to its rows.
         """
-        if tensor.ndim < 2:
-            raise ValueError(f"a matrix layout needs at least two dimensions, got shape {tuple(tensor.shape)}")
-        matrix = tensor.flatten(1) if self.keep == "first" else tensor.flatten(0, -2)
+        if tensor.ndim < 2 or (self.stacked and tensor.ndim != 3):
+            wanted = "three dimensions" if self.stacked else "at least two dimensions"
+            raise ValueError(f"this matrix layout needs {wanted}, got shape {tuple(tensor.shape)}")
+        matrices = list(tensor.unbind()) if self.stacked else [tensor.flatten(1)]
         if self.transposed:
-            matrix = matrix.mT
+            matrices = [matrix.mT for matrix in matrices]
         if not self.rows:
-            return [matrix]
-        if sum(self.rows) != matrix.shape[0]:
-            raise ValueError(f"row blocks {self.rows} do not add up to the {matrix.shape[0]} rows of the matrix")
-        return list(torch.split(matrix, list(self.rows)))
+            return matrices
+        if sum(self.rows) != matrices[0].shape[0]:
+            raise ValueError(f"row blocks {self.rows} do not add up to the {matrices[0].shape[0]} rows of the matrix")
+        return [block for matrix in matrices for block in torch.split(matrix, list(self.rows))]
 
     def join(self, matrices: Sequence[Tensor], shape: torch.Size) -> Tensor:
         """The inverse of `split`: a tensor of the parameter's shape from its matrices."""
-        matrix = torch.cat(list(matrices)) if len(matrices) > 1 else matrices[0]
-        return (matrix.mT if self.transposed else matrix).reshape(shape)
+        blocks = max(1, len(self.rows))
+        whole = [torch.cat(list(matrices[i : i + blocks])) for i in range(0, len(matrices), blocks)]
+        if self.transposed:
+            whole = [matrix.mT for matrix in whole]
+        return (torch.stack(whole) if self.stacked else whole[0]).reshape(shape)
 
     def shapes(self, tensor: Tensor) -> list[tuple[int, int]]:
         """The (m, n) of each matrix."""
@@ -80,11 +82,12 @@ class Bucket:
 def make_buckets(parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout]) -> list[Bucket]:
     """Group all matrices of the parameters by shape, device and state dtype, in order of first appearance.
 
-    The state dtype is float64 for float64 parameters and float32 for all others.
+    The state dtype is float64 for float64 parameters and float32 for all others. Empty matrices are left out.
     """
     groups: dict[tuple[int, int, torch.dtype, torch.device], list[Slot]] = {}
     for index, (parameter, layout) in enumerate(zip(parameters, layouts, strict=True)):
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         for part, (m, n) in enumerate(layout.shapes(parameter)):
-            groups.setdefault((m, n, dtype, parameter.device), []).append(Slot(index, part))
+            if m * n:
+                groups.setdefault((m, n, dtype, parameter.device), []).append(Slot(index, part))
     return [Bucket(m, n, dtype, device, tuple(slots)) for (m, n, dtype, device), slots in groups.items()]

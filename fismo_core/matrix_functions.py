@@ -168,6 +168,8 @@ def _floor(values: Tensor) -> Tensor:
 def full_precision_matmul() -> Iterator[None]:
     """Within it float32 products are float32: neither TF32 on CUDA nor bfloat16 on the CPU. Restored on leaving."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    # "none" inherits the generic setting; reading gives what was inherited, which must not be pinned on leaving.
+    generic = torch.backends.fp32_precision  # type: ignore[attr-defined]
     previous = [backend.fp32_precision for backend in backends]
     if all(value in ("none", "ieee") for value in previous):
         yield
@@ -178,4 +180,4 @@ def full_precision_matmul() -> Iterator[None]:
         yield
     finally:
         for backend, value in zip(backends, previous, strict=True):
-            backend.fp32_precision = value
+            backend.fp32_precision = "none" if value == generic else value

@@ -1,5 +1,6 @@
 """The FISMO optimizer: a thin `torch.optim.Optimizer` around `update.py` (matrices) and torch's AdamW (the rest)."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -9,10 +10,11 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from fismo_core import update
-from fismo_core.layout import Bucket, MatrixLayout, make_buckets
+from fismo_core.layout import MatrixLayout
 from fismo_core.matrix_functions import full_precision_matmul
-from fismo_core.options import MATRIX_KEYS, PAPER_FORM, check_options, options_of
-from fismo_core.routing import Plan, layout_from_plain, layout_to_plain, plan_of_groups
+from fismo_core.options import MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
+from fismo_core.routing import Plan, layout_to_plain, plan_of_groups
+from fismo_core.stacks import MatrixStacks, device_mask, fetch, placement_of
 
 __all__ = ["FISMO"]
 
@@ -61,7 +63,7 @@ class FISMO(Optimizer):
         cautious_weight_decay: decay only entries that the step moves towards zero.
         max_factor_dim: a side longer than this keeps a diagonal factor, which bounds memory and time.
         compute_dtype: dtype of whitening products and polar factor: `auto` (bfloat16 on hardware that multiplies it
-            fast, else float32), `float32`, `bfloat16` or `float16`. Float64 parameters are computed in float64.
+            fast, else float32), `float32` or `bfloat16`. Float64 parameters are computed in float64.
             Momentum, factors and roots are float32 always.
         adamw_lr: learning rate of AdamW, for groups with `rule="adamw"`, as are the following.
         adamw_betas: decays of AdamW's moments.
@@ -72,8 +74,9 @@ class FISMO(Optimizer):
         ValueError: an argument out of range, or a parameter that cannot be a matrix.
         TypeError: a complex or integer parameter.
 
-    A parameter without a gradient is left alone, its state included. A matrix with a non-finite gradient is not
-    stepped and its state stays clean; `skipped_gradients` counts these. `p.grad` is never changed.
+    A parameter without a gradient is left alone, its state included. A matrix with a non-finite gradient is neither
+    stepped nor decayed and its state stays clean; `skipped_gradients` counts these. (AdamW's parameters have no such
+    guard, as in torch.) `p.grad` is never changed. An `lr` that is a tensor should live on the CPU.
     """
 
     def __init__(
@@ -127,9 +130,7 @@ class FISMO(Optimizer):
             "eps": adamw_eps,
             "weight_decay": adamw_weight_decay,
         }
-        self._buckets: dict[int, list[Bucket]] = {}  # by index of the group
-        self._states: dict[int, list[update.State]] = {}  # stacked, one a bucket
-        self._layouts: dict[int, list[MatrixLayout]] = {}
+        self._stacks: dict[int, MatrixStacks] = {}  # by index of the group
         super().__init__(params, defaults)
 
     @classmethod
@@ -140,12 +141,14 @@ class FISMO(Optimizer):
             params: as in `FISMO`.
             lr: the trust radius eta; with an exact polar factor and no decay, every step has exactly this length in
                 the metric.
-            options: further arguments of `FISMO`.
+            options: further arguments of `FISMO`. A side longer than `max_factor_dim` keeps a diagonal factor here too.
 
         Raises:
-            ValueError: if an option contradicts the form.
+            ValueError: if an option, or one of a group, contradicts the form.
         """
-        wrong = [f"{key}={options[key]!r}" for key, value in PAPER_FORM.items() if options.get(key, value) != value]
+        params = list(params)
+        given = [options, *(group for group in params if isinstance(group, dict))]
+        wrong = [f"{k}={g[k]!r}" for g in given for k, value in PAPER_FORM.items() if g.get(k, value) != value]
         if wrong:
             fixed = ", ".join(f"{key}={value!r}" for key, value in PAPER_FORM.items())
             raise ValueError(f"{', '.join(wrong)} contradicts the paper's form, which is {fixed}")
@@ -175,46 +178,60 @@ class FISMO(Optimizer):
             raise
 
     def _check_parameters(self, group: dict[str, Any]) -> None:
-        names = group.get("param_names") or [f"parameter {index}" for index in range(len(group["params"]))]
-        for name, parameter in zip(names, group["params"], strict=True):
-            if not parameter.is_floating_point():
-                raise TypeError(f"{name} is {parameter.dtype}; FISMO needs real floating-point parameters")
+        for name, parameter in zip(_names(group), group["params"], strict=True):
+            if parameter.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                raise TypeError(f"{name} is {parameter.dtype}; FISMO needs real parameters of 16, 32 or 64 bits")
             if group["rule"] == "matrix" and parameter.ndim < 2:
                 raise ValueError(
                     f"{name} has shape {tuple(parameter.shape)} and is no matrix. Pass split_parameters(model), which "
                     "gives such parameters to AdamW, or put it into a group with rule='adamw'."
                 )
+        if len(group.get("layouts", group["params"])) != len(group["params"]):
+            raise ValueError("a parameter group has one layout for each of its parameters")
 
     def _allocate(self, index: int) -> None:
-        """Allocate all state of a group at once, so that checkpoints are complete from the start."""
         group = self.param_groups[index]
-        parameters = group["params"]
         if group["rule"] == "adamw":
-            for parameter in parameters:
+            for parameter in group["params"]:
                 self.state[parameter] = {
                     "step": torch.zeros(()),  # on the CPU, as in torch: read without a device sync
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 }
             return
-        group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in parameters])
+        group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in group["params"]])
         group.setdefault("step", 0)
-        self._layouts[index] = [layout_from_plain(plain) for plain in group["layouts"]]
-        buckets = make_buckets(parameters, self._layouts[index])
-        self._buckets[index] = buckets
-        self._states[index] = [
-            update.initial_state(len(b.slots), b.m, b.n, options_of(group, b), b.dtype, b.device) for b in buckets
-        ]
+        group.setdefault("refreshed", [-1] * len(group["params"]))  # the step of each one's last roots; -1: none yet
+        self._stacks[index] = MatrixStacks.allocate(group)
+
+    def _follow_moved_parameters(self, index: int, group: dict[str, Any]) -> None:
+        """Allocate anew what was moved after construction but not stepped yet, as torch's lazy optimizers allow."""
+        if group["rule"] == "adamw":
+            moved = [
+                name
+                for name, parameter in zip(_names(group), group["params"], strict=True)
+                if (average := self.state[parameter]["exp_avg"]).device != parameter.device
+                or average.dtype != parameter.dtype
+            ]
+            stepped = any(float(self.state[parameter]["step"]) for parameter in group["params"])
+        else:
+            before, now = self._stacks[index].placement, placement_of(group["params"])
+            moved = [name for name, old, new in zip(_names(group), before, now, strict=True) if old != new]
+            stepped = group["step"] > 0
+        if moved and stepped:
+            raise RuntimeError(f"{moved[0]} was moved or converted after the first step; make a new optimizer for it")
+        if moved:
+            self._allocate(index)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state, both rules together."""
-        stacked = [tensor for states in self._states.values() for state in states for tensor in state.values()]
+        stacked = [t for stacks in self._stacks.values() for state in stacks.states for t in state.values()]
         plain = [tensor for state in self.state.values() for tensor in state.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in stacked + plain)
 
     def skipped_gradients(self) -> int:
         """How many matrix gradients so far were non-finite and skipped. Synchronises with the device."""
-        return sum(int(state["skipped"].sum()) for states in self._states.values() for state in states)
+        return sum(int(state["skipped"].sum()) for stacks in self._stacks.values() for state in stacks.states)
 
     def plan(self) -> Plan:
         """Which parameter is treated by whom, and why; print it for a table."""
@@ -243,6 +260,7 @@ class FISMO(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     raise RuntimeError("FISMO does not support sparse gradients; use nn.Embedding(sparse=False)")
+            self._follow_moved_parameters(index, group)
             if group["rule"] == "adamw":
                 self._step_adamw(group)
             else:
@@ -250,51 +268,53 @@ class FISMO(Optimizer):
         return loss
 
     def _step_matrices(self, index: int, group: dict[str, Any]) -> None:
-        refresh = group["step"] % group["refresh_interval"] == 0
+        stacks, parameters = self._stacks[index], group["params"]
+        stacks.check_structure(group)
+        step, interval, refreshed = group["step"], group["refresh_interval"], group["refreshed"]
         group["step"] += 1
-        parameters = group["params"]
-        layouts = self._layouts[index]
         gradients = {
-            i: layouts[i].split(parameter.grad) for i, parameter in enumerate(parameters) if parameter.grad is not None
+            i: stacks.layouts[i].split(parameter.grad)
+            for i, parameter in enumerate(parameters)
+            if parameter.grad is not None and parameter.numel()
         }
-        steps: dict[int, dict[int, Tensor]] = {i: {} for i in gradients}
-        for number, bucket in enumerate(self._buckets[index]):
-            present = [slot.parameter in gradients for slot in bucket.slots]
+        due = {i for i in gradients if refreshed[i] < 0 or step - refreshed[i] >= interval}
+        deltas: dict[int, dict[int, Tensor]] = {i: {} for i in gradients}
+        taken: dict[int, list[Tensor]] = {i: [] for i in gradients}
+        for number, bucket in enumerate(stacks.buckets):
+            present = tuple(slot.parameter in gradients for slot in bucket.slots)
+            renew = tuple(slot.parameter in due for slot in bucket.slots)
             if not any(present):
                 continue
-            zeros = torch.zeros(bucket.m, bucket.n, dtype=bucket.dtype, device=bucket.device)
-            G = torch.stack(
-                [
-                    gradients[slot.parameter][slot.part].to(bucket.dtype) if here else zeros
-                    for slot, here in zip(bucket.slots, present, strict=True)
-                ]
-            )
-            active = None if all(present) else torch.tensor(present, device=bucket.device)
             # Autocast, if step() is called inside it, would turn the products below into half precision.
             with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
-                D, state = update.fismo_update(
-                    G, self._states[index][number], options_of(group, bucket), active=active, refresh=refresh
+                result = update.fismo_update(
+                    stacks.gather(bucket, gradients),
+                    stacks.states[number],
+                    options_of(group, bucket),
+                    active=None if all(present) else device_mask(present, bucket.device),
+                    refresh=all(renew) or (any(renew) and device_mask(renew, bucket.device)),
                 )
-            self._states[index][number] = state
-            if refresh and "failures" in state and int(state["failures"].max()) >= MAX_FAILED_REFRESHES:
+            stacks.states[number] = result.state
+            if any(renew) and group["power"] > 0 and int(result.state["failures"].max()) >= MAX_FAILED_REFRESHES:
                 raise RuntimeError(
                     f"roots of the Fisher factors of {bucket.m} x {bucket.n} matrices failed in "
                     f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
                 )
-            for slot, here, matrix in zip(bucket.slots, present, D.unbind(), strict=True):
+            for slot, here, D, took in zip(bucket.slots, present, result.direction, result.taken, strict=True):
                 if here:
-                    steps[slot.parameter][slot.part] = matrix
-        lr, decay = float(group["lr"]), float(group["lr"]) * group["weight_decay"]
-        moved = [parameters[i] for i in steps]
-        deltas = [layouts[i].join([parts[k] for k in sorted(parts)], parameters[i].shape) for i, parts in steps.items()]
-        if not moved:
-            return
-        if decay and group["cautious_weight_decay"]:
-            for parameter, delta in zip(moved, deltas, strict=True):
-                parameter.mul_(torch.where(parameter * delta > 0, 1 - decay, 1))
-        elif decay:
-            torch._foreach_mul_(moved, 1 - decay)
-        torch._foreach_add_(moved, deltas, alpha=-lr)
+                    deltas[slot.parameter][slot.part] = D
+                    taken[slot.parameter].append(took)
+        for i in due:
+            refreshed[i] = step
+        if gradients:
+            moved = [parameters[i] for i in gradients]
+            joined = [
+                stacks.layouts[i].join([parts[k] for k in sorted(parts)], parameters[i].shape)
+                for i, parts in deltas.items()
+            ]
+            if group["weight_decay"]:
+                _decay(moved, joined, list(taken.values()), group)
+            torch._foreach_add_(moved, joined, alpha=-float(group["lr"]))
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -322,16 +342,17 @@ class FISMO(Optimizer):
 
         A matrix parameter's entries are named `momentum.0`, `P.0`, ...: the number is the matrix within the parameter.
         """
-        result = super().state_dict()
-        state = dict(result["state"])
-        first = 0
-        for index, group in enumerate(self.param_groups):
-            for bucket, stacked in zip(self._buckets.get(index, []), self._states.get(index, []), strict=True):
-                for row, slot in enumerate(bucket.slots):
-                    entry = state.setdefault(first + slot.parameter, {})
-                    entry.update({f"{key}.{slot.part}": tensor[row].clone() for key, tensor in stacked.items()})
-            first += len(group["params"])
-        return {**result, "state": dict(sorted(state.items()))}
+        published = []
+        for index, stacks in self._stacks.items():
+            parameters = self.param_groups[index]["params"]
+            for i, entry in stacks.entries().items():
+                self.state[parameters[i]] = entry
+                published.append(parameters[i])
+        try:
+            return super().state_dict()  # runs the hooks, with the whole state in sight
+        finally:
+            for parameter in published:
+                del self.state[parameter]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, bit for bit: state keeps its own dtype whatever the parameter's is.
@@ -339,66 +360,64 @@ class FISMO(Optimizer):
         Raises:
             ValueError: if groups, parameters, or shapes do not fit, or entries are missing. Nothing is changed then.
         """
-        entries = self._entries_to_load(state_dict)
         # torch would cast floating-point state to the parameter's dtype (pytorch issue 43706), which loses the float32
-        # state of bfloat16 models: so torch loads the groups, and the tensors are copied here.
-        super().load_state_dict({**state_dict, "state": {}})
-        for parameter, entry in entries["adamw"]:
-            self.state[parameter] = entry
-        for index, states in entries["matrix"].items():
-            self._states[index] = states
+        # state of bfloat16 models. So torch loads the groups, and the tensors are copied here, between the hooks.
+        before, after = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
+        state_dict = state_dict.copy()
+        for hook in before.values():
+            changed = hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        moments, stacked = self._entries_to_load(state_dict)
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        try:
+            super().load_state_dict({**state_dict, "state": {}})
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = before
+            self._optimizer_load_state_dict_post_hooks = after
+        self.state.update(moments)
+        for index, states in stacked.items():
+            self._stacks[index].states = states
+            self._stacks[index].structure = structure_of(self.param_groups[index])
+        for post_hook in after.values():
+            post_hook(self)
 
-    def _entries_to_load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+    def _entries_to_load(
+        self, state_dict: dict[str, Any]
+    ) -> tuple[dict[Tensor, dict[str, Tensor]], dict[int, list[update.State]]]:
         saved_groups, saved = state_dict["param_groups"], state_dict["state"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
             raise ValueError("the state has other parameter groups than the optimizer")
-        adamw_entries: list[tuple[Tensor, dict[str, Tensor]]] = []
-        matrix_states: dict[int, list[update.State]] = {}
+        moments: dict[Tensor, dict[str, Tensor]] = {}
+        stacked: dict[int, list[update.State]] = {}
         for index, (group, saved_group) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
             if saved_group.get("rule") != group["rule"] or saved_group.get("layouts") != group.get("layouts"):
                 raise ValueError(
                     f"parameter group {index} of the state was treated by other rules than the optimizer's"
                 )
-            keys = saved_group["params"]
+            check_options(saved_group)
             if group["rule"] == "adamw":
-                for key, parameter in zip(keys, group["params"], strict=True):
+                for key, parameter in zip(saved_group["params"], group["params"], strict=True):
                     current = self.state[parameter]
-                    adamw_entries.append(
-                        (parameter, {name: _fetch(saved, key, name, value) for name, value in current.items()})
-                    )
-                continue
-            matrix_states[index] = []
-            for bucket in self._buckets[index]:
-                template = update.initial_state(
-                    len(bucket.slots), bucket.m, bucket.n, options_of(saved_group, bucket), bucket.dtype, bucket.device
-                )
-                matrix_states[index].append(
-                    {
-                        name: torch.stack(
-                            [
-                                _fetch(saved, keys[slot.parameter], f"{name}.{slot.part}", stacked[0])
-                                for slot in bucket.slots
-                            ]
-                        )
-                        for name, stacked in template.items()
-                    }
-                )
-        return {"adamw": adamw_entries, "matrix": matrix_states}
+                    moments[parameter] = {name: fetch(saved, key, name, like) for name, like in current.items()}
+            else:
+                stacked[index] = self._stacks[index].read(saved_group, saved)
+        return moments, stacked
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_adamw_defaults": self._adamw_defaults,
-            "_buckets": self._buckets,
-            "_layouts": self._layouts,
-            "_states": self._states,
-        }
+        return {**super().__getstate__(), "_adamw_defaults": self._adamw_defaults, "_stacks": self._stacks}
 
 
-def _fetch(saved: dict[Any, Any], key: Any, name: str, like: Tensor) -> Tensor:
-    value = saved.get(key, {}).get(name)
-    if value is None:
-        raise ValueError(f"the state of parameter {key} has no {name}")
-    if value.shape != like.shape:
-        raise ValueError(f"{name} of parameter {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
-    return cast(Tensor, value.to(device=like.device, dtype=like.dtype, copy=True))
+def _decay(parameters: list[Tensor], deltas: list[Tensor], taken: list[list[Tensor]], group: dict[str, Any]) -> None:
+    """Decoupled weight decay in place, of the parameters all of whose matrices took part in the step."""
+    decay = float(group["lr"]) * group["weight_decay"]
+    shares = [1 - decay * (torch.stack(parts).all() if len(parts) > 1 else parts[0]) for parts in taken]
+    if not group["cautious_weight_decay"]:
+        torch._foreach_mul_(parameters, shares)
+        return
+    for parameter, delta, share in zip(parameters, deltas, shares, strict=True):
+        parameter.mul_(torch.where(parameter * delta > 0, share, 1))
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    return group.get("param_names") or [f"parameter {index}" for index in range(len(group["params"]))]

@@ -1,5 +1,6 @@
 """The options of a parameter group: what each may be, the paper's choice of them, and what the arithmetic needs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from fismo_core.layout import Bucket
 from fismo_core.matrix_functions import POLAR_METHODS
 
-__all__ = ["MATRIX_KEYS", "PAPER_FORM", "Options", "check_options", "options_of"]
+__all__ = ["MATRIX_KEYS", "PAPER_FORM", "Options", "check_options", "options_of", "structure_of"]
 
 PAPER_FORM: dict[str, Any] = {
     "power": 0.5,
@@ -40,7 +41,7 @@ MATRIX_KEYS = (
 )
 """Options that only groups of matrices have."""
 
-_COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Options:
     compute_dtype: torch.dtype
 
 
-def options_of(group: dict[str, Any], bucket: Bucket) -> Options:
+def options_of(group: Mapping[str, Any], bucket: Bucket) -> Options:
     """The options of a group, for one of its buckets."""
     fields = {key: group[key] for key in Options.__dataclass_fields__ if key != "compute_dtype"}
     return Options(**fields, compute_dtype=_compute_dtype(group["compute_dtype"], bucket))
@@ -85,26 +86,39 @@ def _fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def check_options(group: dict[str, Any]) -> None:
-    """Raise a ValueError that names the first option of a group that is out of range."""
+def structure_of(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The options that decide which state a group has; they must not change once it is allocated."""
+    power = group["power"]
+    return (power == 0, power == 0.5, group["damping_scale"], group["max_factor_dim"])
 
-    def require(condition: bool, message: str) -> None:
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first option of a group that is missing or out of range."""
+
+    def require(key: str, condition: bool, wanted: str) -> None:
         if not condition:
-            raise ValueError(message)
+            raise ValueError(f"{key} must be {wanted}, got {group[key.removeprefix('adamw_')]!r}")
 
-    require(float(group["lr"]) >= 0, f"lr must not be negative, got {group['lr']}")
-    require(group["weight_decay"] >= 0, f"weight_decay must not be negative, got {group['weight_decay']}")
+    needed = ("lr", "weight_decay", *(("betas", "eps") if group["rule"] == "adamw" else MATRIX_KEYS))
+    missing = [key for key in needed if key not in group]
+    if missing:
+        raise ValueError(f"the parameter group has no {', '.join(missing)}")
+    require("lr", _is_number(group["lr"]) and float(group["lr"]) >= 0, "a number of at least 0")
+    require("weight_decay", _is_number(group["weight_decay"]) and group["weight_decay"] >= 0, "a number of at least 0")
     if group["rule"] == "adamw":
         betas = group["betas"]
-        require(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"adamw_betas must be in [0, 1), got {betas}")
-        require(group["eps"] > 0, f"adamw_eps must be positive, got {group['eps']}")
+        require("adamw_betas", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+        require("adamw_eps", group["eps"] > 0, "positive")
         return
     for key in ("momentum", "fisher_decay"):
-        require(0 <= group[key] < 1, f"{key} must be in [0, 1), got {group[key]}")
-    require(0 <= group["power"] <= 0.5, f"power must be in [0, 0.5], got {group['power']}")
-    require(group["damping"] >= 0, f"damping must not be negative, got {group['damping']}")
+        require(key, _is_number(group[key]) and 0 <= group[key] < 1, "a number in [0, 1)")
+    require("power", _is_number(group["power"]) and 0 <= group["power"] <= 0.5, "a number in [0, 0.5]")
+    require("damping", _is_number(group["damping"]) and group["damping"] >= 0, "a number of at least 0")
     for key in ("refresh_interval", "polar_steps", "max_factor_dim"):
-        require(isinstance(group[key], int) and group[key] >= 1, f"{key} must be a positive integer, got {group[key]}")
+        value = group[key]
+        require(key, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a positive integer")
+    for key in ("nesterov", "grafting", "cautious_weight_decay"):
+        require(key, isinstance(group[key], bool), "True or False")
     choices = {
         "momentum_space": ("raw", "whitened"),
         "damping_scale": ("relative", "absolute"),
@@ -113,4 +127,8 @@ def check_options(group: dict[str, Any]) -> None:
         "compute_dtype": ("auto", *_COMPUTE_DTYPES),
     }
     for key, allowed in choices.items():
-        require(group[key] in allowed, f"{key} must be one of {', '.join(allowed)}, got {group[key]!r}")
+        require(key, group[key] in allowed, f"one of {', '.join(allowed)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)

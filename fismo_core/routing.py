@@ -5,10 +5,12 @@ Knows modules by torch's types and by qualified class names, so that neither tim
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fismo_core.layout import MatrixLayout
 
@@ -60,6 +62,14 @@ _CONV1D_FUSED = {
 _CONV1D = "transformers.pytorch_utils.Conv1D"
 _PHI3_ATTENTION = "transformers.models.phi3.modeling_phi3.Phi3Attention"
 _PHI3_MLP = "transformers.models.phi3.modeling_phi3.Phi3MLP"
+# Stacked experts stored (expert, in, out) without transformers' `is_transposed` flag.
+_TRANSPOSED_EXPERTS = {"transformers.models.llama4.modeling_llama4.Llama4TextExperts"}
+
+# Children of a model that are its output head, where no accessor says so (torchvision, transformers' classifiers).
+_HEAD_NAMES = {"aux_head", "classifier", "fc", "head", "head_dist", "heads", "lm_head", "qa_outputs", "score"}
+
+_MOST_IMAGE_CHANNELS = 16
+"""A "patch embedding" of more channels is a stage's downsampling, a hidden layer like any other."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -101,7 +111,8 @@ def split_parameters(model: nn.Module, rules: Mapping[str, Rule] | None = None) 
         model: any module. Linear layers, attention projections and convolutions are matrices; embeddings, heads,
             norms, biases, positional and class tokens, depthwise convolutions and patch embeddings are not.
         rules: regular expressions, searched in the parameter's name, and who treats what they match; the first match
-            wins over everything else. Example: `{r"patch_embed": "matrix", r"blocks\\.0\\.": "adamw"}`.
+            wins over everything else. Models that are neither timm's, transformers' nor torchvision's may need one for
+            their output head. Example: `{r"patch_embed": "matrix", r"blocks\\.0\\.": "adamw"}`.
 
     Returns:
         Dictionaries with `params` (pairs of name and parameter), `rule`, `reasons` and, for matrices, `layouts`.
@@ -137,6 +148,8 @@ def plan_parameters(model: nn.Module, rules: Mapping[str, Rule] | None = None) -
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run the model once before its parameters are split")
         rule, layout, reason = _decide(parameter, owners[id(parameter)], id(parameter) in heads)
         matching = next((pattern for pattern, regex in compiled.items() if regex.search(name)), None)
         if matching is not None:
@@ -166,12 +179,12 @@ def plan_of_groups(groups: Sequence[Mapping[str, Any]]) -> Plan:
 
 def layout_to_plain(layout: MatrixLayout) -> dict[str, Any]:
     """The layout as plain values, for `state_dict`."""
-    return {"keep": layout.keep, "transposed": layout.transposed, "rows": list(layout.rows)}
+    return {"stacked": layout.stacked, "transposed": layout.transposed, "rows": list(layout.rows)}
 
 
 def layout_from_plain(plain: Mapping[str, Any]) -> MatrixLayout:
     """The inverse of `layout_to_plain`."""
-    return MatrixLayout(keep=plain["keep"], transposed=plain["transposed"], rows=tuple(plain["rows"]))
+    return MatrixLayout(stacked=plain["stacked"], transposed=plain["transposed"], rows=tuple(plain["rows"]))
 
 
 Decision = tuple[Rule, MatrixLayout | None, str]
@@ -219,17 +232,25 @@ def _owners(model: nn.Module) -> dict[int, list[_Owner]]:
 
 
 def _head_parameters(model: nn.Module) -> set[int]:
-    """Parameters of output heads, wherever in the model a timm or transformers model sits."""
+    """Parameters of output heads, wherever in the model a timm, transformers or torchvision model sits."""
     heads: list[Any] = []
     for module in model.modules():
+        # Looked up on the class: wrappers such as torch.compile's forward attributes to the model they hold.
         for accessor in ("get_classifier", "get_output_embeddings"):
-            if callable(method := getattr(module, accessor, None)):
-                heads.extend(_flatten(method()))
-        # transformers' sequence and image classifiers have no accessor; their base model says what is not the head.
-        prefix = getattr(module, "base_model_prefix", "")
-        if isinstance(prefix, str) and prefix and isinstance(getattr(module, prefix, None), nn.Module):
-            heads.extend(child for name, child in module.named_children() if name != prefix)
+            if callable(getattr(type(module), accessor, None)):
+                with suppress(TypeError):  # a method of that name with other arguments
+                    heads.extend(_flatten(getattr(module, accessor)()))
+        library = type(module).__module__.startswith("torchvision.models.")
+        if module is model or library or hasattr(type(module), "base_model_prefix"):
+            named = [child for name, child in module.named_children() if name in _HEAD_NAMES]
+            heads.extend(last for child in named if (last := _last_linear(child)) is not None)
     return {id(parameter) for head in heads if isinstance(head, nn.Module) for parameter in head.parameters()}
+
+
+def _last_linear(module: nn.Module) -> nn.Module | None:
+    """The last linear layer or convolution in a head; what comes before it is a hidden layer."""
+    found = [child for child in module.modules() if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d))]
+    return found[-1] if found else None
 
 
 def _flatten(value: Any) -> Iterator[Any]:
@@ -272,14 +293,26 @@ def _decide_matrix(parameter: Tensor, owner: _Owner) -> Decision:
             return "matrix", MatrixLayout(transposed=True, rows=blocks), "query, key, value, stored (in, out)"
         return "matrix", MatrixLayout(transposed=True), "linear, stored (in, out)"
     if parameter.ndim == 3 and type(module).__name__.endswith("Experts"):
-        experts, size = int(parameter.shape[0]), int(parameter.shape[1])
-        return "matrix", MatrixLayout(keep="last", rows=(size,) * experts), "stacked experts"
+        return _decide_experts(parameter, owner)
+    if type(module).__name__.endswith("Router"):
+        return "adamw", None, "router"
     if re.search("pos|token|query|scale|gamma", owner.attribute):
         return "adamw", None, "position, token or scale"
     return "adamw", None, "not a known kind of matrix"
 
 
+def _decide_experts(parameter: Tensor, owner: _Owner) -> Decision:
+    module = owner.module
+    transposed = bool(getattr(module, "is_transposed", _qualified(module) in _TRANSPOSED_EXPERTS))
+    rows = int(parameter.shape[2 if transposed else 1])
+    if owner.attribute == "gate_up_proj" and getattr(module, "is_concatenated", True):
+        return "matrix", MatrixLayout(stacked=True, transposed=transposed, rows=(rows // 2,) * 2), "experts: gate, up"
+    return "matrix", MatrixLayout(stacked=True, transposed=transposed), "stacked experts"
+
+
 def _decide_linear(module: nn.Linear, owner: _Owner, rows: int) -> Decision:
+    if _is_router(owner):
+        return "adamw", None, "router"
     if owner.child_name == "qkv" and owner.parent_class in _TIMM_QKV:
         return "matrix", MatrixLayout(rows=(rows // 3,) * 3), "query, key, value"
     if owner.child_name == "gate_up_proj" and owner.parent_class == _PHI3_MLP:
@@ -291,11 +324,21 @@ def _decide_linear(module: nn.Linear, owner: _Owner, rows: int) -> Decision:
     return "matrix", MatrixLayout(), "linear"
 
 
+def _is_router(owner: _Owner) -> bool:
+    """Whether a linear layer scores experts: named so, or a `gate` (not a gated unit's `gate_proj`) of a mixture."""
+    if owner.child_name == "router":
+        return True
+    mixture = re.search(r"moe|sparse|expert|router", owner.parent_class.rsplit(".", 1)[-1], re.IGNORECASE)
+    return owner.child_name in ("gate", "shared_expert_gate") and mixture is not None
+
+
 def _decide_convolution(module: nn.Module, owner: _Owner) -> Decision:
     groups = int(getattr(module, "groups", 1))
     channels = int(getattr(module, "in_channels", 1))
     rows = int(getattr(module, "out_channels", 1))
-    if any("PatchEmbed" in type(parent).__name__ for _, parent in owner.parents[:2]):
+    if channels <= _MOST_IMAGE_CHANNELS and any(
+        "patch_embed" in name or "PatchEmbed" in type(parent).__name__ for name, parent in owner.parents[:3]
+    ):
         return "adamw", None, "patch embedding"
     if groups > 1 and groups == channels:
         return "adamw", None, "depthwise convolution"

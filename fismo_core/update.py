@@ -7,6 +7,7 @@ docs/algorithm.md.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from fismo_core import fisher
 from fismo_core.matrix_functions import inverse_powers, normalize_scale, polar_factor
 from fismo_core.options import Options
 
-__all__ = ["State", "direction", "fismo_update", "initial_state", "shape_factor"]
+__all__ = ["State", "Step", "direction", "fismo_update", "initial_state", "shape_factor"]
 
 State = dict[str, Tensor]
 
@@ -42,9 +43,17 @@ def initial_state(batch: int, m: int, n: int, options: Options, dtype: torch.dty
     return state
 
 
+class Step(NamedTuple):
+    """What `fismo_update` returns: the direction D `(B, m, n)`, which matrices took part `(B,)`, and the new state."""
+
+    direction: Tensor
+    taken: Tensor
+    state: State
+
+
 def fismo_update(
-    G: Tensor, state: State, options: Options, *, active: Tensor | None = None, refresh: bool = True
-) -> tuple[Tensor, State]:
+    G: Tensor, state: State, options: Options, *, active: Tensor | None = None, refresh: Tensor | bool = True
+) -> Step:
     """The step direction D of each matrix, to be applied as W <- W - lr D, and the state after it.
 
     Args:
@@ -52,26 +61,26 @@ def fismo_update(
         state: from `initial_state` or the last call; not modified.
         options: the optimizer's choices.
         active: boolean `(B,)`; matrices that are not active keep their state and get a zero step. None: all are.
-            A matrix with a non-finite gradient is never active, and is counted in `skipped`.
-        refresh: compute new roots of the factors. Only then does the call synchronise with the device.
-
-    Returns:
-        D `(B, m, n)` in the state's dtype, and the new state.
+            A matrix with a non-finite gradient never takes part, and is counted in `skipped`.
+        refresh: for which matrices, `(B,)`, or for all or none, to compute new roots of the factors. Only a call that
+            does so for any synchronises with the device.
     """
     finite = G.isfinite().flatten(1).all(dim=1)
-    keep = finite if active is None else finite & active
-    mask = keep[:, None, None]
-    G = torch.where(mask, G, 0)
+    taken = finite if active is None else finite & active
+    G = torch.where(taken[:, None, None], G, 0)
     new = dict(state)
-    new["skipped"] = state["skipped"] + (~finite if active is None else ~finite & active)
     if options.power > 0:
-        _update_factors(G, new, keep, options, refresh)
+        _update_factors(G, new, taken, options, refresh)
     if options.momentum_space == "whitened":
         G = _whiten(G, new, options)
+        taken = taken & G.isfinite().flatten(1).all(dim=1)  # the paper's form may overflow where G did not
+        G = torch.where(taken[:, None, None], G, 0)
+    mask = taken[:, None, None]
     M = torch.lerp(state["momentum"], G, 1 - options.momentum)
     U = torch.lerp(G, M, options.momentum) if options.nesterov else M
     new["momentum"] = torch.where(mask, M, state["momentum"])
-    return torch.where(mask, direction(U, new, options), 0), new
+    new["skipped"] = state["skipped"] + (~taken if active is None else ~taken & active)
+    return Step(torch.where(mask, direction(U, new, options), 0), taken, new)
 
 
 def direction(U: Tensor, state: State, options: Options) -> Tensor:
@@ -114,7 +123,7 @@ def _whiten(X: Tensor, state: State, options: Options) -> Tensor:
     )
 
 
-def _update_factors(G: Tensor, state: State, keep: Tensor, options: Options, refresh: bool) -> None:
+def _update_factors(G: Tensor, state: State, keep: Tensor, options: Options, refresh: Tensor | bool) -> None:
     """Fold G into P, then into Q with the new P (Gauss-Seidel): P's roots are renewed before Q's statistic."""
     m, n = G.shape[-2:]
     relative = options.damping_scale == "relative"
@@ -131,21 +140,23 @@ def _update_factors(G: Tensor, state: State, keep: Tensor, options: Options, ref
             state[letter] = fisher.fold_relative(factor, L, keep, options.fisher_decay)
         else:
             state[letter] = fisher.fold_absolute(factor, L / columns, keep, options.fisher_decay, options.damping)
-        if refresh:
-            good = good & _refresh_roots(letter, state, options)
-    if refresh:
-        state["failures"] = torch.where(good, 0, state["failures"] + 1)
+        if refresh is not False:
+            good = good & _refresh_roots(letter, state, options, refresh)
+    if refresh is not False:
+        failures = torch.where(good, 0, state["failures"] + 1)
+        state["failures"] = failures if refresh is True else torch.where(refresh, failures, state["failures"])
 
 
-def _refresh_roots(letter: str, state: State, options: Options) -> Tensor:
+def _refresh_roots(letter: str, state: State, options: Options, refresh: Tensor | bool) -> Tensor:
     """Renew the roots of one factor; where that fails, the previous ones stay. Returns which succeeded, `(B,)`."""
     factor = state[letter]
     if options.damping_scale == "relative":
         factor = fisher.damped(factor, state["statistics"], options.fisher_decay, options.damping)
     names = {f"{letter}_inverse_sqrt": 0.5} | ({f"{letter}_root": options.power} if options.power != 0.5 else {})
     roots, good = inverse_powers(factor, list(names.values()))
+    renewed = good & refresh
     for name, root in zip(names, roots, strict=True):
-        state[name] = torch.where(good.view(-1, *[1] * (root.ndim - 1)), root, state[name])
+        state[name] = torch.where(renewed.view(-1, *[1] * (root.ndim - 1)), root, state[name])
     return good
 
 

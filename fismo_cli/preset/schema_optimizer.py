@@ -78,7 +78,7 @@ class FismoConfig(Config):
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
     cautious_weight_decay: bool = Field(default=False, description="Decay only where the step points to zero too.")
     max_factor_dim: PositiveInt = Field(default=8192, description="A longer side keeps a diagonal factor.")
-    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
     )
     adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")

@@ -158,6 +158,15 @@ def test_bad_settings_are_said_before_training(config: Any, message: str) -> Non
         build_optimizer(config, _vit())
 
 
+def test_a_matrix_optimizer_refuses_copies_and_other_states() -> None:
+    model = _vit()
+    optimizer = build_optimizer(BaselineConfig(name="muon"), model)
+    with pytest.raises(TypeError, match="load its state_dict"):
+        copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match="not the state of the same"):
+        optimizer.load_state_dict(build_optimizer(BaselineConfig(name="adam"), model).state_dict())
+
+
 def test_a_frozen_model_is_refused() -> None:
     with pytest.raises(UsageError, match="no trainable parameters"):
         build_optimizer(BaselineConfig(name="adam"), _vit().requires_grad_(False))

@@ -119,6 +119,8 @@ def test_deep_copy_and_pickle_continue_alike(copier: Any) -> None:
     train_steps(model, optimizer, 3)
     model2, optimizer2 = copier((model, optimizer))
     assert train_steps(model, optimizer, 6, seed=5) == train_steps(model2, optimizer2, 6, seed=5)
+    optimizer2.add_param_group({"params": [("new", nn.Parameter(torch.zeros(2)))], "rule": "adamw"})
+    assert optimizer2.param_groups[-1]["lr"] == 3e-3
 
 
 def test_a_parameter_without_gradient_is_inert() -> None:
@@ -169,6 +171,20 @@ def test_schedulers_scale_both_rules() -> None:
     train_steps(_net(), optimizer, 1)
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 5e-4])
+
+
+def test_the_scheduled_rate_is_the_length_of_the_step() -> None:
+    W = nn.Parameter(torch.zeros(4, 4))
+    optimizer = FISMO([W], 0.1, polar="exact")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    lengths = []
+    for _ in range(3):
+        before = W.detach().clone()
+        W.grad = torch.randn(4, 4)
+        optimizer.step()
+        scheduler.step()
+        lengths.append(float((W.detach() - before).norm()))
+    assert lengths == pytest.approx([0.2, 0.1, 0.05], rel=1e-4)  # the polar factor of a 4 x 4 matrix has norm 2
 
 
 def test_accumulated_gradients_equal_one_large_batch() -> None:
@@ -244,10 +260,24 @@ def test_channels_last_convolutions_step_like_contiguous_ones() -> None:
 
 def test_weight_decay_is_decoupled_and_scheduled() -> None:
     W = nn.Parameter(torch.ones(3, 3))
-    optimizer = FISMO([W], 0.1, weight_decay=0.5)
+    optimizer = FISMO([W], 0.2, weight_decay=0.5)
     W.grad = torch.zeros(3, 3)
     optimizer.step()
-    torch.testing.assert_close(W.detach(), torch.full((3, 3), 1 - 0.1 * 0.5))
+    torch.testing.assert_close(W.detach(), torch.full((3, 3), 0.9))
+    optimizer.param_groups[0]["lr"] = 0.4
+    optimizer.step()
+    torch.testing.assert_close(W.detach(), torch.full((3, 3), 0.9 * 0.8))
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+def test_a_non_finite_gradient_does_not_decay_the_weights(cautious: bool) -> None:
+    W = nn.Parameter(torch.ones(6, 3))
+    layouts = [{"stacked": False, "transposed": False, "rows": [3, 3]}]
+    optimizer = FISMO([{"params": [W], "layouts": layouts}], 0.1, weight_decay=0.5, cautious_weight_decay=cautious)
+    W.grad = torch.full((6, 3), torch.nan)
+    optimizer.step()
+    assert torch.equal(W, torch.ones(6, 3))
+    assert optimizer.skipped_gradients() == 2
 
 
 def test_cautious_weight_decay_acts_only_where_the_step_goes_to_zero() -> None:
@@ -265,6 +295,140 @@ def test_cautious_weight_decay_acts_only_where_the_step_goes_to_zero() -> None:
     torch.testing.assert_close(change, torch.where(towards_zero, -0.05 * W.detach(), 0.0))
 
 
+def _two_matrices(interval: int) -> tuple[list[nn.Parameter], FISMO]:
+    pair = [nn.Parameter(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(2)]
+    return pair, FISMO(pair, 0.1, refresh_interval=interval)
+
+
+def test_roots_are_renewed_by_a_parameters_own_clock_whatever_its_neighbours_do() -> None:
+    """A has gradients in odd steps only; alone or next to a B of its shape, it must move alike, with fresh roots."""
+    gradients = [torch.randn(3, 3, dtype=torch.float64) for _ in range(8)]
+    (A, B), together = _two_matrices(2)
+    alone = nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
+    single = FISMO([alone], 0.1, refresh_interval=2)
+    for step, G in enumerate(gradients):
+        A.grad = alone.grad = G if step % 2 else None
+        B.grad = gradients[-step]
+        before = {key: value.clone() for key, value in together.state_dict()["state"][0].items()}
+        together.step()
+        single.step()
+        if step % 2 == 0:
+            after = together.state_dict()["state"][0]
+            assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(A, alone)
+    root = single.state_dict()["state"][0]["P_root.0"]
+    assert not torch.equal(root, torch.eye(3, dtype=torch.float64))
+
+
+def test_the_first_gradient_brings_roots_even_if_it_comes_late() -> None:
+    (A, B), optimizer = _two_matrices(5)
+    for step in range(2):
+        A.grad = torch.randn(3, 3, dtype=torch.float64) if step else None
+        B.grad = torch.randn(3, 3, dtype=torch.float64)
+        optimizer.step()
+    assert not torch.equal(optimizer.state_dict()["state"][0]["P_root.0"], torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_converted_after_construction_trains_like_one_converted_before(dtype: torch.dtype) -> None:
+    late, early = _net(), _net().to(dtype)
+    optimizer = _fismo(late)
+    late.to(dtype)
+    assert train_steps(late, optimizer, 4) == train_steps(early, _fismo(early), 4)
+    late.to(torch.float16 if dtype == torch.float64 else torch.float64)
+    with pytest.raises(RuntimeError, match=r"conv\.weight was moved or converted after the first step"):
+        optimizer.step()
+
+
+def test_state_dict_hooks_see_and_change_the_whole_state() -> None:
+    model = _net()
+    optimizer = _fismo(model)
+    train_steps(model, optimizer, 2)
+    seen: list[Any] = []
+    optimizer.register_state_dict_post_hook(lambda _, state: seen.append(sorted(state["state"][0])))
+    saved = optimizer.state_dict()
+    assert "momentum.0" in seen[0]
+    assert "P.0" in seen[0]
+
+    def double(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        changed = copy.deepcopy(state)
+        changed["state"][0]["momentum.0"] *= 2
+        return changed
+
+    other = _fismo(_net())
+    other.register_load_state_dict_pre_hook(double)
+    after: list[Tensor] = []
+    other.register_load_state_dict_post_hook(lambda o: after.append(o.state_dict()["state"][0]["momentum.0"]))
+    other.load_state_dict(saved)
+    assert torch.equal(after[0], 2 * saved["state"][0]["momentum.0"])
+
+
+def test_options_that_decide_the_state_cannot_change_later() -> None:
+    W = nn.Parameter(torch.zeros(3, 3))
+    optimizer = FISMO([W])
+    W.grad = torch.randn(3, 3)
+    optimizer.param_groups[0]["damping"] = 0.3  # may change
+    optimizer.step()
+    optimizer.param_groups[0]["power"] = 0.0
+    with pytest.raises(RuntimeError, match="make a new optimizer"):
+        optimizer.step()
+
+
+def test_loading_takes_the_saved_options_and_checks_them() -> None:
+    W = nn.Parameter(torch.zeros(3, 3))
+    saved = FISMO([W], power=0.5).state_dict()
+    optimizer = FISMO([W], power=0.0)
+    optimizer.load_state_dict(saved)
+    W.grad = torch.randn(3, 3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["power"] == 0.5
+    saved["param_groups"][0]["momentum"] = 7.0
+    with pytest.raises(ValueError, match="momentum must be"):
+        optimizer.load_state_dict(saved)
+    del saved["param_groups"][0]["momentum"]
+    with pytest.raises(ValueError, match="has no momentum"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_group_that_is_refused_leaves_no_trace() -> None:
+    model = _net()
+    optimizer = _fismo(model)
+    with pytest.raises(ValueError, match="no matrix"):
+        optimizer.add_param_group({"params": [("vector", nn.Parameter(torch.zeros(3)))]})
+    assert len(optimizer.param_groups) == 2
+    train_steps(model, optimizer, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_empty_parameters_are_stepped_over() -> None:
+    empty, W = nn.Parameter(torch.zeros(0, 4)), nn.Parameter(torch.zeros(4, 4))
+    optimizer = FISMO([empty, W], weight_decay=0.1)
+    empty.grad, W.grad = torch.zeros(0, 4), torch.randn(4, 4)
+    optimizer.step()
+    assert W.any()
+
+
+def test_products_are_full_precision_in_the_step_and_the_setting_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fismo_core import update
+
+    real, seen = update.fismo_update, []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(update, "fismo_update", spy)
+    W = nn.Parameter(torch.zeros(3, 3))
+    W.grad = torch.randn(3, 3)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        FISMO([W]).step()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    assert seen == ["ieee"]
+
+
 def test_unfit_parameters_and_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match=r"is no matrix.*split_parameters"):
         FISMO([nn.Parameter(torch.zeros(3))])
@@ -275,6 +439,11 @@ def test_unfit_parameters_and_gradients_are_refused() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+    matrix = FISMO(embedding.parameters())
+    with pytest.raises(RuntimeError, match="sparse"):
+        matrix.step()
+    with pytest.raises(ValueError, match="one layout for each"):
+        FISMO([{"params": [nn.Parameter(torch.zeros(2, 2))], "layouts": []}])
 
 
 @pytest.mark.parametrize(
@@ -287,12 +456,15 @@ def test_unfit_parameters_and_gradients_are_refused() -> None:
         ("damping_scale", "trace"),
         ("fisher_decay", 1.5),
         ("refresh_interval", 0),
+        ("refresh_interval", True),
+        ("nesterov", "no"),
+        ("lr", "0.1"),
         ("polar", "svd"),
         ("polar_steps", 0),
         ("shape_scale", "muon"),
         ("momentum_space", "both"),
         ("weight_decay", -1.0),
-        ("compute_dtype", "float8"),
+        ("compute_dtype", "float16"),
         ("adamw_betas", (0.9, 1.0)),
         ("adamw_eps", 0.0),
     ],
@@ -310,6 +482,9 @@ def test_paper_form_expands_and_refuses_contradictions() -> None:
     with pytest.raises(ValueError, match=r"power=0\.25 contradicts"):
         FISMO.paper([W], power=0.25)
     assert FISMO.paper([W], power=0.5, damping=0.2).param_groups[0]["damping"] == 0.2
+    assert (group["damping"], group["polar_steps"]) == (1e-3, 5)
+    with pytest.raises(ValueError, match="grafting=True contradicts"):
+        FISMO.paper([{"params": [W], "grafting": True}])
 
 
 def test_state_bytes_count_every_tensor() -> None:
@@ -325,7 +500,7 @@ def test_max_factor_dim_bounds_memory() -> None:
 
 def test_diagnostics_of_the_paper_form_show_a_radius_of_one() -> None:
     W = nn.Parameter(torch.zeros(5, 7))
-    optimizer = FISMO.paper([("layer.weight", W)], momentum=0.5, polar="exact", damping=1e-2)
+    optimizer = FISMO.paper([("layer.weight", W)], momentum=0.5, polar="exact", damping=1e-2, compute_dtype="float32")
     for _ in range(4):
         W.grad = torch.randn(5, 7)
         optimizer.step()

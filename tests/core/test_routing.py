@@ -91,6 +91,116 @@ def test_phi3_unequal_query_key_value() -> None:
     assert rows["model.layers.0.mlp.gate_up_proj.weight"][1] == ((16, 8), (16, 8))
 
 
+def _moe(name: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        name,
+        num_hidden_layers=1,
+        hidden_size=8,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=4,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        vocab_size=11,
+        pad_token_id=0,
+        **({"layer_types": ["full_attention"]} if name == "gpt_oss" else {}),
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_stacked_experts_are_matrices_out_by_in_and_routers_are_not() -> None:
+    for name, gate_up in (("mixtral", ((24, 8),) * 6), ("gpt_oss", ((48, 8),) * 3)):  # gpt_oss interleaves the two
+        rows = _by_name(plan_parameters(_moe(name)))
+        experts = {key.rsplit(".", 1)[-1]: value for key, value in rows.items() if "experts." in key}
+        assert experts["gate_up_proj"][:2] == ("matrix", gate_up), name
+        assert experts["down_proj"][1] == ((8, 24),) * 3, name
+        assert {value[::2] for key, value in rows.items() if "router.weight" in key or key.endswith("gate.weight")} == {
+            ("adamw", "router")
+        }, name
+
+
+def test_stacked_expert_views_multiply_as_the_model_does() -> None:
+    weight = torch.randn(3, 8, 10)  # (expert, in, out), as gpt_oss stores it
+    x = torch.randn(3, 5, 8)
+    views = MatrixLayout(stacked=True, transposed=True).split(weight)
+    torch.testing.assert_close(torch.stack([x[e] @ views[e].mT for e in range(3)]), torch.bmm(x, weight))
+
+
+class _Forwarding(nn.Module):
+    """A wrapper that forwards attributes to the model it holds, as PEFT's and FSDP's do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, _Forwarding, nn.DataParallel])
+@pytest.mark.parametrize("make", [_vit, _gpt2])
+def test_a_wrapped_model_is_routed_like_the_bare_one(wrap: object, make: object) -> None:
+    bare = [(row.rule, row.matrices, row.reason) for row in plan_parameters(make()).rows]
+    wrapped = [(row.rule, row.matrices, row.reason) for row in plan_parameters(wrap(make())).rows]
+    assert wrapped == bare
+    assert {rule for rule, _, _ in bare} == {"matrix", "adamw"}
+
+
+def test_heads_without_an_accessor_are_known_by_name() -> None:
+    from torchvision.models import resnet18, vgg11
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    assert _by_name(plan_parameters(resnet18()))["fc.weight"][2] == "output head"
+    vgg = _by_name(plan_parameters(vgg11()))
+    assert [vgg[f"classifier.{i}.weight"][0] for i in (0, 3, 6)] == ["matrix", "matrix", "adamw"]
+    bert = AutoModelForSequenceClassification.from_config(
+        AutoConfig.for_model(
+            "bert", num_hidden_layers=1, hidden_size=8, intermediate_size=16, num_attention_heads=2, vocab_size=11
+        )
+    )
+    rows = _by_name(plan_parameters(bert))
+    assert rows["classifier.weight"][2] == "output head"
+    assert rows["bert.pooler.dense.weight"][0] == "matrix"
+    vit = AutoModelForImageClassification.from_config(
+        AutoConfig.for_model(
+            "vit",
+            num_hidden_layers=1,
+            hidden_size=8,
+            intermediate_size=16,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+    )
+    rows = _by_name(plan_parameters(vit))
+    assert rows["classifier.weight"][2] == "output head"
+    assert rows["vit.embeddings.patch_embeddings.projection.weight"][2] == "patch embedding"
+
+
+def test_downsampling_between_stages_is_no_patch_embedding() -> None:
+    rows = _by_name(plan_parameters(timm.create_model("pvt_v2_b0", num_classes=3)))
+    assert rows["patch_embed.proj.weight"][2] == "patch embedding"
+    assert rows["stages.1.downsample.proj.weight"][0] == "matrix"
+
+
+def test_embedding_bags_and_lazy_modules() -> None:
+    rows = _by_name(plan_parameters(nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 4))))
+    assert rows["0.weight"][2] == "embedding"
+    with pytest.raises(ValueError, match="has no shape yet"):
+        plan_parameters(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_a_rule_keeps_the_known_layout() -> None:
+    rows = _by_name(plan_parameters(_vit(), {r"qkv\.weight": "matrix"}))
+    assert rows["blocks.0.attn.qkv.weight"][1] == ((8, 8),) * 3
+
+
 def test_gpt_neox_interleaved_layout_stays_whole() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -126,7 +236,8 @@ def test_convolutions() -> None:
         (MatrixLayout(), (4, 3, 2, 2)),
         (MatrixLayout(transposed=True, rows=(2, 4)), (5, 6)),
         (MatrixLayout(transposed=True), (5, 6, 2)),
-        (MatrixLayout(keep="last", rows=(2, 2, 2)), (3, 2, 5)),
+        (MatrixLayout(stacked=True), (3, 2, 5)),
+        (MatrixLayout(stacked=True, transposed=True, rows=(2, 3)), (3, 4, 5)),
     ],
 )
 def test_join_inverts_split(layout: MatrixLayout, shape: tuple[int, ...]) -> None:
@@ -137,7 +248,7 @@ def test_join_inverts_split(layout: MatrixLayout, shape: tuple[int, ...]) -> Non
 def test_fused_projection_steps_like_the_separate_ones() -> None:
     fused = nn.Parameter(torch.zeros(6, 4))
     separate = [nn.Parameter(torch.zeros(2, 4)) for _ in range(3)]
-    layouts = [{"keep": "first", "transposed": False, "rows": [2, 2, 2]}]
+    layouts = [{"stacked": False, "transposed": False, "rows": [2, 2, 2]}]
     first, second = FISMO([{"params": [fused], "layouts": layouts}]), FISMO(separate)
     for _ in range(7):
         G = torch.randn(6, 4)

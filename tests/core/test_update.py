@@ -224,3 +224,41 @@ def test_factors_that_keep_failing_raise(monkeypatch: pytest.MonkeyPatch) -> Non
         optimizer.step()
     assert optimizer.state_dict()["state"][0]["failures.0"] == 10
     assert W.isfinite().all()  # the identity roots of the start stayed in use
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_failure_of_either_factor_counts_and_a_success_clears(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+    from fismo_core import update
+
+    real, calls, broken = update.inverse_powers, [], [True]
+
+    def sometimes(A: Tensor, powers: list[float]) -> tuple[list[Tensor], Tensor]:
+        roots, good = real(A, powers)
+        calls.append(A.shape)
+        return roots, good & ~torch.tensor(broken[0] and len(calls) % 2 != side)
+
+    W = nn.Parameter(torch.zeros(3, 4))
+    optimizer = FISMO([W], 0.1, refresh_interval=1)
+    monkeypatch.setattr(update, "inverse_powers", sometimes)
+    counted = []
+    for step in range(4):
+        broken[0] = step < 3
+        W.grad = torch.randn(3, 4)
+        optimizer.step()
+        counted.append(int(optimizer.state_dict()["state"][0]["failures.0"]))
+    assert counted == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("space", ["raw", "whitened"])
+@pytest.mark.parametrize("scale", [1e18, 1e25, 3e37])
+def test_huge_finite_gradients_leave_no_scar(space: str, scale: float) -> None:
+    """The paper's statistics square the gradient and overflow float32; the factors and the momentum must not."""
+    for make in (FISMO.paper, FISMO):
+        options = {"momentum_space": space} if make is FISMO else {}
+        W = nn.Parameter(torch.zeros(4, 5))
+        optimizer = make([W], 0.1, **options)
+        for step in range(8):
+            W.grad = torch.randn(4, 5) * (scale if step == 3 else 1.0)
+            optimizer.step()
+            assert W.isfinite().all()
+        assert all(value.isfinite().all() for value in optimizer.state_dict()["state"][0].values())

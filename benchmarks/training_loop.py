@@ -23,7 +23,7 @@ from fismo_cli.environment import environment
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.reporting.progress import PlainProgress
-from fismo_cli.runs.execution import prepare
+from fismo_cli.runs.preparation import prepare
 from fismo_cli.training.events import StepLogged
 from fismo_cli.training.trainer import Trainer
 

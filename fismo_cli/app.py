@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fismo_cli.errors import ExitCode, FismoError, PresetError
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -108,18 +108,27 @@ def _run(arguments: list[str], debug: bool) -> int:
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="fismo")
     except SystemExit as leaving:
+        if _came_of(leaving, KeyboardInterrupt):
+            return _fail("interrupted", ExitCode.INTERRUPTED)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, PresetError):
             return _fail(str(error), error.exit_code)  # Each line says itself what it is.
+        if isinstance(error, AbortedError):
+            return _fail(str(error), error.exit_code)
         if isinstance(error, FismoError):
             return _fail(f"error: {error}", error.exit_code)
         return _fail(_describe(error, debug))
     return ExitCode.DONE
+
+
+def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an exception was raised while one of a kind was handled: Typer turns Ctrl-C into an exit."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _describe(error: Exception, debug: bool = False) -> str:

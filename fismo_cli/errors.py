@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-__all__ = ["DivergedError", "ExitCode", "FismoError", "PresetError", "UsageError"]
+__all__ = ["AbortedError", "DivergedError", "ExitCode", "FismoError", "PresetError", "UsageError"]
 
 
 class ExitCode(IntEnum):
@@ -35,6 +35,12 @@ class PresetError(UsageError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class AbortedError(FismoError):
+    """The user left at once, by a second Ctrl-C; the message says from where the run can go on."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class DivergedError(FismoError):

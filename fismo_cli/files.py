@@ -1,12 +1,15 @@
 """Files and folders that are written whole or not at all. Knows nothing of what is in them."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["fsync_path", "whole_directory", "whole_file"]
+__all__ = ["fsync_path", "link_or_copy", "sweep", "whole_directory", "whole_file"]
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)")
 
 
 def fsync_path(path: Path) -> None:
@@ -18,11 +21,36 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def sweep(directory: Path) -> None:
+    """Remove what killed processes left in a folder under temporary names. Nobody else may be writing there."""
+    for path in directory.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that never changes a second name, without its bytes twice on the disk where that is possible."""
+    with whole_file(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # some file systems have no links
+            shutil.copyfile(source, temporary)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; on success it is synchronised and renamed to `path`, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(temporary)  # of a killed process with the same number: in containers it often is 1
     try:
         yield temporary
         fsync_path(temporary)
@@ -39,6 +67,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    _remove(temporary)  # as above
+    _remove(replaced)
     temporary.mkdir()
     try:
         yield temporary

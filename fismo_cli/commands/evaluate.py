@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
+
+if TYPE_CHECKING:
+    from fismo_cli.runs.directory import RunDirectory
 
 __all__ = ["evaluate"]
 
@@ -21,18 +24,28 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
     """Measure a trained model again, or on other data."""
-    if not (run_dir / "preset.yaml").is_file():
-        raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
-    if not (run_dir / "model").is_dir():
-        raise UsageError(f"{run_dir}: this run has no model yet; continue it with fismo train --resume {run_dir}")
-    loaded = load_preset(str(run_dir / "preset.yaml"), overrides or ())
-    from rich.console import Console
+    from fismo_cli.runs.directory import RunDirectory, json_safe
 
+    run = RunDirectory(run_dir)
+    if not run.preset.is_file():
+        raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
+    if not run.model.is_dir():
+        raise UsageError(f"{run_dir}: this run {_no_model(run)}")
+    loaded = load_preset(str(run.preset), overrides or ())
+    from fismo_cli.reporting.console import stderr_console
     from fismo_cli.reporting.tables import metrics_table
-    from fismo_cli.runs.directory import json_safe
     from fismo_cli.runs.measuring import measure
 
     metrics = measure(run_dir, loaded)
-    Console(stderr=True).print(metrics_table(metrics))
+    stderr_console().print(metrics_table(metrics))
     if as_json:
         print(json.dumps(json_safe({"run_dir": str(run_dir), "metrics": metrics}), allow_nan=False))
+
+
+def _no_model(run: "RunDirectory") -> str:
+    """Why a run has no model, and what to do."""
+    if run.status() == "diverged":
+        return "diverged, so it has no model"
+    if not any(run.checkpoints.glob("step-*")):
+        return f"has no model and no checkpoint to continue from; start anew with: fismo train {run.preset}"
+    return f"has no model yet; continue it with: {run.resume_command}"

@@ -70,7 +70,7 @@ def copy(
     try:
         with whole_file(target) as temporary:
             temporary.write_bytes(source.read_bytes())
-    except PermissionError as error:
+    except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
     print(f"wrote {target}; train it with: fismo train {target}", file=sys.stderr)
 

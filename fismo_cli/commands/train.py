@@ -1,5 +1,6 @@
 """`fismo train`: one run, from a preset to a trained model in a run directory."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -38,16 +39,18 @@ def train(
     loaded = load_preset(preset, overrides or ())
     if dry_run and resume is not None:
         raise UsageError("--dry-run starts from step 0: leave out --resume")
+    with contextlib.suppress(OSError, ValueError):  # before torch and the like, which take seconds to import
+        print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
     if dry_run:
         _show_dry_run(loaded, as_json)
         return
-    from rich.console import Console
-
+    from fismo_cli.reporting.console import stderr_console
     from fismo_cli.reporting.progress import progress_sink
     from fismo_cli.reporting.tables import summary_table
+    from fismo_cli.runs.directory import RunDirectory
     from fismo_cli.runs.execution import execute
 
-    console = Console(stderr=True)
+    console = stderr_console()
     progress = progress_sink(console)
     try:
         summary = execute(loaded, runs_dir=runs_dir, resume=resume, sinks=[progress], command=["fismo", *sys.argv[1:]])
@@ -60,17 +63,18 @@ def train(
         case "diverged":
             raise typer.Exit(ExitCode.DIVERGED)
         case "interrupted":
+            command = RunDirectory(Path(summary["run_dir"])).resume_command
+            console.print(f"continue with: {command}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(128 + summary["signal"])
 
 
 def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
-    from rich.console import Console
-
+    from fismo_cli.reporting.console import stderr_console
     from fismo_cli.reporting.tables import dry_run_table
     from fismo_cli.runs.execution import dry_run
 
     result = dry_run(loaded)
-    console = Console(stderr=True)
+    console = stderr_console()
     for note in result["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if result["plan"] is not None:

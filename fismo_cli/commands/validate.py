@@ -8,8 +8,9 @@ import typer
 
 from fismo_cli.errors import PresetError
 from fismo_cli.preset.files import missing_files
-from fismo_cli.preset.loading import LoadedPreset, identity, load_preset
+from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.preset.schema import FismoConfig, Preset
+from fismo_cli.runs.directory import run_identity
 
 __all__ = ["validate"]
 
@@ -46,7 +47,7 @@ def _record(loaded: LoadedPreset) -> dict[str, Any]:
         "valid": True,
         "name": loaded.name,
         "source": loaded.source,
-        "identity": identity(loaded.preset),
+        "identity": run_identity(loaded.preset),
         "notes": list(loaded.notes),
         "preset": loaded.preset.model_dump(mode="json"),
     }
@@ -67,5 +68,5 @@ def _essentials(preset: Preset) -> list[tuple[str, str]]:
         ("optimizer", f"{optimizer.name}, {rate}"),
         ("train", f"{length}, batch size {train.batch_size}, {train.schedule.name} schedule, {train.precision}"),
         ("seed", str(train.seed)),
-        ("identity", identity(preset)),
+        ("identity", run_identity(preset)),
     ]

@@ -5,7 +5,18 @@ from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from fismo_cli.reporting import Sink
 from fismo_cli.training.events import (
@@ -62,19 +73,19 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=min(40, max(8, console.width // 6)), table_column=Column(no_wrap=True)),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[measures]}"),
-            TimeElapsedColumn(),
+            _Measures(),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
             refresh_per_second=4,
             transient=True,
         )
         self._bar: TaskID | None = None
         self._total = 0
-        self._step, self._metric = "", ""
+        self._loss, self._metric, self._speed = "", "", ""
 
     def write(self, event: Event) -> None:
         """Move the bar or print a line above it."""
@@ -86,11 +97,12 @@ class LiveProgress:
                 self._bar = self._progress.add_task("", total=event.total_steps, completed=done, measures="")
             case StepLogged():
                 lr = next(iter(event.lr.values()))
-                self._step = f"loss {event.loss:.4f}  lr {lr:.2g}  {event.samples_per_second:,.0f} samples/s"
+                self._loss = f"loss {event.loss:.4f}"
+                self._speed = f"lr {lr:.2g}  {event.samples_per_second:,.0f} samples/s"
                 self._update(completed=event.step)
                 return
             case Evaluated():
-                self._metric = f"{event.split} {_headline(event.metrics)}  "
+                self._metric = f"{event.split} {_headline(event.metrics)}"
                 self._update()
         text = describe(event, self._total)
         if text is not None:
@@ -102,7 +114,18 @@ class LiveProgress:
 
     def _update(self, completed: int | None = None) -> None:
         if self._bar is not None:
-            self._progress.update(self._bar, completed=completed, measures=self._metric + self._step)
+            measures = "  ".join(filter(None, (self._loss, self._metric, self._speed)))
+            self._progress.update(self._bar, completed=completed, measures=measures)
+
+
+class _Measures(ProgressColumn):
+    """The one column that gives way on a narrow terminal: it is cut off at its end, the most important is first."""
+
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=False))  # rich shrinks no column that may not be wrapped
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["measures"], no_wrap=True, overflow="ellipsis")
 
 
 def describe(event: Event, total: int) -> str | None:
@@ -126,7 +149,7 @@ def describe(event: Event, total: int) -> str | None:
         case CheckpointSaved():
             return f"step {event.step}/{total}  checkpoint saved"
         case Interrupted():
-            return f"interrupted after step {event.step}; continue with --resume auto"
+            return f"interrupted after step {event.step}"
         case Diverged():
             return f"diverged at step {event.step}: {event.reason}"
         case Noticed():

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,21 @@ from typing import Any
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
+from fismo_cli.preset.schema import LoggingConfig, Preset
 
-__all__ = ["RunDirectory", "check_same_preset", "json_safe", "unfinished_runs", "write_json"]
+__all__ = ["RunDirectory", "check_same_preset", "json_safe", "run_identity", "unfinished_runs", "write_json"]
+
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _let_go() -> None:
+    """In a forked child: close its copies of the locks, which would outlive a parent that is killed."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,11 @@ class RunDirectory:
         """TensorBoard's event files, where they were asked for."""
         return self.path / "tensorboard"
 
+    @property
+    def resume_command(self) -> str:
+        """The command that continues this run, as it can be typed."""
+        return f"fismo train {shlex.quote(str(self.preset))} --resume {shlex.quote(str(self.path))}"
+
     def status(self) -> str | None:
         """`completed`, `diverged` or `interrupted` as the summary says; None where there is none (killed, running)."""
         try:
@@ -102,12 +121,13 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from continuing this run; the system frees the lock however this process ends.
+        """Keep others from continuing this run; the system frees the lock however this process ends.
 
         Raises:
-            FismoError: if another process holds it.
+            FismoError: if it is held already.
         """
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        _held.add(descriptor)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,20 +135,19 @@ class RunDirectory:
                 raise FismoError(f"another process is training in {self.path}; wait for it or stop it") from None
             yield
         finally:
-            os.close(descriptor)
+            if descriptor in _held:  # not so in a forked child that is leaving
+                _held.remove(descriptor)
+                os.close(descriptor)
 
-    def is_locked(self) -> bool:
-        """Whether a process is training in it right now."""
-        try:
-            with self.lock():
-                return False
-        except FismoError:
-            return True
+
+def run_identity(preset: Preset) -> str:
+    """By which runs of one preset are known: `identity` without what only says where measurements go."""
+    return identity(preset.model_copy(update={"logging": LoggingConfig()}))
 
 
 def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
     """Runs of the same resolved preset that neither completed nor diverged, the newest first."""
-    wanted = identity(loaded.preset)
+    wanted = run_identity(loaded.preset)
     found = []
     for file in (runs_dir / loaded.name).glob("*/preset.yaml"):
         run = RunDirectory(file.parent)
@@ -146,18 +165,17 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
     if not run.preset.is_file():
         raise UsageError(f"--resume {run.path}: not a run directory (it has no preset.yaml)")
     saved = load_preset(str(run.preset)).preset
-    if identity(saved) == identity(loaded.preset):
+    if run_identity(saved) == run_identity(loaded.preset):
         return
     old, new = _flat(saved.model_dump(mode="json")), _flat(loaded.preset.model_dump(mode="json"))
-    absent = "absent"
     differing = [
-        f"{key} ({old.get(key, absent)} there, {new.get(key, absent)} here)"
+        f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, absent) != new.get(key, absent)
+        if not key.startswith("logging.") and _as_yaml(old, key) != _as_yaml(new, key)
     ]
     raise UsageError(
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "
-        f"fismo train {run.preset} --resume {run.path}"
+        f"{run.resume_command}"
     )
 
 
@@ -180,9 +198,15 @@ def json_safe(value: Any) -> Any:
 
 def _identity_of(run: RunDirectory) -> str | None:
     try:
-        return identity(load_preset(str(run.preset)).preset)
+        return run_identity(load_preset(str(run.preset)).preset)
     except FismoError:
         return None  # of another version, or half written: nothing to continue
+
+
+def _as_yaml(values: dict[str, Any], key: str) -> str:
+    """A value as the preset's file would have it: JSON is YAML, but for text, which needs no quotes here."""
+    value = values.get(key, "absent")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

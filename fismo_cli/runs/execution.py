@@ -1,75 +1,33 @@
-"""Carries out one run here: builds what the preset names, finds what to resume, trains, and fills the run directory.
+"""Carries out one run here: prepares it, finds what to resume, trains, and fills the run directory.
 
 The one path from a preset to a trained model; commands only parse options and print what it returns.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.errors import FismoError, UsageError
-from fismo_cli.models import build_model, model_notes, save_flat, save_model
-from fismo_cli.optimizers import build_optimizer, optimizer_state_bytes
-from fismo_cli.preset.loading import LoadedPreset, identity
+from fismo_cli.errors import AbortedError, FismoError, UsageError
+from fismo_cli.files import link_or_copy, sweep
+from fismo_cli.models import save_flat, save_model
+from fismo_cli.optimizers import optimizer_state_bytes
+from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import JsonlSink, truncate_after
-from fismo_cli.reporting.tensorboard import TensorBoardSink, require_tensorboard
-from fismo_cli.runs.directory import RunDirectory, check_same_preset, unfinished_runs, write_json
+from fismo_cli.reporting.tensorboard import TensorBoardSink
+from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identity, unfinished_runs, write_json
 from fismo_cli.runs.environment import describe_run, differences, weights_hash
-from fismo_cli.tasks import build_task
-from fismo_cli.tasks.base import Task
+from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
-from fismo_cli.training.device import choose_device, peak_memory_bytes
+from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import Event, Finished, Noticed
-from fismo_cli.training.seeding import configure_torch, seed_everything
-from fismo_cli.training.trainer import RunName, Trainer
 
-__all__ = ["Prepared", "dry_run", "execute", "prepare"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to start: nothing is on disk yet."""
-
-    loaded: LoadedPreset
-    task: Task
-    trainer: Trainer
-    notes: tuple[str, ...]
-
-
-def prepare(loaded: LoadedPreset) -> Prepared:
-    """Build task, model, optimizer and trainer of a preset, with torch's threads and determinism as it asks.
-
-    Raises:
-        UsageError: for whatever of the preset cannot be had on this machine.
-    """
-    preset = loaded.preset
-    if preset.logging.tensorboard:
-        require_tensorboard()
-    configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
-    device = choose_device(preset.train.device)
-    task = build_task(preset)
-    seed_everything(preset.train.seed)
-    model = build_model(preset, task)
-    notes = (*loaded.notes, *model_notes(model))
-    model.to(device)
-    trainer = Trainer(
-        task=task,
-        model=model,
-        optimizer=build_optimizer(preset.optimizer, model),
-        train=preset.train,
-        evaluate=preset.evaluate,
-        checkpoint=preset.checkpoint,
-        device=device,
-        workers=preset.data.workers,
-        name=RunName(loaded.name, preset.optimizer.name),
-    )
-    return Prepared(loaded, task, trainer, notes)
+__all__ = ["dry_run", "execute"]
 
 
 def execute(
@@ -91,18 +49,21 @@ def execute(
 
     Raises:
         UsageError: before anything is written, for what is wrong with the preset or `resume`.
+        AbortedError: if a second Ctrl-C ended it.
         FismoError: if the run cannot go on.
     """
     with ExitStack() as stack:
         run, checkpoint, notes = _find_resumable(resume, loaded, runs_dir, stack)
         prepared = prepare(loaded)
         surroundings = _describe(prepared, command)
+        check_space(runs_dir if run is None else run.path, prepared.trainer.final_model)
         if run is None:
             run = RunDirectory.create(runs_dir, loaded)
             stack.enter_context(run.lock())
             write_json(run.environment, surroundings)
         else:
             assert checkpoint is not None
+            sweep(run.path)
             notes += _record_resumption(run, checkpoint, surroundings)
             truncate_after(run.metrics, checkpoint.step)
             run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
@@ -112,11 +73,16 @@ def execute(
         for sink in own:
             stack.callback(sink.close)
         summary: dict[str, Any] = {}
-        for event in _events(prepared, run, checkpoint, (*notes, *prepared.notes)):
-            for sink in (*own, *sinks):
-                sink.write(event)
-            if isinstance(event, Finished):
-                summary = event.summary
+        try:
+            for event in _events(prepared, run, checkpoint, (*notes, *prepared.notes)):
+                for sink in (*own, *sinks):
+                    sink.write(event)
+                if isinstance(event, Finished):
+                    summary = event.summary
+        except KeyboardInterrupt:
+            steps = CheckpointStore(run.checkpoints).steps()
+            kept = f"after step {steps[-1]}; continue from there with: {run.resume_command}" if steps else "of this run"
+            raise AbortedError(f"stopped at once: nothing was saved {kept}") from None
         return summary
 
 
@@ -130,6 +96,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any]:
     prepared = prepare(loaded)
     trainer = prepared.trainer
     seconds = trainer.try_steps(steps)
+    usual = min(seconds[1:], default=seconds[0])
     plan = getattr(trainer.optimizer, "plan", None)
     return {
         "dry_run": True,
@@ -140,8 +107,8 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "total_steps": trainer.total,
         "first_step_seconds": seconds[0],
-        "step_seconds": min(seconds[1:], default=seconds[0]),
-        "samples_per_second": loaded.preset.train.batch_size / min(seconds),
+        "step_seconds": usual,
+        "samples_per_second": loaded.preset.train.batch_size / usual,
         "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "plan": None if plan is None else str(plan()),
@@ -161,14 +128,42 @@ def _events(prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, no
         summary = {
             "run_dir": str(run.path),
             **event.summary,
-            "identity": identity(preset),
+            "identity": run_identity(preset),
             "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
         }
         if summary["status"] == "completed":
-            save_model(trainer.final_model, preset, prepared.task, run.model)
-            save_flat(trainer.final_model, run.weights)
+            _keep(prepared, run, store)
         write_json(run.summary, summary)
         yield Finished(summary)
+
+
+def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None:
+    """Save the trained model; if that fails, a checkpoint of the last step, so that the work is not lost.
+
+    Raises:
+        FismoError: if the model could not be saved.
+    """
+    preset, model = prepared.loaded.preset, prepared.trainer.final_model
+    try:
+        save_model(model, preset, prepared.task, run.model)
+        if preset.model.library == "timm":
+            link_or_copy(run.model / "model.safetensors", run.weights)  # the same content already
+        else:
+            save_flat(model, run.weights)
+    except Exception as error:  # libraries report a full disk in exceptions of their own
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        problem = f"training is complete, but the model could not be saved in {run.path}: {reason}"
+        shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and the checkpoint may need the space
+        run.weights.unlink(missing_ok=True)
+        try:
+            if prepared.trainer.total not in store.steps():
+                prepared.trainer.save_completed(store)
+        except FismoError as worse:
+            raise FismoError(f"{problem}; and {worse}") from error
+        raise FismoError(
+            f"{problem}. The work is in a checkpoint: make room, then save it without training again by: "
+            f"{run.resume_command}"
+        ) from error
 
 
 def _find_resumable(
@@ -189,22 +184,24 @@ def _find_resumable(
         return run, checkpoint, _resume_notes(run, checkpoint)
     notes: list[str] = []
     for run in unfinished_runs(runs_dir, loaded):
-        if run.is_locked():
-            notes.append(f"{run.path} is being trained by another process")
-            continue
-        lock = ExitStack()
-        lock.enter_context(run.lock())
-        try:
-            checkpoint = CheckpointStore(run.checkpoints).load()
-        except FismoError as error:
-            notes.append(str(error))
-            checkpoint = None
-        if checkpoint is not None:
-            stack.push(lock)
-            return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
-        lock.close()
-    notes.append(f"no unfinished run of this preset with a checkpoint in {runs_dir / loaded.name}; starting a new one")
-    return None, None, tuple(notes)
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(run.lock())
+                checkpoint = CheckpointStore(run.checkpoints).load()
+            except FismoError as error:
+                notes.append(str(error))
+                continue
+            # It may have ended between the search and the lock.
+            if checkpoint is not None and run.status() in (None, "interrupted"):
+                stack.push(lock.pop_all())
+                return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
+    if notes:
+        return None, None, (*notes, "starting a new run instead")
+    return (
+        None,
+        None,
+        (f"no unfinished run of this preset with a checkpoint in {runs_dir / loaded.name}; starting a new one",),
+    )
 
 
 def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:

@@ -69,10 +69,11 @@ def explain_memory(device: torch.device, advice: Callable[[], str]) -> Iterator[
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         # Only CUDA has an exception of its own for it.
         words = ("not enough memory", "out of memory", "can't allocate memory")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in words):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(word in str(error) for word in words):
             raise
         raise FismoError(f"{device} ran out of memory {advice()}") from error
 

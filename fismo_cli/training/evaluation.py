@@ -1,6 +1,7 @@
 """Metrics of a model on one part of the data: eval mode, no gradients, each sample once. Draws no random numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,26 @@ from fismo_cli.tasks.base import Part, Task
 from fismo_cli.training.data_order import fetch, sequential_keys
 from fismo_cli.training.device import Precision, autocast, move
 
-__all__ = ["evaluate_part"]
+__all__ = ["evaluate_part", "evaluation_mode"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode that every module was in is restored afterwards.
+
+    The ways in and out lead through training mode, in which some models (LeViT, EfficientFormer) drop what they cached
+    of the weights for evaluation: it would be of an earlier step.
+    """
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+        for module, mode in training.items():
+            module.training = mode
 
 
 def evaluate_part(
@@ -30,18 +50,12 @@ def evaluate_part(
     # Sums of many batches need more digits than a batch's own; MPS has no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     totals: dict[str, Tensor] = {}
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in fetch(part, sequential_keys(part, batch_size), workers=workers, pin=device.type == "cuda"):
-                if stop():
-                    return None
-                with autocast(device, precision):
-                    sums = task.measure(model, move(batch, device))
-                for name, value in sums.items():
-                    totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(model):
+        for batch in fetch(part, sequential_keys(part, batch_size), workers=workers, pin=device.type == "cuda"):
+            if stop():
+                return None
+            with autocast(device, precision):
+                sums = task.measure(model, move(batch, device))
+            for name, value in sums.items():
+                totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
     return task.metrics({name: value.item() for name, value in totals.items()})

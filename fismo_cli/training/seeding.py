@@ -6,12 +6,14 @@ Knows nothing of presets. Every seed is derived from the run's by `derive_seed`,
 import hashlib
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["configure_torch", "derive_seed", "restore_rng_state", "rng_state", "seed_everything"]
+__all__ = ["configure_torch", "derive_seed", "kept_rng_state", "restore_rng_state", "rng_state", "seed_everything"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -55,6 +57,16 @@ def rng_state() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
+
+
+@contextmanager
+def kept_rng_state() -> Iterator[None]:
+    """Put every global generator back afterwards, whatever is drawn meanwhile."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        restore_rng_state(state)
 
 
 def restore_rng_state(state: dict[str, Any]) -> None:

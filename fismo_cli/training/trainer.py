@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fismo_cli.errors import FismoError
 from fismo_cli.optimizers import learning_rates
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
 from fismo_cli.tasks.base import Batch, Part, Task
@@ -120,6 +122,17 @@ class Trainer:
         )
         with self._stop, explain_memory(self.device, self._memory_advice):
             yield from self._run(store, resumed_from)
+
+    def save_completed(self, store: CheckpointStore) -> Path:
+        """Save a checkpoint of the last step after all, from which a resumed run only measures and keeps the model.
+
+        Raises:
+            FismoError: if it cannot be written, also without what the optimizer knows, which is no longer needed.
+        """
+        try:
+            return Path(self._save(store).path)
+        except FismoError:
+            return Path(self._save(store, with_optimizer=False).path)
 
     def try_steps(self, count: int) -> list[float]:
         """Take a few steps from the start and return the seconds of each; nothing is logged or saved."""
@@ -272,14 +285,14 @@ class Trainer:
         largest = torch.stack([norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)])
         return None if bool(torch.isfinite(largest).all()) else "the weights are no longer finite"
 
-    def _save(self, store: CheckpointStore) -> events.CheckpointSaved:
+    def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
         state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
         content = {
             "run": asdict(state),
             "model": dict(self.model.state_dict()),
             "average": None if self.average is None else dict(self.average.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "rng": rng_state(),
@@ -293,7 +306,8 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        if saved["optimizer"] is not None:
+            self.optimizer.load_state_dict(saved["optimizer"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(saved["scaler"])
         self._window.load_state_dict(saved["window"])

@@ -205,7 +205,7 @@ def failing(monkeypatch):
         (UsageError("no such folder"), 2, "error: no such folder"),
         (PresetError(["preset error: a", "preset error: b"]), 2, "preset error: a\npreset error: b"),
         (DivergedError("the loss is nan"), 4, "error: the loss is nan"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted"),
         (
             ValueError("a\nb"),
             1,

@@ -77,7 +77,7 @@ def test_summary_table_of_a_diverged_run_says_why():
 
 
 def test_tensorboard_missing_is_said_before_training(monkeypatch):
-    from fismo_cli.runs.execution import prepare
+    from fismo_cli.runs.preparation import prepare
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'fismo\[tensorboard\]'"):

@@ -1,0 +1,51 @@
+"""The console for people, on stderr. That nobody can read it any more never ends what is reported on."""
+
+import contextlib
+import os
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+
+__all__ = ["Forgiving", "stderr_console"]
+
+
+def stderr_console() -> Console:
+    """A console on what `sys.stderr` is now."""
+    # Only writing and asking about it is ever done to the stream.
+    stream: Any = Forgiving(sys.stderr)
+    return Console(file=stream)
+
+
+class Forgiving:
+    """A stream that falls silent for good once it cannot be written (a full disk, a terminal that is gone)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+
+    def write(self, text: str) -> int:
+        """Write where that is still possible."""
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # the latter if it was closed
+                self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush where that is still possible."""
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr if self._stream is None else self._stream, name)
+
+    def _give_up(self) -> None:
+        """Also lead what is buffered to nowhere: the interpreter's flush at exit would fail with its own exit code."""
+        stream, self._stream = self._stream, None
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+            if stream is sys.stderr:
+                os.dup2(nowhere.fileno(), stream.fileno())

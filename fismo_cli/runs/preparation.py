@@ -1,0 +1,102 @@
+"""From a preset to everything a run needs in memory, with what can be known to go wrong found before any work is done.
+
+Writes nothing to disk.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.models import build_model, model_notes
+from fismo_cli.optimizers import build_optimizer
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.reporting.tensorboard import require_tensorboard
+from fismo_cli.tasks import build_task
+from fismo_cli.tasks.base import Task
+from fismo_cli.training.device import autocast, choose_device, explain_memory, move
+from fismo_cli.training.evaluation import evaluation_mode
+from fismo_cli.training.seeding import configure_torch, kept_rng_state, seed_everything
+from fismo_cli.training.trainer import RunName, Trainer
+
+__all__ = ["Prepared", "check_space", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start: nothing is on disk yet."""
+
+    loaded: LoadedPreset
+    task: Task
+    trainer: Trainer
+    notes: tuple[str, ...]
+
+
+def prepare(loaded: LoadedPreset) -> Prepared:
+    """Build task, model, optimizer and trainer of a preset, with torch's threads and determinism as it asks.
+
+    Raises:
+        UsageError: for whatever of the preset cannot be had on this machine.
+        FismoError: if memory runs out.
+    """
+    preset = loaded.preset
+    if preset.logging.tensorboard:
+        require_tensorboard()
+    configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
+    device = choose_device(preset.train.device)
+    with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
+        task = build_task(preset)
+        seed_everything(preset.train.seed)
+        model = build_model(preset, task)
+        notes = (*loaded.notes, *model_notes(model))
+        model.to(device)
+        optimizer = build_optimizer(preset.optimizer, model)
+        _try_forward(loaded, task, model, device)
+        trainer = Trainer(
+            task=task,
+            model=model,
+            optimizer=optimizer,
+            train=preset.train,
+            evaluate=preset.evaluate,
+            checkpoint=preset.checkpoint,
+            device=device,
+            workers=preset.data.workers,
+            name=RunName(loaded.name, preset.optimizer.name),
+        )
+    return Prepared(loaded, task, trainer, notes)
+
+
+def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> None:
+    """Make sure that the model can take the data at all, by one sample; leaves model and generators as they are."""
+    with kept_rng_state(), evaluation_mode(model), autocast(device, loaded.preset.train.precision):
+        batch = move(task.train.__getitems__([(0, 0)]), device)
+        try:
+            with explain_memory(device, lambda: "with a single sample. Make the model or the samples smaller"):
+                task.measure(model, batch)
+        except FismoError:
+            raise
+        except Exception as error:  # whatever a library's model does with shapes it was not made for
+            shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in batch.items())
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UsageError(
+                f"{loaded.preset.model.name} with these model.args cannot take this preset's data ({shapes}): {reason}"
+            ) from error
+
+
+def check_space(directory: Path, model: nn.Module) -> None:
+    """Refuse a run whose model would have no room on the disk, before any work is put into it.
+
+    Raises:
+        UsageError: if the disk that holds the directory has less left than the weights alone take.
+    """
+    needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UsageError(
+            f"the disk of {directory} has {free / 2**20:.1f} MiB left, but the trained model alone needs "
+            f"{needed / 2**20:.1f} MiB: free some space, or use another --runs-dir"
+        )

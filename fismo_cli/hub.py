@@ -70,7 +70,7 @@ def _offline_unless_reachable() -> Iterator[None]:
 
 
 @contextmanager
-def reachable(what: str, key: str, remedy: str, *, local: bool = False) -> Iterator[None]:
+def reachable(what: str, key: str, remedy: str, *, local: bool = False, unreadable: str = "") -> Iterator[None]:
     """Turn the errors of loading `what` into one sentence.
 
     Args:
@@ -78,6 +78,7 @@ def reachable(what: str, key: str, remedy: str, *, local: bool = False) -> Itera
         key: The preset key that names it.
         remedy: What to give instead, where the hub cannot be reached.
         local: It is a folder on this machine: no need to ask whether the hub answers.
+        unreadable: What to say where it is there but cannot be loaded; empty for the library's own first line.
 
     Raises:
         UsageError: The hub could not be reached, has no such entry, or what it holds cannot be loaded.
@@ -96,5 +97,5 @@ def reachable(what: str, key: str, remedy: str, *, local: bool = False) -> Itera
         elif is_offline_error(error):
             message = f"{what}: not on this machine, and the Hugging Face hub cannot be reached ({key}); {remedy}"
         else:
-            message = f"{what}: cannot be loaded ({key}): {first_line}"
+            message = f"{what}: cannot be loaded ({key}): {unreadable or first_line}"
         raise UsageError(message) from error

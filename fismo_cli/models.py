@@ -9,7 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_directory, whole_file
+from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import ImagePreset, Preset
 from fismo_cli.tasks.base import Task
 
@@ -34,7 +36,8 @@ def build_model(preset: Preset, task: Task) -> nn.Module:
         from fismo_cli import transformers_models
 
         block_size = 1 if isinstance(preset, ImagePreset) else preset.data.block_size
-        model, notes = transformers_models.build(preset.model, task.model_args, block_size)
+        tokenizer = getattr(task, "tokenizer", None)
+        model, notes = transformers_models.build(preset.model, task.model_args, block_size, tokenizer)
     setattr(model, _NOTES, notes)
     return model.float().train()
 
@@ -85,15 +88,38 @@ def load_model_dir(run_or_model_dir: Path, preset: Preset, task: Task) -> nn.Mod
     """A saved model (a run directory or its `model/`), exactly as saved, in evaluation mode.
 
     Raises:
-        UsageError: There is no complete model there, or it is for other classes, channels or a larger vocabulary.
+        UsageError: There is no complete model there, the preset's model section is not its run's, or it is for other
+            classes, channels, statistics of pixels, or another tokenizer.
     """
+    _refuse_other_model(run_or_model_dir, preset)
     if isinstance(preset, ImagePreset):
         from fismo_cli import timm_models
 
-        return timm_models.load_directory(run_or_model_dir, task.model_args, _classes(task)).float().eval()
+        left_open = [key for key in ("mean", "std") if getattr(preset.data, key) is None and key in task.description]
+        statistics = {key: task.description[key] for key in left_open}
+        network = timm_models.load_directory(run_or_model_dir, task.model_args, _classes(task), statistics)
+        return network.float().eval()
     from fismo_cli import transformers_models
 
-    return transformers_models.load_directory(run_or_model_dir, task.model_args, preset.data.block_size).float().eval()
+    tokenizer = getattr(task, "tokenizer", None)
+    network = transformers_models.load_directory(run_or_model_dir, task.model_args, preset.data.block_size, tokenizer)
+    return network.float().eval()
+
+
+def _refuse_other_model(run_dir: Path, preset: Preset) -> None:
+    """The saved model is loaded as it is: a model section that says otherwise (an override) would be ignored."""
+    if not (run_dir / "preset.yaml").is_file():
+        return
+    trained, asked = load_preset(str(run_dir / "preset.yaml")).preset.model.model_dump(), preset.model.model_dump()
+    for key in ("library", "name", "pretrained"):
+        if trained[key] != asked[key]:
+            raise UsageError(
+                f"model.{key} is {asked[key]}, but {run_dir} was trained with {trained[key]}; leave it out"
+            )
+    for key in sorted({*trained["args"], *asked["args"]}):
+        before, now = (args.get(key, "not set") for args in (trained["args"], asked["args"]))
+        if before != now:
+            raise UsageError(f"model.args.{key} is {now}, but {run_dir} was trained with {before}; leave it out")
 
 
 def _classes(task: Task) -> Sequence[str] | None:

@@ -59,10 +59,6 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> O
         create = _baseline(config)
         if config.name in MATRIX_NAMES:
             return MatrixOptimizer(split_parameters(model, config.rules), create, config.adamw.model_dump())
-        if config.rules:
-            raise UsageError(
-                f"optimizer.rules: {config.name} treats all parameters alike; rules are for matrix optimizers"
-            )
         return create([parameter for parameter in model.parameters() if parameter.requires_grad])
     except (ValueError, re.error) as error:
         raise UsageError(f"optimizer {config.name}: {error}") from error
@@ -189,9 +185,13 @@ def _baseline(config: BaselineConfig) -> Callable[[Iterable[Tensor]], Optimizer]
 
 def _factory(name: str) -> Callable[..., Optimizer]:
     if name.startswith(TIMM_PREFIX):
-        from timm.optim import get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
+        from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
 
         try:
+            if get_optimizer_info(name.removeprefix(TIMM_PREFIX)).second_order:
+                raise UsageError(
+                    f"optimizer.name: {name} needs second derivatives of the loss, which are not computed here"
+                )
             return get_optimizer_class(name.removeprefix(TIMM_PREFIX), bind_defaults=True)
         except ValueError as error:
             near = difflib.get_close_matches(name.removeprefix(TIMM_PREFIX), [str(n) for n in list_optimizers()], n=1)

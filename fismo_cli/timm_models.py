@@ -15,10 +15,19 @@ from torch import Tensor, nn
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
+from fismo_cli.weights_file import readable_weights
 
 __all__ = ["build", "load_directory", "model_statistics", "save_directory", "size_arguments"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+_WEIGHTS_OPTIONS = {
+    "cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_custom_load",
+    "pretrained_filter_fn", "pretrained_strict", "state_dict",
+}  # fmt: skip
+_BUILDER_OPTIONS = {
+    "exportable", "feature_cfg", "feature_cls", "features_only", "kwargs_filter", "model_cfg", "model_cls",
+    "model_name", "no_jit", "out_indices", "pruned", "scriptable", "variant",
+}  # fmt: skip
 _REMEDY = "give a folder or a weights file as model.pretrained, or set it to false"
 
 
@@ -91,6 +100,7 @@ def build(
     Raises:
         UsageError: timm does not know the model or an argument, or the weights are missing or do not fit.
     """
+    _refuse_builder_options(model.args)
     args = {**data_args, **model.args}
     if model.pretrained is False:
         _pretrained_config(model.name)  # names the mistake where timm would not
@@ -113,6 +123,15 @@ def build(
     source = path if folder is None else folder / "model.safetensors"
     saved_classes = record.get("label_names")
     return _from_weights(model, args, source, classes if saved_classes else None, saved_classes)
+
+
+def _refuse_builder_options(args: Mapping[str, Any]) -> None:
+    """Refuse what is an option of timm's builder rather than of the model: it would contradict what is done here."""
+    for key in args:
+        if key in _WEIGHTS_OPTIONS:
+            raise UsageError(f"model.args.{key}: which weights are loaded is said by model.pretrained; leave it out")
+        if key in _BUILDER_OPTIONS:
+            raise UsageError(f"model.args.{key}: an option of timm's builder, not an argument of the model")
 
 
 def _from_weights(
@@ -182,9 +201,16 @@ def _create(name: str, args: Mapping[str, Any], **options: Any) -> nn.Module:
             key = text.rsplit("'", 2)[-2]
             raise UsageError(f"model.args.{key}: {name} has no such argument") from error
         raise UsageError(f"model.args: timm cannot build {name} from them: {text}") from error
-    except (AssertionError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-        text = str(error).strip() or type(error).__name__
-        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {text}") from error
+    except RuntimeError as error:
+        if options.get("pretrained"):
+            raise  # about the weights; the caller knows which
+        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {_sentence(error)}") from error
+    except (AssertionError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _model_folder(path: Path) -> Path | None:
@@ -208,30 +234,47 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
-    try:
+    with readable_weights(path):
         weights = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip files each fail in their own way
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.pretrained: {path} is not a readable weights file ({first_line})") from error
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UsageError(f"model.pretrained: {path} holds no weights of a model")
     return dict(weights)
 
 
-def load_directory(path: Path, data_args: Mapping[str, Any], classes: Sequence[str] | None) -> nn.Module:
+def load_directory(
+    path: Path,
+    data_args: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    statistics: Mapping[str, Sequence[float]],
+) -> nn.Module:
     """A saved model as it was saved, for evaluation: nothing is adapted.
 
+    Args:
+        path: A run directory or its `model/`.
+        data_args: What the data fixes, as for `build`.
+        classes: The data's class names.
+        statistics: `mean` and `std` of the data as far as the preset leaves them to the model.
+
     Raises:
-        UsageError: There is no complete model, or it is for other classes or channels than the data has.
+        UsageError: There is no complete model, or it is for other classes, channels, size or statistics of pixels than
+            the data has.
     """
     folder = _model_folder(path)
     if folder is None:
         raise UsageError(f"{path}: no trained timm model (config.json and model.safetensors) in it or in its model/")
     record = _read_config(folder)
     args = dict(record.get("model_args", {}))
-    for key in ("num_classes", "in_chans"):
+    keys = ("num_classes", "in_chans") if args.get("dynamic_img_size") else ("num_classes", "in_chans", "img_size")
+    for key in keys:
         if key in args and data_args.get(key, args[key]) != args[key]:
             raise UsageError(f"{folder}: the model has {key} {args[key]}, but the data gives {data_args[key]}")
+    for key, values in statistics.items():
+        trained_with = record.get("pretrained_cfg", {}).get(key)
+        if trained_with and list(trained_with) != list(values):
+            raise UsageError(
+                f"{folder}: the model was trained with the {key} {trained_with}, but model.name and model.pretrained "
+                f"now give {list(values)}; set data.{key} to the former"
+            )
     saved = record.get("label_names")
     if saved and classes and list(saved) != list(classes):
         raise UsageError(

@@ -15,29 +15,38 @@ from torch import nn
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
-from fismo_cli.tasks.tokenizers import Tokenizer
+from fismo_cli.tasks.tokenizers import Tokenizer, same_tokens, saved_tokenizer
+from fismo_cli.weights_file import readable_weights
 
 __all__ = ["build", "load_directory", "save_directory"]
 
 _REMEDY = "give a local folder, or an architecture such as gpt2 with model.args and pretrained: false"
 
 
-def build(model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> tuple[nn.Module, list[str]]:
+def build(
+    model: ModelConfig, data_args: Mapping[str, Any], block_size: int, tokenizer: Tokenizer | None = None
+) -> tuple[nn.Module, list[str]]:
     """The model and notes on what had to be adapted.
 
     Args:
         model: The preset's model.
         data_args: What the tokenizer fixes: vocab_size and the ids of special tokens.
         block_size: Tokens of a sample.
+        tokenizer: What makes the tokens; pretrained weights must have been trained on the same.
 
     Raises:
-        UsageError: transformers does not know the architecture or a key, the weights cannot be had or do not fit, or
-            the model is not a causal language model of at least `block_size` positions.
+        UsageError: transformers does not know the architecture or a key, the weights cannot be had or do not fit
+            (`model.name`, the tokenizer), or the model is not a causal language model of at least `block_size`
+            positions.
     """
     if isinstance(model.pretrained, str):
         path = Path(model.pretrained).expanduser()
         if not path.is_file():
-            return _from_weights(str(_model_folder(path, "model.pretrained")), model, data_args, block_size), []
+            folder = _model_folder(path, "model.pretrained")
+            _check_tokenizer(folder, tokenizer)
+            return _from_weights(str(folder), model, data_args, block_size), []
+        if (path.parent / "model").is_dir():  # the flat file of a run directory
+            _check_tokenizer(path.parent / "model", tokenizer)
         network = _from_configuration(model, data_args, block_size)
         _load_file(network, path)
         return network, []
@@ -47,6 +56,8 @@ def build(model: ModelConfig, data_args: Mapping[str, Any], block_size: int) -> 
                 f"model.pretrained: {model.name} is an architecture without weights; name a hub model or a local "
                 "folder, or set pretrained to false"
             )
+        if _is_folder(model.name):
+            _check_tokenizer(Path(_expand(model.name)), tokenizer)
         return _from_weights(_expand(model.name), model, data_args, block_size), []
     return _from_configuration(model, data_args, block_size), []
 
@@ -65,17 +76,35 @@ def _expand(name: str) -> str:
     return str(Path(name).expanduser()) if _is_folder(name) else name
 
 
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> None:
+    """Refuse weights that were trained on other tokens: every id would mean something else to them.
+
+    Whose folder holds no tokenizer cannot be told; the vocabulary's size is checked elsewhere.
+    """
+    saved = None if tokenizer is None else saved_tokenizer(folder)
+    if tokenizer is None or saved is None or same_tokens(saved, tokenizer):
+        return
+    raise UsageError(
+        f"data.tokenizer is {tokenizer.name}, but the model in {folder} was trained with "
+        f"{'bytes' if saved.name == 'bytes' else 'the tokenizer beside it'}; write data.tokenizer: {saved.name}, or "
+        "start from other weights (model.pretrained)"
+    )
+
+
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep transformers' bars for reading and writing files out of this tool's own output."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and reports on reading and writing files out of this tool's own output."""
     from transformers.utils import logging as module
 
     logging: Any = module
     shown = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -98,8 +127,12 @@ def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_
             )
     config = _base_configuration(model)
     _check_keys(config, model)
-    vocabulary = max(int(data_args["vocab_size"]), int(model.args.get("vocab_size", 0)))
-    changes = {**data_args, **model.args, "vocab_size": vocabulary}
+    given, needed = model.args.get("vocab_size"), int(data_args["vocab_size"])
+    if isinstance(given, int) and given < needed:
+        raise UsageError(
+            f"model.args.vocab_size is {given}, but data.tokenizer has {needed} tokens; leave it out or make it larger"
+        )
+    changes = {**data_args, **model.args}
     if not hasattr(config, "vocab_size"):
         raise UsageError(f"model.name: {model.name} has no vocabulary of its own; name a pure language model")
     if _is_architecture(model.name):
@@ -185,6 +218,8 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
     with reachable(f"the model {source}", key, _REMEDY, local=_is_folder(source)):
         config = AutoConfig.from_pretrained(source)
     _check_kind(config, source)
+    if _is_architecture(model.name) and model.name != config.model_type:
+        raise UsageError(f"model.name is {model.name}, but {source} holds a model of type {config.model_type}")
     _check_keys(config, model)
     for name, value in model.args.items():
         setattr(config, name, value)
@@ -194,7 +229,7 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
             f"data.tokenizer has {data_args['vocab_size']} tokens, but {source} only {config.vocab_size}; use the "
             "tokenizer that belongs to it"
         )
-    with reachable(f"the weights of {source}", key, _REMEDY, local=_is_folder(source)), _no_progress_bar():
+    with reachable(f"the weights of {source}", key, _REMEDY, local=_is_folder(source)), _quiet():
         load: Any = AutoModelForCausalLM.from_pretrained
         network: nn.Module
         report: dict[str, Any]
@@ -210,15 +245,16 @@ def _load_file(network: nn.Module, path: Path) -> None:
     """Load one weights file strictly; of tied weights one name is enough."""
     from safetensors.torch import load_file
 
-    try:
+    with readable_weights(path):
         weights: Any
         if path.suffix == ".safetensors":
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
         weights = weights.get("state_dict", weights)
         missing, unexpected = network.load_state_dict(weights, strict=False)
-    except Exception as error:  # safetensors, pickle and shape mismatches each fail in their own way
+    except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no weights at all
         raise UsageError(f"model.pretrained: {path} does not fit the model: {_first_line(error)}") from error
     state = network.state_dict(keep_vars=True)
     loaded = {state[name].data_ptr() for name in weights if name in state}
@@ -235,13 +271,16 @@ def _model_folder(path: Path, key: str) -> Path:
     raise UsageError(f"{key}: {path} is no weights file, run directory or model folder (it needs a config.json)")
 
 
-def load_directory(path: Path, data_args: Mapping[str, Any], block_size: int) -> nn.Module:
+def load_directory(
+    path: Path, data_args: Mapping[str, Any], block_size: int, tokenizer: Tokenizer | None = None
+) -> nn.Module:
     """A saved model as it was saved, for evaluation.
 
     Raises:
         UsageError: There is no complete model, or it does not fit the tokenizer or the block size.
     """
     folder = _model_folder(path, str(path))
+    _check_tokenizer(folder, tokenizer)
     model = ModelConfig(library="transformers", name=str(folder), pretrained=str(folder))
     return _from_weights(str(folder), model, data_args, block_size)
 
@@ -249,7 +288,7 @@ def load_directory(path: Path, data_args: Mapping[str, Any], block_size: int) ->
 def save_directory(network: nn.Module, directory: Path, tokenizer: Tokenizer | None) -> None:
     """Write `save_pretrained`'s files and the tokenizer's to an existing folder."""
     save: Any = network
-    with _no_progress_bar():
+    with _quiet():
         save.save_pretrained(str(directory))
     if tokenizer is not None:
         tokenizer.save(directory)

@@ -30,6 +30,9 @@ RESOLVERS: tuple[tuple[str, re.Pattern[str], Callable[[str], Any]], ...] = (
     ("float", re.compile(r"^(?:\.nan|\.NaN|\.NAN)$"), lambda text: float("nan")),
 )
 
+_MAX_VALUES = 100_000
+"""Far more than any preset has; aliases of aliases can stand for billions."""
+
 _CORE_TAGS = {"str", "null", "bool", "int", "float", "map", "seq"}
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -105,6 +108,8 @@ def _build(
 ) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
+    if len(lines) > _MAX_VALUES:
+        raise DocumentError([(line, f"not a preset: more than {_MAX_VALUES:,} values, counting each alias in full")])
     tag = node.tag.removeprefix(_PREFIX)
     if tag not in _CORE_TAGS:
         problems.append((line, f"{_label(path)}the tag {node.tag.replace(_PREFIX, '!!')} is not supported"))

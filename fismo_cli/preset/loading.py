@@ -65,7 +65,10 @@ def load_preset(source: str, overrides: Sequence[str] = ()) -> LoadedPreset:
     layered = apply_overrides(document.values, parsed, file.source)
     preset, findings = validate(layered.values)
     problems = [
-        *(f"preset error: command line: {text}  {message}" for text, message in (*malformed, *layered.problems)),
+        *(
+            _one_line(f"preset error: command line: {text}  {message}")
+            for text, message in (*malformed, *layered.problems)
+        ),
         *(
             _located(file.source, document.lines, layered.origins, finding.path, finding.message)
             for finding in sorted(findings, key=lambda finding: _order(document, layered, finding.path))
@@ -128,9 +131,14 @@ def _parse(file: PresetFile) -> Document:
 def _located(source: str, lines: Mapping[Path, int], origins: Mapping[Path, str], path: Path, message: str) -> str:
     override = _nearest(origins, path)
     if override is not None:
-        return f"preset error: command line: {override}  {dotted(path)}: {message}"
+        return _one_line(f"preset error: command line: {override}  {dotted(path)}: {message}")
     line = _nearest(lines, path)
-    return f"preset error: {source}{f':{line}' if line else ''}  {dotted(path)}: {message}"
+    return _one_line(f"preset error: {source}{f':{line}' if line else ''}  {dotted(path)}: {message}")
+
+
+def _one_line(text: str) -> str:
+    """Line breaks and other control characters of quoted text as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _order(document: Document, layered: Layered, path: Path) -> tuple[bool, int]:

@@ -1,4 +1,7 @@
-"""`a.b.c=value` overrides, laid over the values of a preset file. Knows what optimizer sections share, nothing else."""
+"""`a.b.c=value` overrides, laid over the values of a preset file.
+
+Knows what optimizer sections share and which keys a data source uses, nothing else of what presets mean.
+"""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ from typing import Any
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.preset.schema import PAPER_DEFAULTS, PAPER_FORM
+from fismo_cli.preset.schema_data import unused_keys
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
@@ -59,7 +63,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override], sourc
 
     Choosing another optimizer leaves out the file's keys that belong to the file's optimizer, because they mean nothing
     to the other one: only `SHARED_OPTIMIZER_KEYS` stay. Choosing FISMO's other form leaves out the keys it defines,
-    and `train.steps` takes the place of the file's `train.epochs`, or the other way round.
+    choosing another data source (or the byte tokenizer) those that it does not use, and `train.steps` takes the place
+    of the file's `train.epochs`, or the other way round.
     """
     layered = Layered(_copy(values))
     _leave_out(layered, overrides, source)
@@ -78,6 +83,11 @@ def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> 
             _drop(layered, "optimizer", set(optimizer) - shared, chosen, f"not for {name}", source)
         elif name == "fismo" and chosen.get("form", form_before) != form_before:
             _drop(layered, "optimizer", FORM_KEYS, chosen, "the other form's", source)
+    data, chosen = layered.values.get("data"), _chosen(overrides, "data")
+    if isinstance(data, dict) and not {"source", "tokenizer"}.isdisjoint(chosen):
+        for key, why in unused_keys({**data, **chosen}).items():
+            if key not in chosen:
+                _drop(layered, "data", {key}, chosen, why, source)
     chosen = _chosen(overrides, "train")
     for length, other in (("steps", "epochs"), ("epochs", "steps")):
         if chosen.get(length) is not None and other not in chosen:

@@ -1,12 +1,45 @@
 """The data section of a preset, for each task."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
 from fismo_cli.preset.schema_base import Config, Fraction, NonNegative, Positive, PositiveInt, Seed, refuse
 
-__all__ = ["ImageDataConfig", "TextDataConfig"]
+__all__ = ["ImageDataConfig", "TextDataConfig", "unused_keys"]
+
+Workers = Annotated[int, Field(ge=0, le=256)]
+
+_SOURCE_KEYS: dict[str, set[str]] = {
+    "digits": set(),
+    "npz": {"path"},
+    "image-folder": {"path", "splits"},
+    "torchvision": {"path", "name", "splits", "download"},
+    "stdlib-source": set(),
+    "text-files": {"path"},
+    "huggingface": {"path", "name", "config_name", "splits", "image_column", "label_column", "text_column"},
+}
+"""Which of the keys that not every source uses each source does use."""
+
+_SOME_SOURCES = ("path", "name", "config_name", "splits", "image_column", "label_column", "text_column", "download")
+
+
+def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a data section that are set although its source or its tokenizer ignores them, each with why."""
+    source = values.get("source")
+    found: dict[str, str] = {}
+    if isinstance(source, str) and source in _SOURCE_KEYS:
+        ignored = [key for key in _SOME_SOURCES if key in values and key not in _SOURCE_KEYS[source]]
+        found = {key: f"not used by source {source}" for key in ignored if values[key] != _default(key)}
+    if values.get("cache_dir") is not None and values.get("tokenizer", "bytes") == "bytes":
+        found["cache_dir"] = "not used by the tokenizer bytes"
+    return found
+
+
+def _default(key: str) -> Any:
+    fields = {**TextDataConfig.model_fields, **ImageDataConfig.model_fields}
+    return fields[key].default
 
 
 class ImageDataConfig(Config):
@@ -68,7 +101,7 @@ class ImageDataConfig(Config):
     )
     test_fraction: Fraction = Field(default=0.2, description="Share of all data for the test, where there is no split.")
     split_seed: Seed = Field(default=0, description="Seed of these splits; apart from train.seed.")
-    workers: Annotated[int, Field(ge=0)] = Field(default=0, description="Data loading processes; 0 loads in place.")
+    workers: Workers = Field(default=0, description="Data loading processes; 0 loads in place.")
 
     @model_validator(mode="after")
     def _check(self) -> "ImageDataConfig":
@@ -77,6 +110,7 @@ class ImageDataConfig(Config):
         wrong_length = f"must have {self.channels} values, one a channel (data.channels)"
         low, high = self.crop_scale
         refuse(
+            *_unused(self),
             (needs_path and self.path is None, "path", f"{self.source} needs a path", ("source",)),
             (needs_name and self.name is None, "name", f"{self.source} needs a name", ("source",)),
             (self.mean is not None and len(self.mean) != self.channels, "mean", wrong_length, ("channels",)),
@@ -113,12 +147,13 @@ class TextDataConfig(Config):
     )
     test_fraction: Fraction = Field(default=0.05, description="Share for the test, where the source has no such split.")
     split_seed: Seed = Field(default=0, description="Seed of these splits; apart from train.seed.")
-    workers: Annotated[int, Field(ge=0)] = Field(default=0, description="Data loading processes; 0 loads in place.")
+    workers: Workers = Field(default=0, description="Data loading processes; 0 loads in place.")
 
     @model_validator(mode="after")
     def _check(self) -> "TextDataConfig":
         needs_path, needs_name = self.source == "text-files", self.source == "huggingface"
         refuse(
+            *_unused(self),
             (needs_path and self.path in (None, []), "path", "text-files needs a path", ("source",)),
             (needs_name and self.name is None, "name", "huggingface needs a name", ("source",)),
             (
@@ -129,3 +164,8 @@ class TextDataConfig(Config):
             ),
         )
         return self
+
+
+def _unused(config: ImageDataConfig | TextDataConfig) -> list[tuple[bool, str, str, tuple[str, ...]]]:
+    unused = unused_keys(config.model_dump())
+    return [(True, key, why, ("tokenizer" if key == "cache_dir" else "source",)) for key, why in unused.items()]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from fismo_cli.preset.optimizer_names import is_optimizer_name
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES, is_optimizer_name
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 
 __all__ = ["PAPER_DEFAULTS", "PAPER_FORM", "AdamWConfig", "BaselineConfig", "FismoConfig", "OptimizerConfig"]
@@ -122,6 +122,12 @@ class BaselineConfig(Config):
         default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
     )
     rules: Rules = Field(default={}, description="muon, soap, shampoo: regular expression on a name -> who treats it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "BaselineConfig":
+        message = f"{self.name} treats all parameters alike; rules are for matrix optimizers"
+        refuse((bool(self.rules) and self.name not in MATRIX_NAMES, "rules", message, ("name",)))
+        return self
 
 
 def _optimizer_tag(value: Any) -> str:

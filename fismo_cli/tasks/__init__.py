@@ -1,7 +1,9 @@
 """Tasks: data, loss and metrics of image classification and language modelling, behind one small interface."""
 
+import os
 from typing import TYPE_CHECKING
 
+from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImagePreset, Preset
 
 if TYPE_CHECKING:
@@ -20,8 +22,14 @@ def build_task(preset: Preset) -> "Task":
         The task. Image tasks keep their images in memory where that is sensible, text tasks their tokens.
 
     Raises:
-        UsageError: The data is missing, empty, unreadable, unreachable or not what the source needs.
+        UsageError: The data is missing, empty, unreadable, unreachable or not what the source needs,
+            or `data.workers` is far beyond what this machine has processors for.
     """
+    processors = os.cpu_count() or 1
+    if preset.data.workers > (most := max(16, 4 * processors)):
+        raise UsageError(
+            f"data.workers is {preset.data.workers}, but this machine has {processors} processors; give at most {most}"
+        )
     if isinstance(preset, ImagePreset):
         from fismo_cli.tasks.images import build_image_task
 

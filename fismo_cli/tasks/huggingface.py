@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
-from fismo_cli.tasks.image_sources import Images, ImageSource, IndexedImages
+from fismo_cli.tasks.image_sources import Images, ImageSource, IndexedImages, numbered_classes
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.tasks.text_sources import CHUNK_BYTES, Documents, TextSource
 
@@ -96,7 +96,8 @@ def load_hub_images(data: ImageDataConfig) -> ImageSource:
             labels = np.asarray(raw, np.int64)
         elif np.issubdtype(np.asarray(raw).dtype, np.integer):
             labels = np.asarray(raw, np.int64)
-            names = tuple(str(i) for i in range(1 + int(labels.max(initial=-1))))
+            whole = IndexedImages(dataset, data.image_column, labels, np.arange(len(labels)))
+            names = numbered_classes([whole], f"data.label_column: the {part} part")
         else:
             strings = [str(value) for value in raw]
             names = classes or tuple(sorted(set(strings)))
@@ -126,8 +127,8 @@ class ColumnDocuments:
         own = f"{self.dataset._fingerprint}\n{self.column}\n".encode()
         return hashlib.sha256(own + self.indices.tobytes()).hexdigest()
 
-    def chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """The rows' text, long ones in pieces."""
+    def chunks(self, *, utf8: bool = False) -> Iterator[tuple[bytes, bool]]:
+        """The rows' text, long ones in pieces; it is UTF-8 in any case."""
         rows = 256
         for first in range(0, len(self.indices), rows):
             for text in self.dataset[self.indices[first : first + rows].tolist()][self.column]:

@@ -3,7 +3,10 @@
 Knows nothing of transforms, models or training. Pixels stay as they are stored: uint8 arrays or files.
 """
 
+import importlib.util
 import zipfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +20,11 @@ from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
 from fismo_cli.tasks.splits import split_names
 
-__all__ = ["ArrayImages", "ImageSource", "Images", "IndexedImages", "load_images"]
+__all__ = ["ArrayImages", "ImageSource", "Images", "IndexedImages", "load_images", "numbered_classes"]
 
 Labels = NDArray[np.int64]
+
+_NPZ_REMEDY = "write it with numpy.savez(path, x_train=..., y_train=...), images as uint8 and labels as whole numbers"
 
 
 class Images(Protocol):
@@ -136,6 +141,7 @@ def load_images(data: ImageDataConfig) -> ImageSource:
             from fismo_cli.tasks.huggingface import load_hub_images
 
             source = load_hub_images(data)
+    _check_labels(source, f"data.source {data.source}")
     parts = dict(source.parts)
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
         if name not in parts:
@@ -146,40 +152,81 @@ def load_images(data: ImageDataConfig) -> ImageSource:
     for name, part in parts.items():
         if len(part.labels) == 0:
             raise UsageError(f"data.source {data.source}: the {name} part is empty")
-        outside = (part.labels < 0) | (part.labels >= len(source.classes))
-        if outside.any():
-            index = int(np.flatnonzero(outside)[0])
-            raise UsageError(
-                f"data.source {data.source}: label {int(part.labels[index])} of the {name} part is out of range; "
-                f"labels must be 0 to {len(source.classes) - 1}"
-            )
     return ImageSource(parts, source.classes, source.record)
 
 
+def _check_labels(source: ImageSource, what: str) -> None:
+    """Refuse labels that are no class, and those that training never shows to the model."""
+    trained = np.unique(source.parts["train"].labels)
+    for name, part in source.parts.items():
+        found = np.unique(part.labels)
+        outside = found[(found < 0) | (found >= len(source.classes))]
+        if len(outside):
+            raise UsageError(
+                f"{what}: label {outside[0]} of the {name} part is out of range; labels must be 0 to "
+                f"{len(source.classes) - 1}"
+            )
+        unknown = np.setdiff1d(found, trained)
+        if len(unknown):
+            label, class_name = int(unknown[0]), source.classes[int(unknown[0])]
+            called = f"{label}" if class_name == str(label) else f"{label} ({class_name})"
+            raise UsageError(f"{what}: the {name} part has the label {called}, which the training part does not have")
+
+
+def numbered_classes(parts: Iterable[Images], what: str) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers.
+
+    Raises:
+        UsageError: The largest label is not below the number of images, so that labels cannot count classes from 0.
+    """
+    labels = [part.labels for part in parts]
+    largest, images = max(int(part.max(initial=-1)) for part in labels), sum(len(part) for part in labels)
+    if largest >= max(images, 1):
+        raise UsageError(
+            f"{what} has the label {largest} but only {images} images; labels must count the classes from 0"
+        )
+    return tuple(str(i) for i in range(largest + 1))
+
+
 def _load_digits() -> ImageSource:
+    images, labels = read_digits()
+    # scikit-learn keeps the 4-bit pixels as floats from 0 to 16.
+    pixels = np.round(images * (255 / 16)).astype(np.uint8)[..., None]
+    return ImageSource({"train": ArrayImages(pixels, labels)}, tuple(str(i) for i in range(10)))
+
+
+def read_digits() -> tuple[NDArray[np.float64], Labels]:
+    """scikit-learn's digits, (1797, 8, 8) and (1797,), read from its file: importing it takes more than a second."""
+    package = importlib.util.find_spec("sklearn")
+    file = Path(str(package.origin)).parent / "datasets" / "data" / "digits.csv.gz" if package else None
+    if file is not None and file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # scikit-learn keeps the 4-bit pixels as floats from 0 to 16.
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return ImageSource({"train": ArrayImages(pixels, digits.target.astype(np.int64))}, tuple(str(i) for i in range(10)))
+    return digits.images, digits.target.astype(np.int64)
 
 
 def _load_npz(path: Path) -> ImageSource:
     if not path.is_file():
         raise UsageError(f"data.path: {path} is not a file; an .npz file with x_train and y_train is needed")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UsageError(f"{path}: holds one bare array; {_NPZ_REMEDY}")
+        with archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
-        raise UsageError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError, EOFError, RuntimeError) as error:
+        raise UsageError(f"{path}: not a readable .npz file of plain arrays; {_NPZ_REMEDY}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise UsageError(f"{path}: holds files that are no arrays; {_NPZ_REMEDY}")
     suffix = "_train" if "x_train" in arrays or "y_train" in arrays else ""
     parts: dict[str, Images] = {"train": _npz_part(path, arrays, suffix)}
     for name, other in (("validation", "_val"), ("validation", "_validation"), ("test", "_test")):
         if suffix and (f"x{other}" in arrays or f"y{other}" in arrays):
             parts[name] = _npz_part(path, arrays, other)
-    count = 1 + int(max(part.labels.max(initial=-1) for part in parts.values()))
-    return ImageSource(parts, tuple(str(i) for i in range(count)))
+    return ImageSource(parts, numbered_classes(parts.values(), str(path)))
 
 
 def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> ArrayImages:

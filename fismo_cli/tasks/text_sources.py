@@ -34,8 +34,8 @@ class Documents(Protocol):
         """What identifies the text."""
         ...
 
-    def chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """The text, in order, in pieces."""
+    def chunks(self, *, utf8: bool = False) -> Iterator[tuple[bytes, bool]]:
+        """The text, in order, in pieces; with `utf8` whatever is not UTF-8 is refused."""
         ...
 
     def subset(self, indices: NDArray[np.int64]) -> "Documents":
@@ -70,8 +70,12 @@ class FileDocuments:
                 digest.update(b"\0document\0")
         return digest.hexdigest()
 
-    def chunks(self) -> Iterator[tuple[bytes, bool]]:
-        """The text of each file in pieces of about 1 MiB, cut after a line or at least after a character."""
+    def chunks(self, *, utf8: bool = False) -> Iterator[tuple[bytes, bool]]:
+        """The text of each file in pieces of about 1 MiB, cut after a line or at least after a character.
+
+        Raises:
+            UsageError: A file cannot be read, holds NUL bytes or, with `utf8`, anything that is not UTF-8.
+        """
         for span in self.spans:
             left = span.end - span.start
             try:
@@ -90,6 +94,7 @@ class FileDocuments:
                                     break
                                 extra += following
                             data += extra
+                        _check_text(data, span.path, span.end - left, utf8=utf8)
                         left -= len(data)
                         yield data, left == 0
             except OSError as error:
@@ -98,6 +103,22 @@ class FileDocuments:
     def subset(self, indices: NDArray[np.int64]) -> "FileDocuments":
         """The documents at these indices."""
         return FileDocuments(tuple(self.spans[i] for i in indices.tolist()))
+
+
+def _check_text(data: bytes, path: Path, offset: int, *, utf8: bool) -> None:
+    """Refuse bytes, those of a file from `offset` on, that are no text."""
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise UsageError(f"{path}: not a text file (byte {offset + nul} is NUL); give plain text in UTF-8")
+    if not utf8:
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: not UTF-8 at byte {offset + error.start}; convert the file, or train on bytes (data.tokenizer: "
+            "bytes)"
+        ) from error
 
 
 @dataclass(frozen=True)

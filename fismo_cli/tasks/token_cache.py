@@ -22,7 +22,7 @@ from fismo_cli.tasks.tokenizers import ByteTokenizer, Tokenizer, token_type
 __all__ = ["TokenStream", "tokenise"]
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -57,7 +57,7 @@ def tokenise(documents: Documents, tokenizer: Tokenizer, cache_dir: Path | None)
         cache_dir: Folder of the cache; None is ~/.cache/fismo. The byte tokenizer needs none.
 
     Raises:
-        UsageError: The cache cannot be written.
+        UsageError: The cache cannot be written, or the text is not UTF-8.
     """
     if isinstance(tokenizer, ByteTokenizer):
         tokens = np.concatenate([np.zeros(0, np.uint16), *tokenizer.encode(documents.chunks())])
@@ -85,7 +85,7 @@ def _write(documents: Documents, tokenizer: Tokenizer, path: Path, record_path: 
 
     def counted() -> Any:
         nonlocal text_bytes
-        for data, last in documents.chunks():
+        for data, last in documents.chunks(utf8=True):
             text_bytes += len(data)
             yield data, last
 

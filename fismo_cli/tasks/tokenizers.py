@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 
-__all__ = ["ByteTokenizer", "HubTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["ByteTokenizer", "HubTokenizer", "Tokenizer", "load_tokenizer", "same_tokens", "saved_tokenizer"]
 
 _BATCH = 64
+_BYTE_RECORD = "byte_tokenizer.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_PROBE = "Two words, 3 Zahlen: 3.14\n\tdef f(x):  # Größe, 漢字, emoji \U0001f600\r\n  if not a==b: {'tokens': [1]}"
 
 
 class Tokenizer(Protocol):
@@ -63,7 +66,7 @@ class ByteTokenizer:
     def save(self, directory: Path) -> None:
         """Say in `tokenizer.json`'s place what the tokens are; there is nothing to load."""
         record = {"tokenizer": "bytes", "vocab_size": self.vocab_size, "end_of_text_id": self.end}
-        (directory / "byte_tokenizer.json").write_text(json.dumps(record, indent=2) + "\n")
+        (directory / _BYTE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 class HubTokenizer:
@@ -78,6 +81,7 @@ class HubTokenizer:
             "data.tokenizer",
             "give the folder of a saved tokenizer, or write tokenizer: bytes",
             local=folder.is_dir(),
+            unreadable="it holds no tokenizer that transformers can load",
         ):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
         self.name = name
@@ -112,6 +116,15 @@ class HubTokenizer:
             content = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         return hashlib.sha256(f"{content}\n{self.end}\n{type(self._tokenizer).__name__}".encode()).hexdigest()
 
+    def makes_the_same(self, other: "HubTokenizer") -> bool:
+        """Whether another tokenizer makes the same ids of text, whatever files it was loaded from."""
+        mine, others = self._tokenizer, other._tokenizer
+        return bool(
+            self.end == other.end
+            and mine.get_vocab() == others.get_vocab()
+            and mine.encode(_PROBE, add_special_tokens=False) == others.encode(_PROBE, add_special_tokens=False)
+        )
+
     def save(self, directory: Path) -> None:
         """Save it beside the model, as transformers expects."""
         self._tokenizer.save_pretrained(str(directory))
@@ -129,3 +142,19 @@ def load_tokenizer(name: str) -> Tokenizer:
         UsageError: It is not there, cannot be reached, or has no end-of-text token.
     """
     return ByteTokenizer() if name == "bytes" else HubTokenizer(name)
+
+
+def saved_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer that `save` (or another tool) left in a model's folder; None where there is none."""
+    if (directory / _BYTE_RECORD).is_file():
+        return ByteTokenizer()
+    if any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return HubTokenizer(str(directory))
+    return None
+
+
+def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether two tokenizers give text the same ids."""
+    if isinstance(first, HubTokenizer) and isinstance(second, HubTokenizer):
+        return first.makes_the_same(second)
+    return first.name == second.name == "bytes"

@@ -12,7 +12,7 @@ import numpy as np
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
-from fismo_cli.tasks.image_sources import ArrayImages, Images, ImageSource, IndexedImages
+from fismo_cli.tasks.image_sources import ArrayImages, Images, ImageSource, IndexedImages, numbered_classes
 from fismo_cli.tasks.splits import split_names
 
 __all__ = ["load_torchvision"]
@@ -56,7 +56,7 @@ def load_torchvision(data: ImageDataConfig) -> ImageSource:
             parts[part] = _from_torchvision(dataset)
             classes = classes or tuple(str(name) for name in getattr(dataset, "classes", ()))
     if not classes:
-        classes = tuple(str(i) for i in range(1 + int(parts["train"].labels.max(initial=-1))))
+        classes = numbered_classes(parts.values(), f"data.name: {data.name}")
     return ImageSource(parts, classes, {"name": data.name, "path": data.path})
 
 

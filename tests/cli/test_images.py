@@ -3,6 +3,8 @@
 import json
 import random
 import struct
+import subprocess
+import sys
 from itertools import chain
 
 import numpy as np
@@ -17,6 +19,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import preset_adapter
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.image_parts import CropFlipPart, LazyPart, TensorPart
+from fismo_cli.tasks.image_sources import read_digits
 from fismo_cli.tasks.randomness import key_numbers, split_stratified
 
 
@@ -384,7 +387,15 @@ GOOD = {"x_train": np.zeros((20, 8, 8), np.uint8), "y_train": np.arange(20) % 2}
         ({"y_train": np.arange(20) - 1}, "label -1 of the"),
         ({"y_train": np.zeros(20, int)}, "found 1 class"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "x_train is empty"),
-        ({"y_train": np.array([{}] * 20)}, "not a readable .npz"),
+        ({"y_train": np.array([{}] * 20)}, r"not a readable .npz file of plain arrays; write it with numpy.savez"),
+        (
+            {"y_train": np.arange(20) + 2_000_000_000 * (np.arange(20) == 7)},
+            "has the label 2000000007 but only 20 images",
+        ),
+        (
+            {"x_test": np.zeros((2, 8, 8), np.uint8), "y_test": np.array([0, 2])},
+            "the test part has the label 2, which the training part does not have",
+        ),
     ],
 )
 def test_bad_npz_says_file_key_and_remedy(npz, changes, message):
@@ -392,6 +403,36 @@ def test_bad_npz_says_file_key_and_remedy(npz, changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         build_task(preset(source="npz", path=path))
     assert "data.npz" in str(caught.value) or "data.source npz" in str(caught.value)
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_bare_array_is_no_npz(tmp_path):
+    np.save(tmp_path / "array.npy", GOOD["x_train"])
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    with pytest.raises(UsageError, match=r"array.npz: holds one bare array; write it with numpy.savez"):
+        build_task(preset(source="npz", path=str(tmp_path / "array.npz")))
+
+
+def test_digits_are_scikit_learns_with_and_without_its_import(monkeypatch):
+    code = (
+        "import sys; from fismo_cli.tasks.image_sources import read_digits\n"
+        "read_digits(); sys.exit('sklearn' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    expected = load_digits()
+    for _ in range(2):
+        images, labels = read_digits()
+        assert np.array_equal(images, expected.images)
+        assert np.array_equal(labels, expected.target)
+        assert (images.dtype, labels.dtype) == (np.float64, np.int64)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def test_more_workers_than_any_use_are_refused(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    with pytest.raises(UsageError, match=r"data.workers is 21, but this machine has 5 processors; give at most 20"):
+        build_task(preset(workers=21))
+    build_task(preset(workers=20))
 
 
 def test_other_bad_input(tmp_path, npz):

@@ -156,15 +156,40 @@ def test_timm_weights_file(tmp_path, form):
         build(image_preset(args={**VIT, "depth": 2}, pretrained=str(path)))
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path):
+def test_a_pickle_that_runs_code_is_refused(tmp_path, text_preset):
     class Bomb:
         def __reduce__(self):
             return (open, (str(tmp_path / "exploded"), "w"))
 
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(UsageError, match="not a readable weights file"):
-        build(image_preset(pretrained=str(tmp_path / "bomb.pth")))
+    for preset in (
+        image_preset(pretrained=str(tmp_path / "bomb.pth")),
+        text_preset(pretrained=str(tmp_path / "bomb.pth")),
+    ):
+        with pytest.raises(UsageError, match=r"not a readable weights file: .* holds other Python objects") as caught:
+            build(preset)
+        assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.pth", b"i am no weights"), ("a.pth", b""), ("a.safetensors", b"x" * 99)]
+)
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_what_a_broken_weights_file_says(tmp_path, text_preset, kind, name, content):
+    (tmp_path / name).write_bytes(content)
+    preset = (image_preset if kind == "image" else text_preset)(pretrained=str(tmp_path / name))
+    with pytest.raises(UsageError) as caught:
+        build(preset)
+    says = str(caught.value).partition(f"{tmp_path / name} is not a readable weights file: it is broken, or ")[2]
+    assert says.startswith(("no safetensors", "neither a safetensors", "holds other Python objects"))
+
+
+def test_an_old_pickle_of_weights_is_read_without_a_warning(tmp_path, recwarn):
+    model, _ = build(image_preset())
+    torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same_weights(model, build(image_preset(pretrained=str(tmp_path / "old.pth")))[0])
+    assert not [str(warning.message) for warning in recwarn if "pickle" in str(warning.message).lower()]
 
 
 def test_timm_mistakes(tmp_path, monkeypatch):
@@ -176,6 +201,16 @@ def test_timm_mistakes(tmp_path, monkeypatch):
         build(image_preset(args={"patch_siz": 4}))
     with pytest.raises(UsageError, match="timm cannot build vit_tiny_patch16_224"):
         build(image_preset(args={**VIT, "num_heads": 3}))
+    for args in ({"depth": -1}, {"embed_dim": -4}, {"patch_size": 0}, {"depth": "x"}):
+        with pytest.raises(UsageError, match=r"model.args: timm cannot build vit_tiny_patch16_224") as caught:
+            build(image_preset(args={**VIT, **args}))
+        assert "\n" not in str(caught.value)
+    for key in ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        with pytest.raises(UsageError, match=rf"model.args.{key}: .* model.pretrained; leave it out"):
+            build(image_preset(args={**VIT, key: "x"}))
+    for key in ("scriptable", "exportable", "no_jit", "features_only"):
+        with pytest.raises(UsageError, match=rf"model.args.{key}: an option of timm's builder"):
+            build(image_preset(args={**VIT, key: True}))
     with pytest.raises(UsageError, match="no weights file, run directory or model folder"):
         build(image_preset(pretrained=str(tmp_path)))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -238,6 +273,7 @@ def test_flat_file_holds_tied_weights_once(text_preset, tmp_path):
         ("gtp2", {}, "no architecture gtp2; did you mean gpt2"),
         ("gpt2", {"n_layr": 1}, "model.args.n_layr: the configuration of gpt2 has no such key; did you mean n_layer"),
         ("gpt2", {"n_positions": 8}, r"data.block_size is 16, but gpt2 has 8 positions \(model.args.n_positions\)"),
+        ("gpt2", {**GPT2, "vocab_size": 100}, "model.args.vocab_size is 100, but data.tokenizer has 257 tokens"),
         ("gpt2", {"n_layer": "two"}, "gpt2 refuses them: .*n_layer"),
         ("gpt2", {**GPT2, "n_embd": 15}, "gpt2 cannot be built from them"),
         ("t5", {}, "not a causal language model"),
@@ -271,6 +307,121 @@ def test_transformers_weights_that_do_not_fit(text_preset, tmp_path, monkeypatch
         with pytest.raises(UsageError, match="cannot be reached") as caught:
             build(text_preset("somebody/some-model", {}, pretrained))
         assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_contradicts_the_weights_is_refused(text_preset, tmp_path):
+    preset = text_preset()
+    model, task = build(preset)
+    save_model(model, preset, task, tmp_path / "model")
+    with pytest.raises(UsageError, match=r"model.name is llama, but .* holds a model of type gpt2"):
+        build(text_preset("llama", {}, str(tmp_path)))
+
+
+def test_a_larger_vocabulary_than_the_tokenizers_is_built(text_preset):
+    assert build(text_preset(args={**GPT2, "vocab_size": 320}))[0].config.vocab_size == 320
+
+
+def save_tokenizer(folder, words):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return str(folder)
+
+
+def test_weights_trained_on_other_tokens_are_refused(text_preset, tmp_path):
+    """Ids that mean something else give numbers without a meaning, both in evaluation and as a start."""
+    words = ["<eos>", "<unk>", "some", "words", "to", "learn", "from"]
+    mine = save_tokenizer(tmp_path / "mine", words)
+    other = save_tokenizer(tmp_path / "other", [*words[:2], *words[:1:-1]])
+    options = {"cache_dir": str(tmp_path / "cache")}
+    presets = {
+        "bytes": text_preset(),
+        "mine": text_preset(tokenizer=mine, **options),
+        "other": text_preset(tokenizer=other, **options),
+    }
+    for name in ("bytes", "mine"):
+        model, task = build(presets[name])
+        run = tmp_path / f"run-{name}"
+        save_model(model, presets[name], task, run / "model")
+        save_flat(model, run / "model.safetensors")
+        assert same_weights(load_model_dir(run, presets[name], task), model)
+        right = "bytes" if name == "bytes" else str(run / "model")
+        for wrong in presets.keys() - {name}:
+            message = rf"data.tokenizer is .*{wrong}, but the model in .* trained .*; write data.tokenizer: {right}, or"
+            with pytest.raises(UsageError, match=message):
+                load_model_dir(run, presets[wrong], build_task(presets[wrong]))
+            data = presets[wrong].data.model_dump(include={"tokenizer", "cache_dir"})
+            for start in (run, run / "model", run / "model.safetensors"):
+                with pytest.raises(UsageError, match=message):
+                    build(text_preset(pretrained=str(start), **data))
+            with pytest.raises(UsageError, match=message):
+                build(text_preset(str(run / "model"), {}, True, **data))
+    # The tokenizer saved beside the model is the one it was trained with, whatever its folder is called.
+    build(
+        text_preset(
+            args={}, pretrained=str(tmp_path / "run-mine"), tokenizer=str(tmp_path / "run-mine/model"), **options
+        )
+    )
+
+
+def test_evaluation_refuses_another_model_section(text_preset, tmp_path):
+    """The saved model is loaded whatever the section says, so an override in it would be ignored or half obeyed."""
+    preset = image_preset()
+    model, task = build(preset)
+    save_model(model, preset, task, tmp_path / "model")
+    (tmp_path / "preset.yaml").write_text(json.dumps(preset.model_dump(mode="json")))
+    for other, message in (
+        (
+            image_preset("resnet18"),
+            "model.name is resnet18, but .* was trained with vit_tiny_patch16_224; leave it out",
+        ),
+        (image_preset(pretrained="x"), "model.pretrained is x, but"),
+        (image_preset(args={**VIT, "depth": 2}), "model.args.depth is 2, but .* was trained with 1"),
+        (image_preset(args={}), "model.args.depth is not set, but .* was trained with 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_model_dir(tmp_path, other, task)
+    assert same_weights(load_model_dir(tmp_path, preset, task), model)
+    larger = image_preset(image_size=16)
+    with pytest.raises(UsageError, match="the model has img_size 8, but the data gives 16"):
+        load_model_dir(tmp_path, larger, build_task(larger))
+
+
+def test_evaluation_notices_that_the_pixels_statistics_are_no_longer_those_of_training(tmp_path):
+    """Left to the model they come from the folder that it was started from, which may be gone by now."""
+    first = image_preset(mean=[0.3], std=[0.2])
+    model, task = build(first)
+    save_model(model, first, task, tmp_path / "first" / "model")
+    second = image_preset(pretrained=str(tmp_path / "first"))
+    model, task = build(second)
+    save_model(model, second, task, tmp_path / "second" / "model")
+    assert same_weights(load_model_dir(tmp_path / "second", second, build_task(second)), model)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"trained with the mean \[0.3\], but .* set data.mean to the former"):
+        load_model_dir(tmp_path / "second", second, build_task(second))
+    explicit = image_preset(pretrained=str(tmp_path / "first"), mean=[0.3], std=[0.2])
+    load_model_dir(tmp_path / "second", explicit, build_task(explicit))
+
+
+def test_transformers_says_nothing_of_its_own_about_weights_that_do_not_fit(text_preset, tmp_path):
+    preset = text_preset()
+    model, task = build(preset)
+    save_model(model, preset, task, tmp_path / "model")
+    code = (
+        "import sys; from fismo_cli.preset.schema import preset_adapter; from fismo_cli.tasks.base import Task;"
+        "from fismo_cli.errors import UsageError; from fismo_cli.models import build_model\n"
+        "try: build_model(preset_adapter.validate_json(sys.argv[1]), Task(None, None, None, {'vocab_size': 257}))\n"
+        "except UsageError as error: print(error)"
+    )
+    more = text_preset(args={"n_layer": 4}, pretrained=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", code, more.model_dump_json()], capture_output=True, text=True, check=True
+    )
+    assert "no fitting weights for transformer.h.1" in done.stdout
+    assert done.stderr == ""
 
 
 def test_an_unreachable_hub_is_noticed_at_once(text_preset, monkeypatch):

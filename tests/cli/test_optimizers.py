@@ -147,7 +147,7 @@ def test_weight_decay_is_the_presets_not_the_librarys() -> None:
         ),
         (BaselineConfig(name="adamw", momentum=0.9), r"optimizer\.momentum: adamw has no argument"),
         (BaselineConfig(name="adam", args={"eps": "small"}), "optimizer adam"),
-        (BaselineConfig(name="adam", rules={"qkv": "adamw"}), "rules are for matrix optimizers"),
+        (BaselineConfig(name="timm/adahessian"), "timm/adahessian needs second derivatives"),
         (BaselineConfig(name="timm/nadamww"), "Did you mean timm/nadamw"),
         (BaselineConfig(name="muon", rules={"nothing": "adamw"}), "match no trainable parameter"),
         (FismoConfig(name="fismo", rules={"norm": "matrix"}), "makes a matrix of"),

@@ -1,6 +1,7 @@
 """Every problem of a preset at once: each on its line, with its key, and with what would be right."""
 
 import re
+import time
 
 import pytest
 
@@ -87,6 +88,16 @@ def test_the_good_preset_is_good(write):
             "name: sgd\n  dampening: 0",
             "10  optimizer.dampening: unknown key for sgd: other arguments go un",
         ),
+        (
+            "name: fismo",
+            "name: adam\n  rules: {qkv: adamw}",
+            "10  optimizer.rules: adam treats all parameters alike; rules are for matrix optimizers",
+        ),
+        ("channels: 1", "path: x.npz", "7  data.path: not used by source digits"),
+        ("channels: 1", "label_column: kind", "7  data.label_column: not used by source digits"),
+        ("channels: 1", "download: false", "7  data.download: not used by source digits"),
+        ("source: digits", "source: npz\n  path: x.npz\n  name: MNIST", "8  data.name: not used by source npz"),
+        ("channels: 1", "workers: 257", "7  data.workers: must be an integer from 0 to 256, got 257"),
         ("name: fismo", "name: admw", '9  optimizer.name: unknown optimizer "admw". Did you mean adamw?'),
         ("name: fismo", "name: 3", "9  optimizer.name: must be the name of an optimizer, got 3"),
         ("name: fismo", "momentum: 0.9", "8  optimizer.name: missing; must be the name of an optimizer"),
@@ -255,3 +266,30 @@ def test_an_unreadable_file_is_named(tmp_path):
     path = tmp_path / "x.yaml"
     (problem,) = problems_of(f"{path}\0")
     assert "cannot be read" in problem
+
+
+def test_text_keys_that_nothing_uses_are_refused(write):
+    text = "task: language-modelling\nmodel: {library: transformers, name: gpt2}\ntrain: {steps: 1}\n"
+    text += "optimizer: {name: fismo}\ndata:\n  source: stdlib-source\n"
+    assert problems_of(write(text + "  text_column: body\n  cache_dir: x\n")) == [
+        "7  data.text_column: not used by source stdlib-source",
+        "8  data.cache_dir: not used by the tokenizer bytes",
+    ]
+    assert load_preset(write(text + "  path: null\n  text_column: text\n  tokenizer: gpt2\n  cache_dir: x\n"))
+
+
+def test_an_override_of_many_lines_is_shown_on_one(write):
+    found = problems_of(write(GOOD), "train.seed=a\n\n  b", "oo\nps\x1b[0m")
+    assert found == [
+        "command line: oo\\nps\\x1b[0m  must be KEY=VALUE, such as train.seed=3",
+        'command line: train.seed=a\\n\\n  b  train.seed: must be an integer from 0 to 4294967295, got "a\\nb"',
+    ]
+
+
+def test_aliases_that_stand_for_millions_of_values_are_refused_quickly(write):
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 8)]
+    start = time.perf_counter()
+    (problem,) = problems_of(write("\n".join(levels)))
+    assert "more than 100,000 values, counting each alias in full" in problem
+    assert time.perf_counter() - start < 3

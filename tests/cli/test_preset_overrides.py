@@ -154,7 +154,7 @@ TRICKY = [
     'model.args={e: 1e16, f: [1, 1.0, "1"], g: {h: "2026-01-01"}, i: "a: b # c"}',
     'data.auto_augment="~"',
     'optimizer.rules={"^blocks\\\\.[0-9]+\\\\.": adamw, "no": matrix}',
-    'data.name="zwölf\\n  Zeilen\\t"',
+    'data.auto_augment="zwölf\\n  Zeilen\\t"',
 ]
 
 
@@ -199,3 +199,21 @@ def test_presets_are_frozen(preset):
     loaded = load_preset(preset)
     with pytest.raises(ValueError, match="frozen"):
         loaded.preset.train.seed = 3
+
+
+def test_another_source_leaves_out_what_it_does_not_use(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "task: image-classification\nmodel: {library: timm, name: test_vit}\noptimizer: {name: fismo}\n"
+        "train: {steps: 1}\n"
+        "data: {source: torchvision, name: MNIST, path: data, download: false, image_column: image}\n"
+    )
+    loaded = load_preset(str(path), ["data.source=npz"])
+    assert (loaded.preset.data.path, loaded.preset.data.name, loaded.preset.data.download) == ("data", None, True)
+    assert [note.split(": ", 1)[1] for note in loaded.notes] == [
+        "data.name (not used by source npz)",
+        "data.download (not used by source npz)",
+    ]
+    assert load_preset(str(path), ["data.source=digits"]).preset.data.path is None
+    with pytest.raises(PresetError, match=r"command line: data.path=x  data.path: not used by source digits"):
+        load_preset(str(path), ["data.source=digits", "data.path=x"])

@@ -305,5 +305,22 @@ def test_bad_input(tmp_path, texts):
         build_task(preset(path=str(texts), block_size=100_000))
     with pytest.raises(UsageError, match=r"test_fraction: 0.01 of 40"):
         build_task(preset(path=str(texts), test_fraction=0.01))
-    with pytest.raises(UsageError, match="tokenizer"):
+    with pytest.raises(UsageError, match=r"folder: cannot be loaded \(data.tokenizer\): it holds no tokenizer that"):
         build_task(preset(path=str(texts), tokenizer=str(tmp_path / "folder")))
+
+
+def test_text_that_is_not_utf8_is_for_the_byte_tokenizer_only(tmp_path, tokenizer_folder):
+    good = "größer\n".encode() * 300_000  # more than one piece is read
+    (tmp_path / "a.txt").write_bytes(good)
+    (tmp_path / "b.txt").write_bytes(good + "größer".encode("latin-1"))
+    options = {"validation_fraction": 0, "test_fraction": 0, "cache_dir": str(tmp_path / "cache")}
+    build_task(preset(path=str(tmp_path / "b.txt"), validation_fraction=0, test_fraction=0))
+    with pytest.raises(UsageError, match=rf"b.txt: not UTF-8 at byte {len(good) + 2}; .* \(data.tokenizer: bytes\)"):
+        build_task(preset(path=str(tmp_path / "b.txt"), tokenizer=str(tokenizer_folder), **options))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_binary_file_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * 3_000_000 + b"\0b")
+    with pytest.raises(UsageError, match=r"a.txt: not a text file \(byte 3000000 is NUL\)"):
+        build_task(preset(path=str(tmp_path / "a.txt")))

@@ -15,7 +15,7 @@ from torch import nn
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
-from fismo_cli.tasks.tokenizers import Tokenizer, same_tokens, saved_tokenizer
+from fismo_cli.tasks.tokenizers import HubTokenizer, Tokenizer, same_tokens, saved_tokenizer
 from fismo_cli.weights_file import readable_weights
 
 __all__ = ["build", "load_directory", "save_directory"]
@@ -56,8 +56,7 @@ def build(
                 f"model.pretrained: {model.name} is an architecture without weights; name a hub model or a local "
                 "folder, or set pretrained to false"
             )
-        if _is_folder(model.name):
-            _check_tokenizer(Path(_expand(model.name)), tokenizer)
+        _check_tokenizer(Path(_expand(model.name)) if _is_folder(model.name) else model.name, tokenizer)
         return _from_weights(_expand(model.name), model, data_args, block_size), []
     return _from_configuration(model, data_args, block_size), []
 
@@ -76,16 +75,22 @@ def _expand(name: str) -> str:
     return str(Path(name).expanduser()) if _is_folder(name) else name
 
 
-def _check_tokenizer(folder: Path, tokenizer: Tokenizer | None) -> None:
+def _check_tokenizer(source: Path | str, tokenizer: Tokenizer | None) -> None:
     """Refuse weights that were trained on other tokens: every id would mean something else to them.
 
-    Whose folder holds no tokenizer cannot be told; the vocabulary's size is checked elsewhere.
+    Where the model's folder (or its place on the hub) holds no tokenizer, only the vocabulary's size tells, which is
+    checked elsewhere.
     """
-    saved = None if tokenizer is None else saved_tokenizer(folder)
-    if tokenizer is None or saved is None or same_tokens(saved, tokenizer):
+    if tokenizer is None or tokenizer.name == str(source):
+        return
+    try:
+        saved = saved_tokenizer(source) if isinstance(source, Path) else HubTokenizer(source)
+    except UsageError:
+        return
+    if saved is None or same_tokens(saved, tokenizer):
         return
     raise UsageError(
-        f"data.tokenizer is {tokenizer.name}, but the model in {folder} was trained with "
+        f"data.tokenizer is {tokenizer.name}, but the model in {source} was trained with "
         f"{'bytes' if saved.name == 'bytes' else 'the tokenizer beside it'}; write data.tokenizer: {saved.name}, or "
         "start from other weights (model.pretrained)"
     )

@@ -14,6 +14,7 @@ from fismo_cli.files import whole_directory, whole_file
 from fismo_cli.models import build_model, load_model_dir, model_notes, save_flat, save_model
 from fismo_cli.preset.schema import preset_adapter
 from fismo_cli.tasks import build_task
+from fismo_cli.tasks.tokenizers import HubTokenizer
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -331,7 +332,7 @@ def save_tokenizer(folder, words):
     return str(folder)
 
 
-def test_weights_trained_on_other_tokens_are_refused(text_preset, tmp_path):
+def test_weights_trained_on_other_tokens_are_refused(text_preset, tmp_path, monkeypatch):
     """Ids that mean something else give numbers without a meaning, both in evaluation and as a start."""
     words = ["<eos>", "<unk>", "some", "words", "to", "learn", "from"]
     mine = save_tokenizer(tmp_path / "mine", words)
@@ -359,6 +360,10 @@ def test_weights_trained_on_other_tokens_are_refused(text_preset, tmp_path):
                     build(text_preset(pretrained=str(start), **data))
             with pytest.raises(UsageError, match=message):
                 build(text_preset(str(run / "model"), {}, True, **data))
+    # On the hub a model and its tokenizer share one name.
+    monkeypatch.setattr("fismo_cli.transformers_models.HubTokenizer", lambda name: HubTokenizer(mine))
+    with pytest.raises(UsageError, match=r"data.tokenizer is bytes, but the model in somebody/some-model was trained"):
+        build(text_preset("somebody/some-model", {}, True))
     # The tokenizer saved beside the model is the one it was trained with, whatever its folder is called.
     build(
         text_preset(

@@ -167,6 +167,14 @@ def test_presets_copy_to_a_file_or_a_folder_and_never_over_a_file_unasked(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["digits-vit.yaml", "mine.yaml"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
+def test_presets_copy_to_a_folder_that_takes_no_files(capsys):
+    code, out, err = run(capsys, "presets", "copy", "digits-vit", "/proc/self")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: cannot write /proc/self/digits-vit.yaml: ")
+    assert "tmp" not in err
+
+
 def test_env_names_what_a_bug_report_needs(capsys):
     code, out, err = run(capsys, "env", "--json")
     found = json.loads(out)

@@ -1,11 +1,15 @@
 import io
+import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.reporting.console import Forgiving
 from fismo_cli.reporting.progress import LiveProgress, PlainProgress, progress_sink
 from fismo_cli.reporting.tables import summary_table
 from fismo_cli.reporting.tensorboard import TensorBoardSink
@@ -96,3 +100,33 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
     read.Reload()
     assert [(point.step, point.value) for point in read.Scalars("validation/loss")] == [(10, 0.25)]
     assert read.Scalars("lr/adamw")[0].value == pytest.approx(0.003)
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_time_left_is_always_visible(width):
+    # 40 % done: 40 seconds ago this began, so a minute is left.
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    sink = LiveProgress(console)
+    sink.write(RunStarted("digits-vit", "fismo", 0, "cpu", 10000, None, 1234, 50))
+    sink.write(Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1))
+    sink.write(step(4000))
+    sink.close()
+    drawn = io.StringIO()
+    Console(file=drawn, width=width).print(sink._progress.get_renderable())
+    (line,) = drawn.getvalue().splitlines()
+    assert re.search(r"4000/10000 .*loss.* 0:00:0\d left \S+$", line.strip()), line
+    assert ("…" in line) == (width < 200)
+    assert ("1,000 samples/s" in line) == (width == 200)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_console_that_cannot_be_written_falls_silent():
+    with open("/dev/full", "w") as full:
+        stream = Forgiving(full)
+        sink = PlainProgress(Console(file=stream), interval=0)
+        for event in (STARTED, step(1), step(2)):
+            sink.write(event)
+        assert stream.write("x") == 1
+        stream.flush()
+        # What the failed attempts left in the buffer would fail again here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())

@@ -1,4 +1,7 @@
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 
@@ -126,3 +129,57 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     sink.write(step(1, loss=float("nan")))
     sink.close()
     assert read(path)[0]["loss"] is None
+
+
+def test_the_lock_ends_with_the_process_also_where_its_children_live_on(tmp_path, loaded):
+    run = RunDirectory.create(tmp_path, loaded)
+    code = (
+        "import os, sys, time; from pathlib import Path; from fismo_cli.runs.directory import RunDirectory\n"
+        "with RunDirectory(Path(sys.argv[1])).lock():\n"
+        "    if os.fork() == 0: print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(FismoError), run.lock():
+                pass
+            parent.kill()
+            parent.wait()
+            os.kill(child, 0)  # it is alive
+            with run.lock():
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_fork_does_not_take_the_lock_from_its_parent(tmp_path, loaded):
+    run = RunDirectory.create(tmp_path, loaded)
+    with run.lock():
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(FismoError), run.lock():
+            pass
+
+
+def test_where_measurements_go_does_not_make_another_run(tmp_path, loaded):
+    run = RunDirectory.create(tmp_path, loaded)
+    elsewhere = load_preset("digits-vit", ["logging.tensorboard=true"])
+    check_same_preset(run, elsewhere)
+    assert [found.path for found in unfinished_runs(tmp_path, elsewhere)] == [run.path]
+    threads = load_preset("digits-vit", ["train.threads=1", "logging.tensorboard=true", "train.deterministic=true"])
+    assert unfinished_runs(tmp_path, threads) == []
+    with pytest.raises(UsageError) as caught:
+        check_same_preset(run, threads)
+    assert "train.threads (null there, 1 here)" in str(caught.value)
+    assert "train.deterministic (false there, true here)" in str(caught.value)
+    assert "tensorboard" not in str(caught.value)
+
+
+def test_the_command_that_continues_a_run_can_be_typed(tmp_path):
+    folder = tmp_path / "my runs" / "a"
+    assert shlex.split(RunDirectory(folder).resume_command) == [
+        "fismo", "train", f"{folder}/preset.yaml", "--resume", f"{folder}",
+    ]  # fmt: skip

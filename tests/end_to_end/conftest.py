@@ -30,20 +30,20 @@ class Cli:
         self.folder = folder
         self.env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
-    def start(self, *arguments: object) -> subprocess.Popen:
+    def start(self, *arguments: object, stderr: Any = subprocess.PIPE) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "fismo_cli", *map(str, arguments)],
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
     def finish(self, process: subprocess.Popen) -> Outcome:
         out, err = process.communicate(timeout=300)
-        assert "Traceback" not in err, err
-        return Outcome(process.returncode, out, err)
+        assert "Traceback" not in (err or ""), err
+        return Outcome(process.returncode, out, err or "")
 
     def run(self, *arguments: object) -> Outcome:
         return self.finish(self.start(*arguments))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def logged(run: Path) -> list[tuple[int, float]]:
     "settings",
     [
         ["digits-vit", "train.steps=60"],
-        ["digits-vit", "optimizer.form=paper", "train.ema_decay=0.9", "train.accumulate=2", "data.workers=1"],
+        ["digits-vit", "optimizer.form=paper", "train.ema_decay=0.9", "train.accumulate=2", "data.workers=2"],
         ["digits-resnet", "data.mixup_alpha=0.2", "train.clip_grad_norm=1.0"],
         ["digits-vit", "train.precision=bfloat16"],
     ],
@@ -80,7 +81,9 @@ def test_signal_saves_and_resuming_gives_the_same_bytes(cli, number, code):
     stopped, run = interrupt(cli, number, *settings)
     assert stopped.code == code, stopped.err
     assert stopped.json["status"] == "interrupted"
-    resumed = cli.run("train", *settings, "--resume", run, "--json")
+    advice = shlex.split(stopped.err.splitlines()[-1].removeprefix("continue with: "))
+    assert advice[0] == "fismo"
+    resumed = cli.run(*advice[1:], "--json")
     assert resumed.code == 0, resumed.err
     assert resumed.json["resumed_from_step"] == stopped.json["steps"]
     assert_same_result(run, undisturbed(cli, *settings))

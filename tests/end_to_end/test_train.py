@@ -1,9 +1,15 @@
 """`fismo train` and `fismo evaluate` as a user runs them."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from fismo_cli.commands.evaluate import evaluate
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.directory import RunDirectory, write_json
 from tests.end_to_end.conftest import SMALL
 
 KEYS = {
@@ -29,6 +35,7 @@ def test_train_fills_the_run_directory_and_evaluate_finds_the_same(cli):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["event"] == "StepLogged"] == [4, 8, 12, 16, 20, 24]
     assert records[-1] == {"event": "Finished", "summary": summary}
+    assert done.err.startswith("preparing digits-vit ...\n")
     again = cli.run("evaluate", run, "--json")
     assert again.code == 0, again.err
     for split in ("validation", "test"):
@@ -76,6 +83,26 @@ def test_wrong_usage_writes_nothing(cli, arguments, words):
     assert done.code == 2
     assert all(word in done.err for word in words), done.err
     assert list(cli.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_stderr_that_cannot_be_written_ends_no_training(cli):
+    with open("/dev/full", "w") as full:
+        done = cli.finish(cli.start("train", "digits-vit", *SMALL, "--json", stderr=full))
+    assert (done.code, done.json["status"]) == (0, "completed")
+
+
+def test_evaluate_says_what_to_do_about_a_run_without_model(cli):
+    run = RunDirectory.create(cli.folder, load_preset("digits-vit"))
+    for make, words in (
+        (lambda: None, f"start anew with: fismo train {run.preset}"),
+        (lambda: (run.checkpoints / "step-3").mkdir(parents=True), run.resume_command),
+        (lambda: write_json(run.summary, {"status": "diverged"}), "diverged, so it has no model"),
+    ):
+        make()
+        with pytest.raises(UsageError, match=re.escape(words)):
+            evaluate(run.path)
 
 
 def test_evaluate_wants_a_finished_run(cli):

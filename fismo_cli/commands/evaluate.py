@@ -19,7 +19,10 @@ def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory that `fismo train` made.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of its preset, such as train.device=cpu, or other data of the same kind."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Overrides of its preset, such as train.device=cpu, or other data of the same kind.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:

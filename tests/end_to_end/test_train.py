@@ -109,3 +109,9 @@ def test_evaluate_wants_a_finished_run(cli):
     done = cli.run("evaluate", cli.folder)
     assert done.code == 2
     assert "not a run directory" in done.err
+
+
+@pytest.mark.slow
+def test_the_default_preset_reaches_its_accuracy(cli):
+    summary = cli.run("train", "digits-vit", "train.threads=1", "--json").json
+    assert summary["metrics"]["test"]["top1"] >= 0.97

@@ -67,8 +67,8 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> O
 def _build_fismo(config: FismoConfig, model: nn.Module) -> FISMO:
     options = config.model_dump(exclude={"name", "form", "trust_radius", "adamw", "rules"})
     adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
-    create = FISMO.paper if config.form == "paper" else FISMO
-    return create(split_parameters(model, config.rules), config.trust_radius, **options, **adamw)
+    forms: dict[str, Callable[..., FISMO]] = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}
+    return forms[config.form](split_parameters(model, config.rules), config.trust_radius, **options, **adamw)
 
 
 class MatrixOptimizer(Optimizer):

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fismo_core import fisher, update
 from fismo_core.layout import Bucket
-from fismo_core.matrix_functions import full_precision_matmul
 from fismo_core.optimizer import FISMO
 from fismo_core.options import Options, options_of
+from fismo_core.precision import full_precision_matmul
 
 __all__ = ["MatrixDiagnostics", "diagnose"]
 

@@ -7,16 +7,28 @@ every function here takes both. Source of the recursion: Xu, Yan, Zhang, "FISMO"
 import torch
 from torch import Tensor
 
+from fismo_core.precision import accumulation_dtype
+
 __all__ = [
     "damped",
     "fold_absolute",
     "fold_relative",
     "identity_factor",
+    "is_diagonal",
     "multiply_left",
     "multiply_right",
     "second_moment",
     "trace",
 ]
+
+
+def is_diagonal(dim: int, other: int, max_dim: int, max_ratio: float | None) -> bool:
+    """Whether a side of length `dim`, beside one of length `other`, keeps a diagonal factor.
+
+    It does if it is longer than `max_dim`, or longer than `max_ratio` times the other side. So a matrix of dense
+    sides costs at most max_ratio^2 times what its short side costs, and has at most so many numbers more.
+    """
+    return dim > max_dim or (max_ratio is not None and dim > max_ratio * other)
 
 
 def identity_factor(batch: int, dim: int, *, diagonal: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -37,61 +49,60 @@ def multiply_right(X: Tensor, F: Tensor) -> Tensor:
 
 
 def second_moment(H: Tensor, *, diagonal: bool) -> Tensor:
-    """H H^T `(B, m, m)`, or its diagonal `(B, m)`."""
-    return H.square().sum(dim=-1) if diagonal else H @ H.mT
+    """H H^T `(B, m, m)` in the dtype of H, or its diagonal `(B, m)` summed in float32 at least."""
+    return H.square().sum(dim=-1, dtype=accumulation_dtype(H.dtype)) if diagonal else H @ H.mT
 
 
 def trace(A: Tensor) -> Tensor:
-    """Trace `(B,)` of dense or diagonal matrices."""
-    return A.diagonal(dim1=-2, dim2=-1).sum(-1) if A.ndim == 3 else A.sum(-1)
+    """Trace `(B,)` of dense or diagonal matrices, summed in float32 at least."""
+    entries = A.diagonal(dim1=-2, dim2=-1) if A.ndim == 3 else A
+    return entries.sum(-1, dtype=accumulation_dtype(A.dtype))
 
 
-def fold_relative(P: Tensor, L: Tensor, keep: Tensor, decay: float) -> Tensor:
-    """P <- decay P + (1 - decay) d / tr(L) L: a scale-free average of statistics, to be bias-corrected by `damped`.
+def fold_relative(P: Tensor, L: Tensor, keep: Tensor, decay: float) -> None:
+    """P <- decay P + (1 - decay) d / tr(L) L, in place: a scale-free average of statistics, that `damped` corrects.
 
-    `keep` `(B,)` says which matrices take part; the others keep P. A zero L must not take part.
+    `keep` `(B,)` says which matrices take part; the others keep P, as do those with a zero L.
     """
-    L = L * _expand(P.shape[1] / torch.where(keep, trace(L), 1.0), L)
-    return torch.where(_expand(keep, P), torch.lerp(P, L, 1 - decay), P)
+    size = trace(L)
+    keep = keep & (size > 0)
+    L = L * expand(P.shape[1] / torch.where(keep, size, 1.0), L)  # in the dtype of the sum
+    P.lerp_(L, expand(keep.to(P.dtype) * (1 - decay), P))
 
 
-def damped(P: Tensor, count: Tensor, decay: float, damping: float) -> Tensor:
-    """(P^ + damping I) / (1 + damping), where P^ is P with the bias of its `count` (B,) averaged statistics removed.
+def damped(P: Tensor, damping: float) -> Tensor:
+    """(P^ + damping I) / (1 + damping), where P^ is P scaled to trace d, which corrects its average's start at zero.
 
-    Its trace is d, and its eigenvalues are at least damping / (1 + damping). With no statistics yet, the identity.
+    The eigenvalues lie between damping / (1 + damping) and d. With no statistics yet, the identity.
     """
-    seen = count > 0
-    correction = torch.where(seen, 1 - decay ** count.to(P.dtype), 1.0)
-    P = P / _expand(correction, P)
-    return torch.where(_expand(seen, P), add_to_diagonal(P, damping) / (1 + damping), add_to_diagonal(P * 0, 1.0))
+    size = trace(P)
+    seen = size > 0
+    scaled = P * expand(P.shape[1] / torch.where(seen, size, 1.0) / (1 + damping), P)  # zero stays zero
+    return add_to_diagonal_(scaled, (damping + (~seen).to(P.dtype)) / (1 + damping))
 
 
-def fold_absolute(P: Tensor, L: Tensor, keep: Tensor, decay: float, damping: float) -> Tensor:
-    """The paper's recursion: damp L by damping tr(P) / d, average, normalise to trace d and symmetrise.
+def fold_absolute(P: Tensor, L: Tensor, keep: Tensor, decay: float, damping: float) -> None:
+    """The paper's recursion, in place: damp L by damping tr(P) / d, average, normalise to trace d and symmetrise.
 
     P is the identity at the start. `keep` `(B,)` says which matrices take part; the others keep P, as do those whose
     new P would overflow or vanish.
     """
     d = P.shape[1]
-    L = add_to_diagonal(L, damping * trace(P) / d)
+    L = add_to_diagonal_(L.to(P.dtype), damping * trace(P) / d)
     P_new = decay * P + (1 - decay) * L
-    P_new = P_new * _expand(d / trace(P_new), P_new)
+    P_new = P_new * expand(d / trace(P_new), P_new)
     if P.ndim == 3:
         P_new = (P_new + P_new.mT) / 2
     sound = keep & P_new.isfinite().flatten(1).all(dim=1)
-    return torch.where(_expand(sound, P), P_new, P)
+    P.copy_(torch.where(expand(sound, P), P_new, P))
 
 
-def add_to_diagonal(A: Tensor, value: float | Tensor) -> Tensor:
-    """A + value I for dense or diagonal A; `value` is a number or one a matrix, `(B,)`."""
-    if isinstance(value, Tensor):
-        value = value[:, None]
-    if A.ndim == 2:
-        return A + value
-    A = A.clone()
-    A.diagonal(dim1=-2, dim2=-1).add_(value)
+def add_to_diagonal_(A: Tensor, value: Tensor) -> Tensor:
+    """A + value I in place, for dense or diagonal A and one value a matrix, `(B,)`."""
+    (A.diagonal(dim1=-2, dim2=-1) if A.ndim == 3 else A).add_(value[:, None])
     return A
 
 
-def _expand(per_matrix: Tensor, like: Tensor) -> Tensor:
+def expand(per_matrix: Tensor, like: Tensor) -> Tensor:
+    """One value a matrix `(B,)`, shaped to multiply `like`."""
     return per_matrix.view(-1, *[1] * (like.ndim - 1))

@@ -10,9 +10,9 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from fismo_core import update
-from fismo_core.layout import MatrixLayout
-from fismo_core.matrix_functions import full_precision_matmul
-from fismo_core.options import MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
+from fismo_core.layout import Bucket, MatrixLayout
+from fismo_core.options import DENSE_FORM, MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
+from fismo_core.precision import full_precision_matmul
 from fismo_core.routing import Plan, layout_to_plain, plan_of_groups
 from fismo_core.stacks import MatrixStacks, device_mask, fetch, placement_of
 
@@ -53,18 +53,24 @@ class FISMO(Optimizer):
             factors: (P + mu I) / (1 + mu). `absolute` damps each statistic by mu tr(P) / m I, as the paper does;
             it depends on the gradient's scale.
         fisher_decay: decay gamma of the factors' averages.
-        refresh_interval: steps between new roots of the factors. Statistics are taken in every step.
-        polar: how the polar factor is found: `quintic` (Muon's Newton-Schulz), `polar-express`, or `exact` (SVD, slow).
-        polar_steps: iterations of the polar factor. Three suffice on whitened matrices; Muon needs five.
+        statistics: `alternating` folds the gradient into P in one step and into Q in the next, `both` in every step.
+        refresh_interval: steps between new roots of the factors; at the start also after 1, 2, 4, 8, ... steps.
+        roots: `polynomial` computes roots by matrix products in `compute_dtype`, and needs relative damping and power
+            1/8, 1/4 or 1/2; `eigh` computes them from eigenvalues in float32: exact, but slow.
+        polar: how the polar factor is found: `quintic` (Muon's Newton-Schulz), `nonic` (quintics, and a last polynomial
+            of degree nine), `polar-express`, or `exact` (SVD, slow).
+        polar_steps: how many polynomials. A quintic and a nonic, or three quintics, suffice on whitened matrices; Muon
+            needs five quintics.
         shape_scale: what multiplies a step of an m x n matrix: `spectral` sqrt(max(1, m/n)), `rms` 0.2 sqrt(max(m, n))
             (AdamW's learning rates carry over), `none` 1.
         grafting: scale D to the Frobenius norm of the polar factor, so that one lr means the same at any curvature.
         weight_decay: decoupled weight decay, W <- (1 - lr weight_decay) W, for matrices.
         cautious_weight_decay: decay only entries that the step moves towards zero.
         max_factor_dim: a side longer than this keeps a diagonal factor, which bounds memory and time.
+        max_factor_ratio: so does a side longer than this times the other one; None: however long.
         compute_dtype: dtype of whitening products and polar factor: `auto` (bfloat16 on hardware that multiplies it
             fast, else float32), `float32` or `bfloat16`. Float64 parameters are computed in float64.
-            Momentum, factors and roots are float32 always.
+            Momentum and factors are float32 always.
         adamw_lr: learning rate of AdamW, for groups with `rule="adamw"`, as are the following.
         adamw_betas: decays of AdamW's moments.
         adamw_eps: AdamW's epsilon.
@@ -91,14 +97,17 @@ class FISMO(Optimizer):
         damping: float = 0.1,
         damping_scale: str = "relative",
         fisher_decay: float = 0.95,
-        refresh_interval: int = 5,
-        polar: str = "quintic",
-        polar_steps: int = 3,
+        statistics: str = "alternating",
+        refresh_interval: int = 10,
+        roots: str = "polynomial",
+        polar: str = "nonic",
+        polar_steps: int = 2,
         shape_scale: str = "spectral",
         grafting: bool = True,
         weight_decay: float = 0.0,
         cautious_weight_decay: bool = False,
         max_factor_dim: int = 8192,
+        max_factor_ratio: float | None = 1.5,
         compute_dtype: str = "auto",
         adamw_lr: float = 3e-3,
         adamw_betas: tuple[float, float] = (0.9, 0.95),
@@ -114,7 +123,9 @@ class FISMO(Optimizer):
             "damping": damping,
             "damping_scale": damping_scale,
             "fisher_decay": fisher_decay,
+            "statistics": statistics,
             "refresh_interval": refresh_interval,
+            "roots": roots,
             "polar": polar,
             "polar_steps": polar_steps,
             "shape_scale": shape_scale,
@@ -122,6 +133,7 @@ class FISMO(Optimizer):
             "weight_decay": weight_decay,
             "cautious_weight_decay": cautious_weight_decay,
             "max_factor_dim": max_factor_dim,
+            "max_factor_ratio": max_factor_ratio,
             "compute_dtype": compute_dtype,
         }
         self._adamw_defaults = {
@@ -146,13 +158,27 @@ class FISMO(Optimizer):
         Raises:
             ValueError: if an option, or one of a group, contradicts the form.
         """
+        defaults = {"damping": 1e-3, "polar": "quintic", "polar_steps": 5}
         params = list(params)
-        given = [options, *(group for group in params if isinstance(group, dict))]
-        wrong = [f"{k}={g[k]!r}" for g in given for k, value in PAPER_FORM.items() if g.get(k, value) != value]
-        if wrong:
-            fixed = ", ".join(f"{key}={value!r}" for key, value in PAPER_FORM.items())
-            raise ValueError(f"{', '.join(wrong)} contradicts the paper's form, which is {fixed}")
-        return cls(params, lr, **{"damping": 1e-3, "polar_steps": 5, **options, **PAPER_FORM})
+        return cls(params, lr, **_expand_form("paper", PAPER_FORM, params, {**defaults, **options}))
+
+    @classmethod
+    def dense(cls, params: Iterable[Any], lr: float = 0.02, **options: Any) -> "FISMO":
+        """The default form without its economies, `DENSE_FORM`: the reference that it is held to.
+
+        Both sides' factors are dense, statistics are taken and whitened in float32 in every step, and roots come from
+        eigenvalues every five steps.
+
+        Args:
+            params: as in `FISMO`.
+            lr: the trust radius.
+            options: further arguments of `FISMO`.
+
+        Raises:
+            ValueError: if an option, or one of a group, contradicts the form.
+        """
+        params = list(params)
+        return cls(params, lr, **_expand_form("dense", DENSE_FORM, params, options))
 
     # -- groups and state --------------------------------------------------------------------------------------------
 
@@ -200,8 +226,7 @@ class FISMO(Optimizer):
                 }
             return
         group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in group["params"]])
-        group.setdefault("step", 0)
-        group.setdefault("refreshed", [-1] * len(group["params"]))  # the step of each one's last roots; -1: none yet
+        group.setdefault("steps", [0] * len(group["params"]))  # how many each one has taken
         self._stacks[index] = MatrixStacks.allocate(group)
 
     def _follow_moved_parameters(self, index: int, group: dict[str, Any]) -> None:
@@ -213,15 +238,14 @@ class FISMO(Optimizer):
                 if (average := self.state[parameter]["exp_avg"]).device != parameter.device
                 or average.dtype != parameter.dtype
             ]
-            stepped = any(float(self.state[parameter]["step"]) for parameter in group["params"])
         else:
             before, now = self._stacks[index].placement, placement_of(group["params"])
             moved = [name for name, old, new in zip(_names(group), before, now, strict=True) if old != new]
-            stepped = group["step"] > 0
-        if moved and stepped:
+        if not moved:
+            return
+        if any(group.get("steps", ())) or any(self.state[p]["step"] for p in group["params"] if p in self.state):
             raise RuntimeError(f"{moved[0]} was moved or converted after the first step; make a new optimizer for it")
-        if moved:
-            self._allocate(index)
+        self._allocate(index)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state, both rules together."""
@@ -268,53 +292,53 @@ class FISMO(Optimizer):
         return loss
 
     def _step_matrices(self, index: int, group: dict[str, Any]) -> None:
-        stacks, parameters = self._stacks[index], group["params"]
+        stacks, parameters, steps = self._stacks[index], group["params"], group["steps"]
         stacks.check_structure(group)
-        step, interval, refreshed = group["step"], group["refresh_interval"], group["refreshed"]
-        group["step"] += 1
         gradients = {
             i: stacks.layouts[i].split(parameter.grad)
             for i, parameter in enumerate(parameters)
             if parameter.grad is not None and parameter.numel()
         }
-        due = {i for i in gradients if refreshed[i] < 0 or step - refreshed[i] >= interval}
-        deltas: dict[int, dict[int, Tensor]] = {i: {} for i in gradients}
-        taken: dict[int, list[Tensor]] = {i: [] for i in gradients}
+        parts = {i: stacks.layouts[i].split(parameters[i]) for i in gradients}
+        moves: list[tuple[Tensor, Tensor, Tensor]] = []  # of each matrix: itself, its direction, whether it is taken
         for number, bucket in enumerate(stacks.buckets):
-            present = tuple(slot.parameter in gradients for slot in bucket.slots)
-            renew = tuple(slot.parameter in due for slot in bucket.slots)
-            if not any(present):
+            rows = [slot.parameter for slot in bucket.slots]
+            if not any(i in gradients for i in rows):
                 continue
+            active = tuple(i in gradients for i in rows)
+            due = tuple(i in gradients and _is_due(steps[i], group["refresh_interval"]) for i in rows)
+            folds = [
+                tuple(i in gradients and _folds_into(side, steps[i], group["statistics"]) for i in rows)
+                for side in (0, 1)
+            ]
             # Autocast, if step() is called inside it, would turn the products below into half precision.
             with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
                 result = update.fismo_update(
                     stacks.gather(bucket, gradients),
                     stacks.states[number],
                     options_of(group, bucket),
-                    active=None if all(present) else device_mask(present, bucket.device),
-                    refresh=all(renew) or (any(renew) and device_mask(renew, bucket.device)),
+                    active=device_mask(active, bucket.device),
+                    refresh=device_mask(due, bucket.device),
+                    sides=(device_mask(folds[0], bucket.device), device_mask(folds[1], bucket.device)),
                 )
-            stacks.states[number] = result.state
-            if any(renew) and group["power"] > 0 and int(result.state["failures"].max()) >= MAX_FAILED_REFRESHES:
-                raise RuntimeError(
-                    f"roots of the Fisher factors of {bucket.m} x {bucket.n} matrices failed in "
-                    f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
-                )
-            for slot, here, D, took in zip(bucket.slots, present, result.direction, result.taken, strict=True):
-                if here:
-                    deltas[slot.parameter][slot.part] = D
-                    taken[slot.parameter].append(took)
-        for i in due:
-            refreshed[i] = step
-        if gradients:
-            moved = [parameters[i] for i in gradients]
-            joined = [
-                stacks.layouts[i].join([parts[k] for k in sorted(parts)], parameters[i].shape)
-                for i, parts in deltas.items()
-            ]
-            if group["weight_decay"]:
-                _decay(moved, joined, list(taken.values()), group)
-            torch._foreach_add_(moved, joined, alpha=-float(group["lr"]))
+            if any(due) and group["power"] > 0:
+                self._check_roots(bucket, stacks.states[number])
+            for slot, D, took in zip(bucket.slots, result.direction, result.taken, strict=True):
+                if slot.parameter in gradients:
+                    moves.append((parts[slot.parameter][slot.part], D, took))
+        if moves:
+            _apply(moves, group)
+        for i in gradients:
+            steps[i] += 1
+            if not _shares_memory(parameters[i], parts[i]):
+                parameters[i].copy_(stacks.layouts[i].join(parts[i], parameters[i].shape))
+
+    def _check_roots(self, bucket: Bucket, state: update.State) -> None:
+        if int(state["failures"].max()) >= MAX_FAILED_REFRESHES:
+            raise RuntimeError(
+                f"roots of the Fisher factors of {bucket.m} x {bucket.n} matrices failed in "
+                f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
+            )
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -408,15 +432,46 @@ class FISMO(Optimizer):
         return {**super().__getstate__(), "_adamw_defaults": self._adamw_defaults, "_stacks": self._stacks}
 
 
-def _decay(parameters: list[Tensor], deltas: list[Tensor], taken: list[list[Tensor]], group: dict[str, Any]) -> None:
-    """Decoupled weight decay in place, of the parameters all of whose matrices took part in the step."""
-    decay = float(group["lr"]) * group["weight_decay"]
-    shares = [1 - decay * (torch.stack(parts).all() if len(parts) > 1 else parts[0]) for parts in taken]
-    if not group["cautious_weight_decay"]:
-        torch._foreach_mul_(parameters, shares)
-        return
-    for parameter, delta, share in zip(parameters, deltas, shares, strict=True):
-        parameter.mul_(torch.where(parameter * delta > 0, share, 1))
+def _expand_form(name: str, form: dict[str, Any], params: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the form's, which neither they nor a group's may contradict."""
+    given = [options, *(group for group in params if isinstance(group, dict))]
+    wrong = [f"{k}={g[k]!r}" for g in given for k, value in form.items() if g.get(k, value) != value]
+    if wrong:
+        fixed = ", ".join(f"{key}={value!r}" for key, value in form.items())
+        raise ValueError(f"{', '.join(wrong)} contradicts the {name} form, which is {fixed}")
+    return {**options, **form}
+
+
+def _is_due(step: int, interval: int) -> bool:
+    """Whether new roots are computed in this step (counted from 0) of a parameter.
+
+    Early statistics change fast, so that roots after 1, 2, 4, ... steps are added to those of the interval.
+    """
+    return step % interval == 0 or (step < interval and step.bit_count() == 1)
+
+
+def _folds_into(side: int, step: int, statistics: str) -> bool:
+    """Whether the statistics of a side (0: rows, 1: columns) are taken in this step (counted from 0) of a parameter."""
+    return statistics == "both" or step == 0 or step % 2 == side
+
+
+def _apply(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict[str, Any]) -> None:
+    """W <- (1 - lr weight_decay) W - lr D in place, for each (W, D, whether the matrix takes part)."""
+    matrices, directions = [W for W, _, _ in moves], [D for _, D, _ in moves]
+    if group["weight_decay"]:
+        decay = float(group["lr"]) * group["weight_decay"]
+        shares = [1 - decay * took for _, _, took in moves]
+        if group["cautious_weight_decay"]:
+            for W, D, share in zip(matrices, directions, shares, strict=True):
+                W.mul_(torch.where(W * D > 0, share, 1))
+        else:
+            torch._foreach_mul_(matrices, shares)
+    torch._foreach_add_(matrices, directions, alpha=-float(group["lr"]))
+
+
+def _shares_memory(parameter: Tensor, parts: list[Tensor]) -> bool:
+    """Whether the matrices are views of the parameter, and not copies that its strides made necessary."""
+    return all(part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr() for part in parts)
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -6,21 +6,35 @@ from typing import Any
 
 import torch
 
+from fismo_core.inverse_roots import ROOT_METHODS, ROOT_POWERS
 from fismo_core.layout import Bucket
-from fismo_core.matrix_functions import POLAR_METHODS
+from fismo_core.polar import POLAR_METHODS
 
-__all__ = ["MATRIX_KEYS", "PAPER_FORM", "Options", "check_options", "options_of", "structure_of"]
+__all__ = ["DENSE_FORM", "MATRIX_KEYS", "PAPER_FORM", "Options", "check_options", "options_of", "structure_of"]
 
 PAPER_FORM: dict[str, Any] = {
     "power": 0.5,
     "damping_scale": "absolute",
     "momentum_space": "whitened",
     "nesterov": False,
+    "statistics": "both",
     "refresh_interval": 1,
+    "roots": "eigh",
+    "max_factor_ratio": None,
     "shape_scale": "none",
     "grafting": False,
 }
 """The arguments that define the published algorithm (arXiv 2601.21750)."""
+
+DENSE_FORM: dict[str, Any] = {
+    "statistics": "both",
+    "refresh_interval": 5,
+    "roots": "eigh",
+    "max_factor_ratio": None,
+    "polar": "quintic",
+    "polar_steps": 3,
+}
+"""The default form without its economies: what it is compared with."""
 
 MATRIX_KEYS = (
     "momentum",
@@ -30,23 +44,36 @@ MATRIX_KEYS = (
     "damping",
     "damping_scale",
     "fisher_decay",
+    "statistics",
     "refresh_interval",
+    "roots",
     "polar",
     "polar_steps",
     "shape_scale",
     "grafting",
     "cautious_weight_decay",
     "max_factor_dim",
+    "max_factor_ratio",
     "compute_dtype",
 )
 """Options that only groups of matrices have."""
+
+MIN_POLYNOMIAL_DAMPING = 1e-4
+"""With less, a polynomial root of a large factor would need condition numbers that float32 cannot express."""
+
+BFLOAT16_DAMPING = 0.05
+"""With less damping, or a power above 1/4, polynomial roots in bfloat16 would be wrong by more than half."""
 
 _COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of `FISMO` that the arithmetic needs; see there for what each means."""
+    """The choices of `FISMO` that the arithmetic needs; see there for what each means.
+
+    Whitening and polar factor are computed in `compute_dtype`; statistics and roots in `root_dtype`, which is the same
+    for polynomial roots of well damped factors, and at least float32 otherwise.
+    """
 
     momentum: float
     nesterov: bool
@@ -55,18 +82,24 @@ class Options:
     damping: float
     damping_scale: str
     fisher_decay: float
+    roots: str
     polar: str
     polar_steps: int
     shape_scale: str
     grafting: bool
     max_factor_dim: int
+    max_factor_ratio: float | None
     compute_dtype: torch.dtype
+    root_dtype: torch.dtype
 
 
 def options_of(group: Mapping[str, Any], bucket: Bucket) -> Options:
     """The options of a group, for one of its buckets."""
-    fields = {key: group[key] for key in Options.__dataclass_fields__ if key != "compute_dtype"}
-    return Options(**fields, compute_dtype=_compute_dtype(group["compute_dtype"], bucket))
+    fields = {key: group[key] for key in Options.__dataclass_fields__ if key not in ("compute_dtype", "root_dtype")}
+    compute_dtype = _compute_dtype(group["compute_dtype"], bucket)
+    coarse = group["roots"] == "polynomial" and group["power"] <= 0.25 and group["damping"] >= BFLOAT16_DAMPING
+    root_dtype = compute_dtype if coarse else bucket.dtype
+    return Options(**fields, compute_dtype=compute_dtype, root_dtype=root_dtype)
 
 
 def _compute_dtype(name: str, bucket: Bucket) -> torch.dtype:
@@ -89,7 +122,8 @@ def _fast_bfloat16(device: torch.device) -> bool:
 def structure_of(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """The options that decide which state a group has; they must not change once it is allocated."""
     power = group["power"]
-    return (power == 0, power == 0.5, group["damping_scale"], group["max_factor_dim"])
+    sides = (group["max_factor_dim"], group["max_factor_ratio"])
+    return (power == 0, power == 0.5, group["damping_scale"], *sides)
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -117,17 +151,26 @@ def check_options(group: Mapping[str, Any]) -> None:
     for key in ("refresh_interval", "polar_steps", "max_factor_dim"):
         value = group[key]
         require(key, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a positive integer")
+    ratio = group["max_factor_ratio"]
+    require("max_factor_ratio", ratio is None or (_is_number(ratio) and ratio >= 1), "None or a number of at least 1")
     for key in ("nesterov", "grafting", "cautious_weight_decay"):
         require(key, isinstance(group[key], bool), "True or False")
     choices = {
         "momentum_space": ("raw", "whitened"),
         "damping_scale": ("relative", "absolute"),
+        "statistics": ("alternating", "both"),
+        "roots": ROOT_METHODS,
         "polar": POLAR_METHODS,
         "shape_scale": ("spectral", "rms", "none"),
         "compute_dtype": ("auto", *_COMPUTE_DTYPES),
     }
     for key, allowed in choices.items():
         require(key, group[key] in allowed, f"one of {', '.join(allowed)}")
+    if group["roots"] == "polynomial" and group["power"] > 0:
+        eigh = "for polynomial roots (roots='eigh' takes any)"
+        require("power", group["power"] in ROOT_POWERS, f"0, 1/8, 1/4 or 1/2 {eigh}")
+        require("damping_scale", group["damping_scale"] == "relative", f"relative {eigh}")
+        require("damping", group["damping"] >= MIN_POLYNOMIAL_DAMPING, f"at least {MIN_POLYNOMIAL_DAMPING} {eigh}")
 
 
 def _is_number(value: Any) -> bool:

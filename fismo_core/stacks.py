@@ -40,8 +40,8 @@ class MatrixStacks:
         """Raise a RuntimeError if options that decide which state there is were changed since it was allocated."""
         if structure_of(group) != self.structure:
             raise RuntimeError(
-                "power (from or to 0 and 1/2), damping_scale and max_factor_dim decide which state a group has and "
-                "cannot be changed later: make a new optimizer"
+                "power (from or to 0 and 1/2), damping_scale, max_factor_dim and max_factor_ratio decide which state a "
+                "group has and cannot be changed later: make a new optimizer"
             )
 
     def gather(self, bucket: Bucket, gradients: Mapping[int, Sequence[Tensor]]) -> Tensor:
@@ -104,9 +104,14 @@ def fetch(saved: Mapping[Any, Mapping[str, Any]], key: Any, name: str, like: Ten
     return cast(Tensor, value.to(device=like.device, dtype=like.dtype, copy=True))
 
 
+def device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor | bool:
+    """True or False if all or none of the mask are, else a boolean tensor on the device."""
+    return True if all(mask) else any(mask) and _on_device(mask, device)
+
+
 @lru_cache(maxsize=256)
-def device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor:
-    """A boolean tensor on the device; kept, since making one each step would make the host wait for a CUDA device."""
+def _on_device(mask: tuple[bool, ...], device: torch.device) -> Tensor:
+    """Kept, since making one each step would make the host wait for a CUDA device."""
     return torch.tensor(mask, device=device)
 
 

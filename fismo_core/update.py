@@ -1,4 +1,4 @@
-"""One FISMO step for a batch of same-shape matrices: a pure function from gradient and state to step and new state.
+"""One FISMO step for a batch of same-shape matrices: from gradient and state to the step, and the state renewed.
 
 The letters are the paper's: G gradient, P and Q Fisher factors of rows and columns, M momentum, D the step's
 direction. `P_root` is P^-p and `P_inverse_sqrt` is P^-1/2 of the damped factor, both as of the last refresh.
@@ -13,18 +13,24 @@ import torch
 from torch import Tensor
 
 from fismo_core import fisher
-from fismo_core.matrix_functions import inverse_powers, normalize_scale, polar_factor
+from fismo_core.inverse_roots import inverse_powers, polynomial_powers
 from fismo_core.options import Options
+from fismo_core.polar import polar_factor
+from fismo_core.precision import frobenius_norm, largest_entry, normalize_scale
 
 __all__ = ["State", "Step", "direction", "fismo_update", "initial_state", "shape_factor"]
 
 State = dict[str, Tensor]
 
+Mask = Tensor | bool
+"""For which matrices of a batch something is done: `(B,)`, or for all or none."""
+
 
 def initial_state(batch: int, m: int, n: int, options: Options, dtype: torch.dtype, device: torch.device) -> State:
     """State of `batch` matrices m x n before the first step: zero momentum, identity roots.
 
-    P and Q start at zero where their average is bias-corrected (relative damping), at the identity in the paper's form.
+    Momentum and factors have the given dtype, the roots `options.root_dtype`. P and Q start at zero where their average
+    is corrected for it (relative damping), at the identity in the paper's form.
     """
     state = {
         "momentum": torch.zeros(batch, m, n, dtype=dtype, device=device),
@@ -32,67 +38,82 @@ def initial_state(batch: int, m: int, n: int, options: Options, dtype: torch.dty
     }
     if options.power == 0:
         return state
-    state["statistics"] = torch.zeros(batch, dtype=torch.int64, device=device)
     state["failures"] = torch.zeros(batch, dtype=torch.int64, device=device)
-    for letter, dim in (("P", m), ("Q", n)):
-        identity = fisher.identity_factor(batch, dim, diagonal=dim > options.max_factor_dim, dtype=dtype, device=device)
+    for letter, dim, other in (("P", m, n), ("Q", n, m)):
+        diagonal = fisher.is_diagonal(dim, other, options.max_factor_dim, options.max_factor_ratio)
+        identity = fisher.identity_factor(batch, dim, diagonal=diagonal, dtype=dtype, device=device)
         state[letter] = torch.zeros_like(identity) if options.damping_scale == "relative" else identity.clone()
-        state[f"{letter}_inverse_sqrt"] = identity
+        state[f"{letter}_inverse_sqrt"] = identity.to(options.root_dtype)
         if options.power != 0.5:
-            state[f"{letter}_root"] = identity.clone()
+            state[f"{letter}_root"] = identity.to(options.root_dtype, copy=True)
     return state
 
 
 class Step(NamedTuple):
-    """What `fismo_update` returns: the direction D `(B, m, n)`, which matrices took part `(B,)`, and the new state."""
+    """What `fismo_update` returns: the direction D `(B, m, n)` and which matrices took part `(B,)`."""
 
     direction: Tensor
     taken: Tensor
-    state: State
 
 
 def fismo_update(
-    G: Tensor, state: State, options: Options, *, active: Tensor | None = None, refresh: Tensor | bool = True
+    G: Tensor,
+    state: State,
+    options: Options,
+    *,
+    active: Mask = True,
+    refresh: Mask = True,
+    sides: tuple[Mask, Mask] = (True, True),
 ) -> Step:
-    """The step direction D of each matrix, to be applied as W <- W - lr D, and the state after it.
+    """The step direction D of each matrix, to be applied as W <- W - lr D; the state is renewed in place.
+
+    Nothing here waits for the device, except for roots from eigenvalues.
 
     Args:
-        G: gradients `(B, m, n)` in the state's dtype.
-        state: from `initial_state` or the last call; not modified.
+        G: gradients `(B, m, n)` in the momentum's dtype; overwritten.
+        state: from `initial_state`, renewed by every call.
         options: the optimizer's choices.
-        active: boolean `(B,)`; matrices that are not active keep their state and get a zero step. None: all are.
-            A matrix with a non-finite gradient never takes part, and is counted in `skipped`.
-        refresh: for which matrices, `(B,)`, or for all or none, to compute new roots of the factors. Only a call that
-            does so for any synchronises with the device.
+        active: which matrices take part; the others keep their state and get a zero step. A matrix with a non-finite
+            gradient never takes part, and is counted in `skipped`.
+        refresh: for which matrices to compute new roots of the factors.
+        sides: for which matrices to fold the gradient into P, and into Q.
     """
-    finite = G.isfinite().flatten(1).all(dim=1)
-    taken = finite if active is None else finite & active
-    G = torch.where(taken[:, None, None], G, 0)
-    new = dict(state)
+    largest = largest_entry(G)
+    finite = largest.isfinite().flatten()
+    taken = finite & active
+    state["skipped"] += ~finite & active
+    # NaN and infinity become zero here, and do not spread; a zero weight keeps the state of what is not taken.
+    G = torch.nan_to_num_(G, nan=0.0, posinf=0.0, neginf=0.0)
     if options.power > 0:
-        _update_factors(G, new, taken, options, refresh)
+        _update_factors(G, largest, state, taken, options, refresh, sides)
     if options.momentum_space == "whitened":
-        G = _whiten(G, new, options)
+        G = _whiten(G.to(options.root_dtype), state, options).to(G.dtype)
         taken = taken & G.isfinite().flatten(1).all(dim=1)  # the paper's form may overflow where G did not
-        G = torch.where(taken[:, None, None], G, 0)
+        G = torch.nan_to_num_(G, nan=0.0, posinf=0.0, neginf=0.0)
     mask = taken[:, None, None]
-    M = torch.lerp(state["momentum"], G, 1 - options.momentum)
+    M = state["momentum"]
+    M.lerp_(G, mask.to(M.dtype) * (1 - options.momentum))
     U = torch.lerp(G, M, options.momentum) if options.nesterov else M
-    new["momentum"] = torch.where(mask, M, state["momentum"])
-    new["skipped"] = state["skipped"] + (~taken if active is None else ~taken & active)
-    return Step(torch.where(mask, direction(U, new, options), 0), taken, new)
+    return Step(_direction(U, state, options, mask), taken)
 
 
 def direction(U: Tensor, state: State, options: Options) -> Tensor:
     """The step D `(B, m, n)`, in the dtype of U, that momentum U and the roots in `state` give."""
-    X = normalize_scale(U).to(options.compute_dtype)
+    return _direction(U, state, options, torch.ones(len(U), 1, 1, dtype=torch.bool, device=U.device))
+
+
+def _direction(U: Tensor, state: State, options: Options, mask: Tensor) -> Tensor:
+    """`direction`, and zero where the mask `(B, 1, 1)` is false."""
+    X = normalize_scale(U, options.compute_dtype)
     if options.momentum_space == "raw":
         X = _whiten(X, state, options)
-    polar = polar_factor(X, method=options.polar, steps=options.polar_steps)
-    D = _whiten(polar, state, options).to(U.dtype)  # un-whitening is by the same roots
+    Z = polar_factor(X, method=options.polar, steps=options.polar_steps)
+    D = _whiten(Z, state, options)  # un-whitening is by the same roots
+    length = mask.to(U.dtype) * shape_factor(D.shape[-2], D.shape[-1], options.shape_scale)
     if options.grafting and options.power > 0:
-        D = D * (_norm(polar.to(U.dtype)) / _norm(D).clamp_min(torch.finfo(U.dtype).tiny))
-    return D * shape_factor(D.shape[-2], D.shape[-1], options.shape_scale)
+        norm = frobenius_norm(D)
+        length = length * (frobenius_norm(Z) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    return D * length
 
 
 def shape_factor(m: int, n: int, shape_scale: str) -> float:
@@ -123,43 +144,47 @@ def _whiten(X: Tensor, state: State, options: Options) -> Tensor:
     )
 
 
-def _update_factors(G: Tensor, state: State, keep: Tensor, options: Options, refresh: Tensor | bool) -> None:
+def _update_factors(
+    G: Tensor, largest: Tensor, state: State, keep: Tensor, options: Options, refresh: Mask, sides: tuple[Mask, Mask]
+) -> None:
     """Fold G into P, then into Q with the new P (Gauss-Seidel): P's roots are renewed before Q's statistic."""
     m, n = G.shape[-2:]
     relative = options.damping_scale == "relative"
     if relative:
-        G = normalize_scale(G)
-        keep = keep & (G != 0).flatten(1).any(dim=1)  # a zero gradient says nothing about the curvature
-    state["statistics"] = state["statistics"] + keep
-    good = torch.ones_like(keep)
-    for letter, X, other, columns in (("P", G, "Q", n), ("Q", G.mT, "P", m)):
+        G = G / torch.where(keep[:, None, None] & (largest > 0), largest, 1)
+    G = G.to(options.root_dtype)
+    good: Tensor | None = None
+    for letter, X, other, columns, side in (("P", G, "Q", n, sides[0]), ("Q", G.mT, "P", m, sides[1])):
         factor = state[letter]
-        H = fisher.multiply_right(X, state[f"{other}_inverse_sqrt"])
-        L = fisher.second_moment(H, diagonal=factor.ndim == 2)
-        if relative:
-            state[letter] = fisher.fold_relative(factor, L, keep, options.fisher_decay)
-        else:
-            state[letter] = fisher.fold_absolute(factor, L / columns, keep, options.fisher_decay, options.damping)
+        if side is not False:
+            H = fisher.multiply_right(X, state[f"{other}_inverse_sqrt"].to(X.dtype))
+            L = fisher.second_moment(H, diagonal=factor.ndim == 2)
+            taken = keep if side is True else keep & side
+            if relative:
+                fisher.fold_relative(factor, L, taken, options.fisher_decay)
+            else:
+                fisher.fold_absolute(factor, L / columns, taken, options.fisher_decay, options.damping)
         if refresh is not False:
-            good = good & _refresh_roots(letter, state, options, refresh)
-    if refresh is not False:
-        failures = torch.where(good, 0, state["failures"] + 1)
-        state["failures"] = failures if refresh is True else torch.where(refresh, failures, state["failures"])
+            renewed = _refresh_roots(letter, state, options, refresh)
+            good = renewed if good is None else good & renewed
+    if good is not None:
+        failed = ~good & refresh
+        state["failures"] = torch.where(good & refresh, 0, state["failures"] + failed)
 
 
-def _refresh_roots(letter: str, state: State, options: Options, refresh: Tensor | bool) -> Tensor:
+def _refresh_roots(letter: str, state: State, options: Options, refresh: Mask) -> Tensor:
     """Renew the roots of one factor; where that fails, the previous ones stay. Returns which succeeded, `(B,)`."""
-    factor = state[letter]
+    factor, power = state[letter], options.power
+    names = [f"{letter}_inverse_sqrt", *([f"{letter}_root"] if power != 0.5 else [])]
     if options.damping_scale == "relative":
-        factor = fisher.damped(factor, state["statistics"], options.fisher_decay, options.damping)
-    names = {f"{letter}_inverse_sqrt": 0.5} | ({f"{letter}_root": options.power} if options.power != 0.5 else {})
-    roots, good = inverse_powers(factor, list(names.values()))
+        factor = fisher.damped(factor, options.damping)
+    if options.roots == "polynomial" and factor.ndim == 3:
+        condition = (factor.shape[-1] + options.damping) / options.damping
+        root, inverse_sqrt, good = polynomial_powers(factor.to(options.root_dtype), power, condition)
+        roots = [inverse_sqrt, root]
+    else:
+        roots, good = inverse_powers(factor, [0.5, power])
     renewed = good & refresh
-    for name, root in zip(names, roots, strict=True):
-        state[name] = torch.where(renewed.view(-1, *[1] * (root.ndim - 1)), root, state[name])
+    for name, root in zip(names, roots, strict=False):
+        state[name] = torch.where(fisher.expand(renewed, root), root.to(state[name].dtype), state[name])
     return good
-
-
-def _norm(X: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
-    return norm

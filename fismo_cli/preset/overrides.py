@@ -9,7 +9,7 @@ from typing import Any
 
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
-from fismo_cli.preset.schema import PAPER_DEFAULTS, PAPER_FORM
+from fismo_cli.preset.schema import FORMS
 from fismo_cli.preset.schema_data import unused_keys
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
@@ -17,8 +17,8 @@ __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 SHARED_OPTIMIZER_KEYS = frozenset({"name", "adamw", "rules", "weight_decay"})
 """What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 
-FORM_KEYS = frozenset({*PAPER_FORM, *PAPER_DEFAULTS})
-"""What a preset's optimizer section does not keep when an override chooses FISMO's other form."""
+FORM_KEYS = frozenset(key for form in FORMS.values() for part in form for key in part)
+"""What a preset's optimizer section does not keep when an override chooses another form of FISMO."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[Override], sourc
     """Lay overrides over a preset file's values, in order; the last one on a key wins.
 
     Choosing another optimizer leaves out the file's keys that belong to the file's optimizer, because they mean nothing
-    to the other one: only `SHARED_OPTIMIZER_KEYS` stay. Choosing FISMO's other form leaves out the keys it defines,
-    choosing another data source (or the byte tokenizer) those that it does not use, and `train.steps` takes the place
-    of the file's `train.epochs`, or the other way round.
+    to the other one: only `SHARED_OPTIMIZER_KEYS` stay. Choosing another form of FISMO leaves out the keys that forms
+    define, choosing another data source (or the byte tokenizer) those that it does not use, and `train.steps` takes the
+    place of the file's `train.epochs`, or the other way round.
     """
     layered = Layered(_copy(values))
     _leave_out(layered, overrides, source)

@@ -9,18 +9,10 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from fismo_cli.preset.schema_base import Config, Fraction, KeyedError, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
-from fismo_cli.preset.schema_optimizer import (
-    PAPER_DEFAULTS,
-    PAPER_FORM,
-    AdamWConfig,
-    BaselineConfig,
-    FismoConfig,
-    OptimizerConfig,
-)
+from fismo_cli.preset.schema_optimizer import FORMS, AdamWConfig, BaselineConfig, FismoConfig, OptimizerConfig
 
 __all__ = [
-    "PAPER_DEFAULTS",
-    "PAPER_FORM",
+    "FORMS",
     "AdamWConfig",
     "BaselineConfig",
     "CheckpointConfig",

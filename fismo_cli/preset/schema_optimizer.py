@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES, is_optimizer_name
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 
-__all__ = ["PAPER_DEFAULTS", "PAPER_FORM", "AdamWConfig", "BaselineConfig", "FismoConfig", "OptimizerConfig"]
+__all__ = ["FORMS", "AdamWConfig", "BaselineConfig", "FismoConfig", "OptimizerConfig"]
 
 
 def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[str, Literal["matrix", "adamw"]]:
@@ -37,22 +37,43 @@ PAPER_FORM: dict[str, Any] = {
     "damping_scale": "absolute",
     "momentum_space": "whitened",
     "nesterov": False,
+    "statistics": "both",
     "refresh_interval": 1,
+    "roots": "eigh",
+    "max_factor_ratio": None,
     "shape_scale": "none",
     "grafting": False,
 }
 """What defines the paper's form; equal to `fismo_core.PAPER_FORM` (a test holds them together)."""
 
-PAPER_DEFAULTS: dict[str, Any] = {"damping": 1e-3, "polar_steps": 5}
+PAPER_DEFAULTS: dict[str, Any] = {"damping": 1e-3, "polar": "quintic", "polar_steps": 5}
 """Defaults that are other ones in the paper's form, which leaves them open."""
+
+DENSE_FORM: dict[str, Any] = {
+    "statistics": "both",
+    "refresh_interval": 5,
+    "roots": "eigh",
+    "max_factor_ratio": None,
+    "polar": "quintic",
+    "polar_steps": 3,
+}
+"""What defines the dense form; equal to `fismo_core.DENSE_FORM` (a test holds them together)."""
+
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "paper": (PAPER_FORM, PAPER_DEFAULTS),
+    "dense": (DENSE_FORM, {}),
+}
+"""Of each form the keys that it fixes, and defaults that are other ones in it."""
 
 
 class FismoConfig(Config):
     """The FISMO optimizer. Every key is an argument of `fismo_core.FISMO`, where it is explained in full."""
 
     name: Literal["fismo"] = Field(description="The optimizer.")
-    form: Literal["default", "paper"] = Field(
-        default="default", description="paper: the published algorithm to the letter; fixes the keys that define it."
+    form: Literal["default", "dense", "paper"] = Field(
+        default="default",
+        description="paper: the published algorithm to the letter; dense: the default without its economies. Each "
+        "fixes the keys that define it.",
     )
     trust_radius: Positive = Field(default=0.02, description="FISMO's learning rate: the length of a step.")
     momentum: Fraction = Field(default=0.95, description="Decay of the momentum.")
@@ -66,11 +87,17 @@ class FismoConfig(Config):
         default="relative", description="relative: to factors of scale-free statistics. absolute: as the paper has it."
     )
     fisher_decay: Fraction = Field(default=0.95, description="Decay of the Fisher factors.")
-    refresh_interval: PositiveInt = Field(default=5, description="Steps between new roots of the factors.")
-    polar: Literal["quintic", "polar-express", "exact"] = Field(
-        default="quintic", description="How the polar factor is computed. exact is an SVD: slow, for reference."
+    statistics: Literal["alternating", "both"] = Field(
+        default="alternating", description="Whether a step updates one factor, in turn, or both."
     )
-    polar_steps: PositiveInt = Field(default=3, description="Iterations of the polar factor.")
+    refresh_interval: PositiveInt = Field(default=10, description="Steps between new roots of the factors.")
+    roots: Literal["polynomial", "eigh"] = Field(
+        default="polynomial", description="How the roots are computed. eigh is exact and slow, for reference."
+    )
+    polar: Literal["nonic", "quintic", "polar-express", "exact"] = Field(
+        default="nonic", description="How the polar factor is computed. exact is an SVD: slow, for reference."
+    )
+    polar_steps: PositiveInt = Field(default=2, description="Polynomials of the polar factor.")
     shape_scale: Literal["spectral", "rms", "none"] = Field(
         default="spectral", description="How a matrix's shape scales its step. rms: AdamW's learning rates carry over."
     )
@@ -78,6 +105,9 @@ class FismoConfig(Config):
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
     cautious_weight_decay: bool = Field(default=False, description="Decay only where the step points to zero too.")
     max_factor_dim: PositiveInt = Field(default=8192, description="A longer side keeps a diagonal factor.")
+    max_factor_ratio: Annotated[float, Field(ge=1.0)] | None = Field(
+        default=1.5, description="So does a side longer than this times the other one; null: however long."
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
     )
@@ -88,17 +118,29 @@ class FismoConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_paper_form(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("form") != "paper":
+    def _expand_form(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("form") not in FORMS:
             return values
-        contradicted = [(key, value) for key, value in PAPER_FORM.items() if values.get(key, value) != value]
-        message = "must be {}, as optimizer.form: paper fixes it"
+        fixed, defaults = FORMS[values["form"]]
+        contradicted = [(key, value) for key, value in fixed.items() if values.get(key, value) != value]
+        message = f"must be {{}}, as optimizer.form: {values['form']} fixes it"
         refuse(*((True, key, message.format(_yaml(value)), ("form",)) for key, value in contradicted))
-        return {**PAPER_DEFAULTS, **values, **PAPER_FORM}
+        return {**defaults, **values, **fixed}
+
+    @model_validator(mode="after")
+    def _check(self) -> "FismoConfig":
+        polynomial = self.roots == "polynomial" and self.power > 0
+        message = "must be {} where optimizer.roots is polynomial; eigh takes any"
+        refuse(
+            (polynomial and self.power not in (0.125, 0.25, 0.5), "power", message.format("0.125, 0.25 or 0.5"), ()),
+            (polynomial and self.damping_scale == "absolute", "damping_scale", message.format("relative"), ()),
+            (polynomial and self.damping < 1e-4, "damping", message.format("at least 1e-4"), ()),
+        )
+        return self
 
 
 def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _known_optimizer(name: str) -> str:

@@ -47,26 +47,47 @@ def paper(gradients: list[Array], lr: float, beta: float, gamma: float, mu: floa
     return W
 
 
+def nonic(X: Array) -> Array:
+    """Muon's quintic, then the polynomial of degree nine of docs/algorithm.md."""
+    if X.shape[0] > X.shape[1]:
+        return nonic(X.T).T
+    X = quintic(X, 1)
+    A = X @ X.T
+    a, b, c, d, e = 6.910910, -34.610646, 71.391850, -59.707749, 17.234190
+    return a * X + (b * A + c * A @ A + d * A @ A @ A + e * A @ A @ A @ A) @ X
+
+
 def default(
-    gradients: list[Array], lr: float, beta: float, gamma: float, mu: float, p: float, interval: int, steps: int
+    gradients: list[Array], lr: float, beta: float, gamma: float, mu: float, p: float, *, dense: bool, interval: int
 ) -> Array:
-    """Total displacement by the default form: scale-free statistics, power p, raw Nesterov momentum, grafting."""
+    """Total displacement by the default form: scale-free statistics, power p, raw Nesterov momentum, grafting.
+
+    `dense`: both factors dense and updated in every step, three quintics. Otherwise a side longer than 1.5 times the
+    other is diagonal, P and Q are updated in turn, and a nonic ends the polar factor.
+    """
     m, n = gradients[0].shape
     P, Q, M, W = np.zeros((m, m)), np.zeros((n, n)), np.zeros((m, n)), np.zeros((m, n))
     P_damped, Q_damped = np.eye(m), np.eye(n)
+
+    def cut(A: Array, other: int) -> Array:
+        return A if dense or len(A) <= 1.5 * other else np.diag(np.diag(A))
+
     for t, G in enumerate(gradients):
-        correction = 1 - gamma ** (t + 1)
-        L = G @ np.linalg.inv(Q_damped) @ G.T
-        P = gamma * P + (1 - gamma) * m * L / np.trace(L)
-        if t % interval == 0:
-            P_damped = (P / correction + mu * np.eye(m)) / (1 + mu)
-        R = G.T @ np.linalg.inv(P_damped) @ G
-        Q = gamma * Q + (1 - gamma) * n * R / np.trace(R)
-        if t % interval == 0:
-            Q_damped = (Q / correction + mu * np.eye(n)) / (1 + mu)
+        renew = t % interval == 0 or (t < interval and t in (1, 2, 4, 8))
+        if dense or t == 0 or t % 2 == 0:
+            L = cut(G @ np.linalg.inv(Q_damped) @ G.T, n)
+            P = gamma * P + (1 - gamma) * m * L / np.trace(L)
+        if renew:
+            P_damped = (m / np.trace(P) * P + mu * np.eye(m)) / (1 + mu)
+        if dense or t == 0 or t % 2 == 1:
+            R = cut(G.T @ np.linalg.inv(P_damped) @ G, m)
+            Q = gamma * Q + (1 - gamma) * n * R / np.trace(R)
+        if renew:
+            Q_damped = (n / np.trace(Q) * Q + mu * np.eye(n)) / (1 + mu)
         M = beta * M + (1 - beta) * G
         U = beta * M + (1 - beta) * G
-        Z = quintic(power(P_damped, -p) @ U @ power(Q_damped, -p), steps)
+        X = power(P_damped, -p) @ U @ power(Q_damped, -p)
+        Z = quintic(X, 3) if dense else nonic(X)
         D = power(P_damped, -p) @ Z @ power(Q_damped, -p)
         W = W - lr * max(1.0, m / n) ** 0.5 * np.linalg.norm(Z) / np.linalg.norm(D) * D
     return W

@@ -175,7 +175,7 @@ def test_schedulers_scale_both_rules() -> None:
 
 def test_the_scheduled_rate_is_the_length_of_the_step() -> None:
     W = nn.Parameter(torch.zeros(4, 4))
-    optimizer = FISMO([W], 0.1, polar="exact")
+    optimizer = FISMO([W], 0.1, polar="exact", compute_dtype="float32")
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     lengths = []
     for _ in range(3):
@@ -488,9 +488,12 @@ def test_paper_form_expands_and_refuses_contradictions() -> None:
 
 
 def test_state_bytes_count_every_tensor() -> None:
-    optimizer = FISMO([nn.Parameter(torch.zeros(4, 6))])
-    # momentum 24, P and two roots 3 * 16, Q and two roots 3 * 36, in float32; three int64 counters.
-    assert optimizer.state_bytes() == 4 * (24 + 48 + 108) + 3 * 8
+    optimizer = FISMO([nn.Parameter(torch.zeros(4, 6))], compute_dtype="float32")
+    # Momentum 24, dense P and two roots 3 * 16, dense Q and two roots 3 * 36, in float32; two int64 counters.
+    assert optimizer.state_bytes() == 4 * (24 + 48 + 108) + 2 * 8
+    coarse = FISMO([nn.Parameter(torch.zeros(4, 7))], compute_dtype="bfloat16")
+    # The longer side is diagonal; roots are kept in the type of the products they are used in.
+    assert coarse.state_bytes() == 4 * (28 + 16 + 7) + 2 * (2 * 16 + 2 * 7) + 2 * 8
 
 
 def test_max_factor_dim_bounds_memory() -> None:

@@ -48,18 +48,31 @@ def test_paper_form_in_float32_stays_near_the_reference(shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("interval", [1, 3])
-def test_default_form_equals_the_reference(shape: tuple[int, int], interval: int) -> None:
-    gradients = replayed_gradients(shape, 10)
-    got = displacement(gradients, lambda p: FISMO(p, 0.1, refresh_interval=interval))
-    expected = reference.default([G.numpy() for G in gradients], 0.1, 0.95, 0.95, 0.1, 0.25, interval, 3)
+def test_dense_form_equals_the_reference(shape: tuple[int, int]) -> None:
+    gradients = replayed_gradients(shape, 12)
+    got = displacement(gradients, lambda p: FISMO.dense(p, 0.1))
+    expected = reference.default([G.numpy() for G in gradients], 0.1, 0.95, 0.95, 0.1, 0.25, dense=True, interval=5)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 9), (6, 14), (14, 6)])
+@pytest.mark.parametrize("interval", [1, 3, 10])
+def test_default_form_equals_the_reference(shape: tuple[int, int], interval: int) -> None:
+    """With exact roots to the last digits, with polynomial ones within their error."""
+    gradients = replayed_gradients(shape, 13)
+    expected = reference.default(
+        [G.numpy() for G in gradients], 0.1, 0.95, 0.95, 0.1, 0.25, dense=False, interval=interval
+    )
+    exact = displacement(gradients, lambda p: FISMO(p, 0.1, refresh_interval=interval, roots="eigh"))
+    np.testing.assert_allclose(exact.numpy(), expected, rtol=1e-8, atol=1e-9)
+    default = displacement(gradients, lambda p: FISMO(p, 0.1, refresh_interval=interval))
+    assert np.linalg.norm(default.numpy() - expected) < 0.05 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_power_zero_equals_muon_in_float64(shape: tuple[int, int]) -> None:
     gradients = replayed_gradients(shape, 10)
-    got = displacement(gradients, lambda p: FISMO(p, 0.1, power=0.0, polar_steps=5))
+    got = displacement(gradients, lambda p: FISMO(p, 0.1, power=0.0, polar="quintic", polar_steps=5))
     expected = reference.muon([G.numpy() for G in gradients], 0.1, 0.95, 5)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-10, atol=1e-12)
 
@@ -68,7 +81,9 @@ def test_power_zero_equals_muon_in_float64(shape: tuple[int, int]) -> None:
 def test_power_zero_equals_torch_muon_within_bfloat16(shape: tuple[int, int]) -> None:
     gradients = replayed_gradients(shape, 8, torch.float32)
     got = displacement(
-        gradients, lambda p: FISMO(p, 0.1, power=0.0, polar_steps=5, compute_dtype="bfloat16"), torch.float32
+        gradients,
+        lambda p: FISMO(p, 0.1, power=0.0, polar="quintic", polar_steps=5, compute_dtype="bfloat16"),
+        torch.float32,
     )
     expected = displacement(gradients, lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.0), torch.float32)
     exact = torch.from_numpy(reference.muon([G.double().numpy() for G in gradients], 0.1, 0.95, 5)).float()
@@ -111,13 +126,14 @@ def test_paper_form_does_depend_on_the_gradient_scale() -> None:
 
 
 @pytest.mark.parametrize("power", [0.25, 0.5])
-def test_orthogonal_change_of_basis_rotates_the_update(power: float) -> None:
+@pytest.mark.parametrize("roots", ["polynomial", "eigh"])
+def test_orthogonal_change_of_basis_rotates_the_update(power: float, roots: str) -> None:
     gradients = replayed_gradients((8, 12), 6, torch.float32)
     A, _ = torch.linalg.qr(torch.randn(8, 8))
     B, _ = torch.linalg.qr(torch.randn(12, 12))
 
     def make(p: list[nn.Parameter]) -> FISMO:
-        return FISMO(p, 0.1, power=power, polar="exact", compute_dtype="float32")
+        return FISMO(p, 0.1, power=power, polar="exact", roots=roots, compute_dtype="float32")
 
     plain = displacement(gradients, make, torch.float32)
     rotated = displacement([A @ G @ B.mT for G in gradients], make, torch.float32)
@@ -154,15 +170,26 @@ def test_batched_matrices_do_not_influence_each_other() -> None:
     torch.testing.assert_close(pair[1].detach(), displacement(second, lambda p: FISMO(p, 0.1)), rtol=0, atol=1e-12)
 
 
-def test_long_side_has_a_diagonal_factor_equal_to_the_reference() -> None:
-    """With mutually orthogonal gradient columns scaled apart, Q is diagonal anyway: both kinds of factor must agree."""
-    Q, _ = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64))
-    gradients = [(Q * torch.rand(9, dtype=torch.float64)).mT[:4].mT.contiguous() for _ in range(5)]  # 9 x 4
-    dense = displacement(gradients, lambda p: FISMO(p, 0.1, refresh_interval=1, damping=0.5, power=0.0))
-    assert dense.isfinite().all()
+def test_a_long_side_has_a_diagonal_factor() -> None:
+    """Longer than `max_factor_ratio` times the other, or than `max_factor_dim`; the state's shapes say so."""
+    for shape, options, dims in (
+        ((8, 12), {}, {"P": 2, "Q": 2}),
+        ((8, 13), {}, {"P": 2, "Q": 1}),
+        ((13, 8), {}, {"P": 1, "Q": 2}),
+        ((13, 8), {"max_factor_ratio": None}, {"P": 2, "Q": 2}),
+        ((8, 9), {"max_factor_dim": 8}, {"P": 2, "Q": 1}),
+        ((8, 9), {"max_factor_ratio": 1}, {"P": 2, "Q": 1}),
+    ):
+        state = FISMO([nn.Parameter(torch.zeros(shape))], **options).state_dict()["state"][0]
+        for letter, ndim in dims.items():
+            for key in (letter, f"{letter}_root", f"{letter}_inverse_sqrt"):
+                assert state[f"{key}.0"].ndim == ndim
+
+
+def test_diagonal_and_dense_factors_of_diagonal_statistics_agree() -> None:
     one_hot = [torch.eye(4, dtype=torch.float64) * torch.rand(4, dtype=torch.float64) for _ in range(5)]
-    dense = displacement(one_hot, lambda p: FISMO(p, 0.1, refresh_interval=1))
-    diagonal = displacement(one_hot, lambda p: FISMO(p, 0.1, refresh_interval=1, max_factor_dim=3))
+    dense = displacement(one_hot, lambda p: FISMO(p, 0.1, roots="eigh"))
+    diagonal = displacement(one_hot, lambda p: FISMO(p, 0.1, roots="eigh", max_factor_dim=3))
     torch.testing.assert_close(dense, diagonal, rtol=0, atol=1e-12)
 
 
@@ -190,16 +217,18 @@ def test_a_zero_gradient_is_not_folded_into_the_factors() -> None:
     W.grad = torch.zeros_like(W)
     optimizer.step()
     after = optimizer.state_dict()["state"][0]
-    for key in ("P.0", "Q.0", "statistics.0"):
+    for key in ("P.0", "Q.0"):
         assert torch.equal(before[key], after[key])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_touches_nothing_and_is_counted(bad: float) -> None:
     gradients = replayed_gradients((4, 6), 6)
-    clean = displacement(gradients, lambda p: FISMO(p, 0.1, refresh_interval=1))
+    # A skipped step counts as one for the clocks of statistics and roots, which are made not to matter here.
+    options = {"refresh_interval": 1, "statistics": "both"}
+    clean = displacement(gradients, lambda p: FISMO(p, 0.1, **options))
     W = nn.Parameter(torch.zeros(4, 6, dtype=torch.float64))
-    optimizer = FISMO([W], 0.1, refresh_interval=1)
+    optimizer = FISMO([W], 0.1, **options)
     for number, G in enumerate(gradients):
         W.grad = G.clone()
         optimizer.step()
@@ -215,7 +244,7 @@ def test_factors_that_keep_failing_raise(monkeypatch: pytest.MonkeyPatch) -> Non
         return [torch.zeros_like(A) for _ in powers], torch.zeros(A.shape[0], dtype=torch.bool)
 
     W = nn.Parameter(torch.zeros(3, 3))
-    optimizer = FISMO([W], 0.1, refresh_interval=1)
+    optimizer = FISMO([W], 0.1, refresh_interval=1, roots="eigh")
     monkeypatch.setattr("fismo_core.update.inverse_powers", broken)
     for _ in range(9):
         W.grad = torch.randn(3, 3)
@@ -238,7 +267,7 @@ def test_a_failure_of_either_factor_counts_and_a_success_clears(monkeypatch: pyt
         return roots, good & ~torch.tensor(broken[0] and len(calls) % 2 != side)
 
     W = nn.Parameter(torch.zeros(3, 4))
-    optimizer = FISMO([W], 0.1, refresh_interval=1)
+    optimizer = FISMO([W], 0.1, refresh_interval=1, roots="eigh")
     monkeypatch.setattr(update, "inverse_powers", sometimes)
     counted = []
     for step in range(4):

@@ -1,8 +1,8 @@
-"""Prints the polynomial of degree nine of `fismo_core/polar.py`: how it was found.
+"""Prints the two polynomials of `polar: composite`: how they were found.
 
-Muon's quintic leaves no singular value above 1.21. The polynomial is the odd one of degree nine with the least greatest
-distance to one on [s, 1.21], by linear programming on a fine grid; s is as small as it may be for that distance to be
-0.3.
+The first is the odd polynomial of degree five with the least greatest distance to one on [0.25, 1]. The second is that
+of degree nine on [s, h], where h is the greatest value of the first on [0, 1], and s is as small as it may be for the
+distance to be 0.3. By linear programming on a fine grid.
 
     python benchmarks/polynomials.py
 """
@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy.optimize import linprog
 
-HIGHEST = 1.21
+LOWEST = 0.25
 DISTANCE = 0.3
 GRID = 4000
 
@@ -33,15 +33,19 @@ def nearest_to_one(degree: int, low: float, high: float) -> tuple[list[float], f
 
 
 def main() -> None:
+    first, distance = nearest_to_one(5, LOWEST, 1.0)
+    print(f"[{LOWEST}, 1] into one +- {distance:.4f}:", ", ".join(f"{c:.6f}" for c in first))
+    x = np.linspace(0, 1, 200_001)
+    highest = float((first[0] * x + first[1] * x**3 + first[2] * x**5).max())
     low, high = 1e-3, 0.5
     for _ in range(50):
         middle = math.sqrt(low * high)
-        if nearest_to_one(9, middle, HIGHEST)[1] > DISTANCE:
+        if nearest_to_one(9, middle, highest)[1] > DISTANCE:
             low = middle
         else:
             high = middle
-    coefficients, distance = nearest_to_one(9, high, HIGHEST)
-    print(f"[{high:.4f}, {HIGHEST}] into one +- {distance:.4f}:", ", ".join(f"{c:.6f}" for c in coefficients))
+    second, distance = nearest_to_one(9, high, highest)
+    print(f"[{high:.4f}, {highest:.4f}] into one +- {distance:.4f}:", ", ".join(f"{c:.6f}" for c in second))
 
 
 if __name__ == "__main__":

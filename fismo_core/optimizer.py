@@ -57,10 +57,10 @@ class FISMO(Optimizer):
         refresh_interval: steps between new roots of the factors; at the start also after 1, 2, 4, 8, ... steps.
         roots: `polynomial` computes roots by matrix products in `compute_dtype`, and needs relative damping and power
             1/8, 1/4 or 1/2; `eigh` computes them from eigenvalues in float32: exact, but slow.
-        polar: how the polar factor is found: `quintic` (Muon's Newton-Schulz), `nonic` (quintics, and a last polynomial
-            of degree nine), `polar-express`, or `exact` (SVD, slow).
-        polar_steps: how many polynomials. A quintic and a nonic, or three quintics, suffice on whitened matrices; Muon
-            needs five quintics.
+        polar: how the polar factor is found: `composite` (a polynomial of degree five and one of nine), `quintic`
+            (Muon's Newton-Schulz), `polar-express`, or `exact` (SVD, slow).
+        polar_steps: how many polynomials: 2 for `composite`. Of Muon's quintics, three suffice on whitened matrices
+            while Muon itself needs five.
         shape_scale: what multiplies a step of an m x n matrix: `spectral` sqrt(max(1, m/n)), `rms` 0.2 sqrt(max(m, n))
             (AdamW's learning rates carry over), `none` 1.
         grafting: scale D to the Frobenius norm of the polar factor, so that one lr means the same at any curvature.
@@ -100,7 +100,7 @@ class FISMO(Optimizer):
         statistics: str = "alternating",
         refresh_interval: int = 10,
         roots: str = "polynomial",
-        polar: str = "nonic",
+        polar: str = "composite",
         polar_steps: int = 2,
         shape_scale: str = "spectral",
         grafting: bool = True,

@@ -166,6 +166,8 @@ def check_options(group: Mapping[str, Any]) -> None:
     }
     for key, allowed in choices.items():
         require(key, group[key] in allowed, f"one of {', '.join(allowed)}")
+    if group["polar"] == "composite":
+        require("polar_steps", group["polar_steps"] == 2, "2 for the composite polar factor")
     if group["roots"] == "polynomial" and group["power"] > 0:
         eigh = "for polynomial roots (roots='eigh' takes any)"
         require("power", group["power"] in ROOT_POWERS, f"0, 1/8, 1/4 or 1/2 {eigh}")

@@ -36,16 +36,20 @@ singular values in [1e-3, 1]."""
 POLAR_EXPRESS_SAFETY = 1.01
 """All but the last polynomial are made for inputs this much larger, which absorbs rounding (same paper)."""
 
-NONIC: Polynomial = (6.910910, -34.610646, 71.391850, -59.707749, 17.234190)
-"""The polynomial of degree nine nearest to one, within 0.3, on the largest interval that ends at 1.21, above which the
-quintic leaves nothing: [0.107, 1.21] (benchmarks/polynomials.py finds it). A quintic and a nonic bring [0.031, 1] into
-[0.7, 1.3], nearly as three quintics do with [0.020, 1], by seven products of square matrices instead of nine."""
+COMPOSITE: tuple[Polynomial, ...] = (
+    (3.809688, -7.127689, 4.472581),
+    (7.242633, -39.837615, 90.251552, -82.900884, 26.280993),
+)
+"""A polynomial of degree five and one of degree nine: together they bring [0.027, 1] into [0.7, 1.3], nearly as three
+of Muon's quintics do with [0.020, 1], by seven products of square matrices instead of nine. The first is the nearest to
+one on [0.25, 1], gentle enough for bfloat16; the second is the nearest to one on the largest interval that ends where
+the values of the first do and allows a distance of 0.3 (benchmarks/polynomials.py finds both)."""
 
-NONIC_CENTER = 0.7
-"""Where the nonic is expanded, near the middle of the squared interval: about zero its terms cancel, and bfloat16
-rounding would grow tenfold."""
+NONIC_CENTER = 0.67
+"""Where the polynomial of degree nine is expanded, in the middle of the squares of its interval: about zero its terms
+cancel, and bfloat16 rounding would grow tenfold."""
 
-POLAR_METHODS = ("nonic", "quintic", "polar-express", "exact")
+POLAR_METHODS = ("composite", "quintic", "polar-express", "exact")
 
 GRAM_RATIO = 2
 """From this ratio of the sides on the polynomials are formed on the small Gram matrix: fewer products."""
@@ -60,15 +64,15 @@ def polar_factor(X: Tensor, *, method: str, steps: int) -> Tensor:
     Args:
         X: matrices `(B, m, n)`; the arithmetic is done in their dtype.
         method: odd polynomials, by matrix products alone, which leave the singular values of the result in a band
-            around one (weak directions below it, when the steps are few): `quintic`, `nonic` (quintics, and a last
-            polynomial of degree nine) or `polar-express`. `exact` is an SVD.
-        steps: how many polynomials; `exact` ignores it.
+            around one (weak directions below it, when the steps are few): `composite` (of degree five and nine),
+            `quintic` (Muon's) or `polar-express`. `exact` is an SVD.
+        steps: how many polynomials; `composite` has two, `exact` ignores it.
 
     Returns:
         `(B, m, n)` in the dtype of X. Zero matrices give zero; directions of zero singular value stay zero.
 
     Raises:
-        ValueError: if the method is unknown.
+        ValueError: if the method is unknown, or has no such number of steps.
     """
     if method == "exact":
         return _exact(X)
@@ -76,8 +80,10 @@ def polar_factor(X: Tensor, *, method: str, steps: int) -> Tensor:
         return _odd_polynomials(X, [QUINTIC] * steps)
     if method == "polar-express":
         return _odd_polynomials(X, _polar_express_schedule(steps), bound=POLAR_EXPRESS_SAFETY)
-    if method == "nonic":
-        return _odd_polynomials(X, [*[QUINTIC] * (steps - 1), NONIC])
+    if method == "composite":
+        if steps != len(COMPOSITE):
+            raise ValueError(f"the composite polar factor has 2 steps, not {steps}")
+        return _odd_polynomials(X, COMPOSITE)
     raise ValueError(f"unknown polar method {method!r}; choose one of {', '.join(POLAR_METHODS)}")
 
 
@@ -105,7 +111,7 @@ def _odd_polynomials(X: Tensor, schedule: Sequence[Polynomial], bound: float = 1
 
 
 def _even_part(C: Tensor, coefficients: Polynomial) -> tuple[float, Tensor]:
-    """The polynomial over X, as a polynomial in C = X X^T: its constant and the rest. The nonic overwrites C."""
+    """The polynomial over X, as a polynomial in C = X X^T: its constant and the rest. Degree nine overwrites C."""
     if len(coefficients) == 3:
         a, b, c = coefficients
         return a, torch.baddbmm(C, C, C, beta=b, alpha=c)

@@ -94,10 +94,10 @@ class FismoConfig(Config):
     roots: Literal["polynomial", "eigh"] = Field(
         default="polynomial", description="How the roots are computed. eigh is exact and slow, for reference."
     )
-    polar: Literal["nonic", "quintic", "polar-express", "exact"] = Field(
-        default="nonic", description="How the polar factor is computed. exact is an SVD: slow, for reference."
+    polar: Literal["composite", "quintic", "polar-express", "exact"] = Field(
+        default="composite", description="How the polar factor is computed. exact is an SVD: slow, for reference."
     )
-    polar_steps: PositiveInt = Field(default=2, description="Polynomials of the polar factor.")
+    polar_steps: PositiveInt = Field(default=2, description="Polynomials of the polar factor; composite has 2.")
     shape_scale: Literal["spectral", "rms", "none"] = Field(
         default="spectral", description="How a matrix's shape scales its step. rms: AdamW's learning rates carry over."
     )
@@ -131,7 +131,9 @@ class FismoConfig(Config):
     def _check(self) -> "FismoConfig":
         polynomial = self.roots == "polynomial" and self.power > 0
         message = "must be {} where optimizer.roots is polynomial; eigh takes any"
+        composite = self.polar == "composite" and self.polar_steps != 2
         refuse(
+            (composite, "polar_steps", "must be 2 where optimizer.polar is composite", ("polar",)),
             (polynomial and self.power not in (0.125, 0.25, 0.5), "power", message.format("0.125, 0.25 or 0.5"), ()),
             (polynomial and self.damping_scale == "absolute", "damping_scale", message.format("relative"), ()),
             (polynomial and self.damping < 1e-4, "damping", message.format("at least 1e-4"), ()),

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.optimizers import MatrixOptimizer, build_optimizer, learning_rates, optimizer_state_bytes
 from fismo_cli.preset import schema
 from fismo_cli.preset.schema import AdamWConfig, BaselineConfig, FismoConfig
-from fismo_core import FISMO, PAPER_FORM
+from fismo_core import DENSE_FORM, FISMO, PAPER_FORM
 
 
 def _vit() -> nn.Module:
@@ -180,8 +181,8 @@ def test_state_bytes_of_adam_are_two_moments_and_a_step() -> None:
     assert optimizer_state_bytes(optimizer) == 2 * 400 + 4
 
 
-def test_the_schema_and_the_optimizer_agree_on_defaults_and_the_papers_form() -> None:
-    assert schema.PAPER_FORM == PAPER_FORM
+def test_the_schema_and_the_optimizer_agree_on_defaults_and_forms() -> None:
+    assert {name: fixed for name, (fixed, _) in schema.FORMS.items()} == {"paper": PAPER_FORM, "dense": DENSE_FORM}
     signature = {
         name: parameter.default
         for name, parameter in inspect.signature(FISMO.__init__).parameters.items()
@@ -193,9 +194,10 @@ def test_the_schema_and_the_optimizer_agree_on_defaults_and_the_papers_form() ->
     assert {"lr": config.trust_radius, **fields, **adamw} == signature
 
 
-def test_paper_form_by_preset_equals_the_constructor() -> None:
+@pytest.mark.parametrize(("form", "create"), [("default", FISMO), ("dense", FISMO.dense), ("paper", FISMO.paper)])
+def test_each_form_by_preset_equals_the_constructor(form: str, create: Callable[..., FISMO]) -> None:
     model = _vit()
-    by_preset = build_optimizer(FismoConfig.model_validate({"name": "fismo", "form": "paper"}), model).param_groups[0]
-    by_call = FISMO.paper([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+    by_preset = build_optimizer(FismoConfig.model_validate({"name": "fismo", "form": form}), model).param_groups[0]
+    by_call = create([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
     options = (set(inspect.signature(FISMO.__init__).parameters) - {"params"}) & by_call.keys()
     assert {key: by_preset[key] for key in options} == {key: by_call[key] for key in options}

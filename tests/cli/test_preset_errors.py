@@ -150,6 +150,20 @@ def test_one_mistake_gives_one_problem_in_plain_words(write, old, new, problem):
     assert not re.search(r"pydantic|discriminator|tagged|Input should|baseline|\[key\]", found[0])
 
 
+def test_polynomial_roots_need_a_power_and_damping_they_can_do(write):
+    text = GOOD.replace("name: fismo", "name: fismo\n  power: 0.3\n  damping: 0\n  damping_scale: absolute")
+    assert problems_of(write(text)) == [
+        "10  optimizer.power: must be 0.125, 0.25 or 0.5 where optimizer.roots is polynomial; eigh takes any",
+        "11  optimizer.damping: must be at least 1e-4 where optimizer.roots is polynomial; eigh takes any",
+        "12  optimizer.damping_scale: must be relative where optimizer.roots is polynomial; eigh takes any",
+    ]
+    load_preset(write(text), ["optimizer.roots=eigh"])
+    steps = write(GOOD.replace("name: fismo", "name: fismo\n  polar_steps: 5"))
+    assert problems_of(steps) == ["10  optimizer.polar_steps: must be 2 where optimizer.polar is composite"]
+    load_preset(steps, ["optimizer.polar=quintic"])
+    load_preset(write(text.replace("0.3", "0")))  # Muon has no roots
+
+
 def test_all_problems_come_at_once_and_in_the_order_of_the_file(write):
     text = """\
 task: image-classification

@@ -137,6 +137,14 @@ def test_a_resolved_preset_takes_another_optimizer_and_form_too(preset, tmp_path
     assert load_preset(str(resolved), ["optimizer.form=default"]).preset == load_preset(preset).preset
 
 
+def test_the_dense_form_takes_the_place_of_the_file_s_choices(preset, tmp_path):
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(resolved_yaml(load_preset(preset)))
+    dense = load_preset(str(resolved), ["optimizer.form=dense"]).preset
+    assert (dense.optimizer.max_factor_ratio, dense.optimizer.roots) == (None, "eigh")
+    assert dense == load_preset(preset, ["optimizer.form=dense"]).preset
+
+
 def test_steps_take_the_place_of_epochs(preset):
     loaded = load_preset(preset, ["train.steps=7"])
     assert (loaded.preset.train.steps, loaded.preset.train.epochs) == (7, None)

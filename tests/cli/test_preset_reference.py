@@ -12,7 +12,7 @@ from fismo_cli.preset.optimizer_names import (
     optimizer_names,
 )
 from fismo_cli.preset.reference import reference
-from fismo_cli.preset.schema import PAPER_FORM, FismoConfig, preset_adapter
+from fismo_cli.preset.schema import FORMS, FismoConfig, preset_adapter
 from fismo_cli.preset.tables import fill
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "presets.md"
@@ -39,11 +39,11 @@ def test_every_default_is_what_the_schema_accepts_for_the_key():
     assert config == FismoConfig(name="fismo")
 
 
-def test_the_paper_form_expands_to_what_the_optimizer_calls_so():
-    core = pytest.importorskip("fismo_core")
-    assert dict(core.PAPER_FORM) == PAPER_FORM
-    config = FismoConfig(name="fismo", form="paper")
-    assert {key: getattr(config, key) for key in PAPER_FORM} == PAPER_FORM
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_expands_to_its_keys(form):
+    fixed, defaults = FORMS[form]
+    config = FismoConfig(name="fismo", form=form)
+    assert {key: getattr(config, key) for key in (*fixed, *defaults)} == {**fixed, **defaults}
 
 
 def test_a_preset_built_in_python_is_checked_as_strictly():

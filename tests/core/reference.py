@@ -47,13 +47,15 @@ def paper(gradients: list[Array], lr: float, beta: float, gamma: float, mu: floa
     return W
 
 
-def nonic(X: Array) -> Array:
-    """Muon's quintic, then the polynomial of degree nine of docs/algorithm.md."""
+def composite(X: Array) -> Array:
+    """The polynomials of degree five and nine of docs/algorithm.md."""
     if X.shape[0] > X.shape[1]:
-        return nonic(X.T).T
-    X = quintic(X, 1)
+        return composite(X.T).T
+    X = X / np.linalg.norm(X)
     A = X @ X.T
-    a, b, c, d, e = 6.910910, -34.610646, 71.391850, -59.707749, 17.234190
+    X = 3.809688 * X + (-7.127689 * A + 4.472581 * A @ A) @ X
+    A = X @ X.T
+    a, b, c, d, e = 7.242633, -39.837615, 90.251552, -82.900884, 26.280993
     return a * X + (b * A + c * A @ A + d * A @ A @ A + e * A @ A @ A @ A) @ X
 
 
@@ -63,7 +65,7 @@ def default(
     """Total displacement by the default form: scale-free statistics, power p, raw Nesterov momentum, grafting.
 
     `dense`: both factors dense and updated in every step, three quintics. Otherwise a side longer than 1.5 times the
-    other is diagonal, P and Q are updated in turn, and a nonic ends the polar factor.
+    other is diagonal, P and Q are updated in turn, and the polar factor is the composite one.
     """
     m, n = gradients[0].shape
     P, Q, M, W = np.zeros((m, m)), np.zeros((n, n)), np.zeros((m, n)), np.zeros((m, n))
@@ -87,7 +89,7 @@ def default(
         M = beta * M + (1 - beta) * G
         U = beta * M + (1 - beta) * G
         X = power(P_damped, -p) @ U @ power(Q_damped, -p)
-        Z = quintic(X, 3) if dense else nonic(X)
+        Z = quintic(X, 3) if dense else composite(X)
         D = power(P_damped, -p) @ Z @ power(Q_damped, -p)
         W = W - lr * max(1.0, m / n) ** 0.5 * np.linalg.norm(Z) / np.linalg.norm(D) * D
     return W

@@ -9,7 +9,7 @@ from fismo_core.polar import polar_factor
 from fismo_core.precision import full_precision_matmul, normalize_scale
 
 SCHEDULES = {
-    "nonic": {1, 2, 4},
+    "composite": {2},
     "quintic": {1, 3, 5, 8},
     "polar-express": {1, 3, 5, 8, 10},
 }
@@ -28,7 +28,7 @@ def on_numbers(x: np.ndarray, method: str, steps: int) -> np.ndarray:
         schedule = polar._polar_express_schedule(steps)
         x = x / polar.POLAR_EXPRESS_SAFETY
     else:
-        schedule = [polar.QUINTIC] * (steps - 1) + [polar.QUINTIC if method == "quintic" else polar.NONIC]
+        schedule = [polar.QUINTIC] * steps if method == "quintic" else polar.COMPOSITE
     assert len(schedule) == steps
     for coefficients in schedule:
         x = sum(a * x ** (2 * k + 1) for k, a in enumerate(coefficients))
@@ -64,8 +64,7 @@ def test_polynomials_act_on_singular_values_as_on_numbers(shape: tuple[int, int]
 @pytest.mark.parametrize(
     ("method", "steps", "smallest", "low", "high"),
     [
-        ("nonic", 2, 0.0313, 0.699, 1.301),
-        ("nonic", 3, 0.0092, 0.674, 1.301),
+        ("composite", 2, 0.0270, 0.699, 1.301),
         ("quintic", 3, 0.0200, 0.674, 1.210),
         ("quintic", 5, 0.0020, 0.676, 1.210),
         ("polar-express", 6, 0.0010, 0.950, 1.050),
@@ -81,9 +80,9 @@ def test_bands_of_the_polynomials(method: str, steps: int, smallest: float, low:
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (64, 256), (4096, 16), (1, 1), (1, 9), (200, 1)])
 @pytest.mark.parametrize("condition", [1.0, 10.0, 100.0, 1000.0])
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 2e-4), (torch.bfloat16, 0.05)], ids=str
+    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 2e-4), (torch.bfloat16, 0.06)], ids=str
 )
-@pytest.mark.parametrize(("method", "steps"), [("nonic", 2), ("nonic", 3), ("quintic", 3)])
+@pytest.mark.parametrize(("method", "steps"), [("composite", 2), ("quintic", 3), ("quintic", 5)])
 def test_rounding_stays_within_the_documented_bound(
     shape: tuple[int, int], condition: float, dtype: torch.dtype, bound: float, method: str, steps: int
 ) -> None:
@@ -102,9 +101,9 @@ def test_rounding_stays_within_the_documented_bound(
 def test_any_rank(shape: tuple[int, int], rank: int, dtype: torch.dtype) -> None:
     """Directions that X does not have stay out of the result."""
     X, expected = with_spectrum(*shape, torch.ones(rank, dtype=torch.float64))
-    Z = polar_factor(X.to(dtype)[None], method="nonic", steps=2)[0].double()
-    size = float(on_numbers(np.array([rank**-0.5]), "nonic", 2)[0])
-    assert (Z - size * expected).norm() < (0.15 if dtype == torch.bfloat16 else 1e-4) * rank**0.5
+    Z = polar_factor(X.to(dtype)[None], method="composite", steps=2)[0].double()
+    size = float(on_numbers(np.array([rank**-0.5]), "composite", 2)[0])
+    assert (Z - size * expected).norm() < (0.25 if dtype == torch.bfloat16 else 1e-4) * rank**0.5
 
 
 @pytest.mark.parametrize("method", polar.POLAR_METHODS)
@@ -113,8 +112,10 @@ def test_zero_matrix_has_zero_polar_factor(method: str) -> None:
 
 
 def test_unknown_polar_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="nonic, quintic, polar-express, exact"):
+    with pytest.raises(ValueError, match="composite, quintic, polar-express, exact"):
         polar_factor(torch.ones(1, 2, 2), method="svd", steps=3)
+    with pytest.raises(ValueError, match="2 steps, not 3"):
+        polar_factor(torch.ones(1, 2, 2), method="composite", steps=3)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e20, 1e38])

@@ -62,11 +62,12 @@ def trace(A: Tensor) -> Tensor:
 def fold_relative(P: Tensor, L: Tensor, keep: Tensor, decay: float) -> None:
     """P <- decay P + (1 - decay) d / tr(L) L, in place: a scale-free average of statistics, that `damped` corrects.
 
-    `keep` `(B,)` says which matrices take part; the others keep P, as do those with a zero L.
+    `keep` `(B,)` says which matrices take part; the others keep P, as do those with a zero L. L is overwritten.
     """
     size = trace(L)
     keep = keep & (size > 0)
-    L = L * expand(P.shape[1] / torch.where(keep, size, 1.0), L)  # in the dtype of the sum
+    scale = P.shape[1] / torch.where(keep, size, 1.0)
+    L = L.to(P.dtype).mul_(expand(scale.to(P.dtype), L))
     P.lerp_(L, expand(keep.to(P.dtype) * (1 - decay), P))
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fismo_core.precision import frobenius_norm
+from fismo_core.precision import accumulation_dtype, frobenius_norm
 
 __all__ = ["ROOT_METHODS", "ROOT_POWERS", "inverse_powers", "polynomial_error", "polynomial_powers"]
 
@@ -50,17 +50,17 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
     shift = BFLOAT16_SHIFT if A.dtype == torch.bfloat16 else 0.0
     schedule, _ = _schedule(power, min(condition, 1 / shift) if shift else condition)
     square = A @ A
-    scale = frobenius_norm(square).sqrt()
+    scale = frobenius_norm(square).to(accumulation_dtype(A.dtype)).sqrt()
     scale = torch.where(scale > 0, scale, 1)
-    M, square = (A / scale).to(A.dtype), (square / scale**2).to(A.dtype)
+    M, square = A / scale.to(A.dtype), square.div_((scale**2).to(A.dtype))
     if shift:
-        square = torch.add(square, M, alpha=2 * shift)
+        square.add_(M, alpha=2 * shift)
         M.diagonal(dim1=-2, dim2=-1).add_(shift)
     W = None
     for number, (a, b, c) in enumerate(schedule):
         if number > 0:
             square = M @ M
-        factor = torch.add(M * b, square, alpha=c)
+        factor = square.mul_(c).add_(M, alpha=b)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         W = factor if W is None else W @ factor
         if number + 1 < len(schedule):

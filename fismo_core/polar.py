@@ -99,7 +99,7 @@ def _odd_polynomials(X: Tensor, schedule: Sequence[Polynomial], bound: float = 1
     if tall:
         X = X.mT  # the Gram matrix is formed on the short side
     norm = frobenius_norm(X)  # bounds the spectral norm
-    X = X / torch.where(norm > 0, norm * bound, 1).to(X.dtype)
+    X = X / torch.where(norm > 0, norm * bound, 1)
     if X.shape[-1] >= GRAM_RATIO * X.shape[-2]:
         for start in range(0, len(schedule), GRAM_STEPS):
             X = _composition_of_gram(X @ X.mT, schedule[start : start + GRAM_STEPS]) @ X

@@ -11,17 +11,21 @@ __all__ = ["accumulation_dtype", "frobenius_norm", "full_precision_matmul", "lar
 
 def largest_entry(X: Tensor) -> Tensor:
     """The largest absolute entry of each matrix, `(B, 1, 1)`; not finite if any entry is not."""
-    return X.abs().amax(dim=(-2, -1), keepdim=True)
+    # Without the copy that abs() would make.
+    return torch.maximum(X.amax(dim=(-2, -1), keepdim=True), -X.amin(dim=(-2, -1), keepdim=True))
 
 
 def normalize_scale(X: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Divide each matrix by its largest absolute entry; a zero matrix stays zero.
 
     Scaling the input by a power of two gives the same result to the last bit, and no later square can overflow or
-    vanish. Shape `(B, m, n)` in and out; the result is rounded to `dtype`.
+    vanish. Shape `(B, m, n)` in and out, in memory of its own; the result is rounded to `dtype`.
     """
     largest = largest_entry(X)
-    return (X / torch.where(largest > 0, largest, 1)).to(dtype or X.dtype)
+    scale = torch.where(largest > 0, largest, 1)
+    if dtype in (None, X.dtype):
+        return X / scale
+    return X.to(dtype).div_(scale.to(dtype))
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,8 +34,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def frobenius_norm(X: Tensor) -> Tensor:
-    """The Frobenius norm of each matrix, `(B, 1, 1)`, summed in float32 at least."""
-    norm: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=accumulation_dtype(X.dtype))
+    """The Frobenius norm of each matrix, `(B, 1, 1)`, summed in float32 at least and rounded to the dtype of X."""
+    norm: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True)
     return norm
 
 

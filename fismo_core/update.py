@@ -78,14 +78,13 @@ def fismo_update(
         refresh: for which matrices to compute new roots of the factors.
         sides: for which matrices to fold the gradient into P, and into Q.
     """
-    largest = largest_entry(G)
-    finite = largest.isfinite().flatten()
+    finite = largest_entry(G).isfinite().flatten()
     taken = finite & active
     state["skipped"] += ~finite & active
     # NaN and infinity become zero here, and do not spread; a zero weight keeps the state of what is not taken.
     G = torch.nan_to_num_(G, nan=0.0, posinf=0.0, neginf=0.0)
     if options.power > 0:
-        _update_factors(G, largest, state, taken, options, refresh, sides)
+        _update_factors(G, state, taken, options, refresh, sides)
     if options.momentum_space == "whitened":
         G = _whiten(G.to(options.root_dtype), state, options).to(G.dtype)
         taken = taken & G.isfinite().flatten(1).all(dim=1)  # the paper's form may overflow where G did not
@@ -93,7 +92,7 @@ def fismo_update(
     mask = taken[:, None, None]
     M = state["momentum"]
     M.lerp_(G, mask.to(M.dtype) * (1 - options.momentum))
-    U = torch.lerp(G, M, options.momentum) if options.nesterov else M
+    U = G.lerp_(M, options.momentum) if options.nesterov else M
     return Step(_direction(U, state, options, mask), taken)
 
 
@@ -108,12 +107,12 @@ def _direction(U: Tensor, state: State, options: Options, mask: Tensor) -> Tenso
     if options.momentum_space == "raw":
         X = _whiten(X, state, options)
     Z = polar_factor(X, method=options.polar, steps=options.polar_steps)
-    D = _whiten(Z, state, options)  # un-whitening is by the same roots
+    D = _whiten(Z, state, options).to(U.dtype)  # un-whitening is by the same roots
     length = mask.to(U.dtype) * shape_factor(D.shape[-2], D.shape[-1], options.shape_scale)
     if options.grafting and options.power > 0:
         norm = frobenius_norm(D)
-        length = length * (frobenius_norm(Z) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
-    return D * length
+        length = length * (frobenius_norm(Z).to(U.dtype) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    return D.mul_(length)
 
 
 def shape_factor(m: int, n: int, shape_scale: str) -> float:
@@ -145,14 +144,12 @@ def _whiten(X: Tensor, state: State, options: Options) -> Tensor:
 
 
 def _update_factors(
-    G: Tensor, largest: Tensor, state: State, keep: Tensor, options: Options, refresh: Mask, sides: tuple[Mask, Mask]
+    G: Tensor, state: State, keep: Tensor, options: Options, refresh: Mask, sides: tuple[Mask, Mask]
 ) -> None:
     """Fold G into P, then into Q with the new P (Gauss-Seidel): P's roots are renewed before Q's statistic."""
     m, n = G.shape[-2:]
     relative = options.damping_scale == "relative"
-    if relative:
-        G = G / torch.where(keep[:, None, None] & (largest > 0), largest, 1)
-    G = G.to(options.root_dtype)
+    G = normalize_scale(G, options.root_dtype) if relative else G.to(options.root_dtype)
     good: Tensor | None = None
     for letter, X, other, columns, side in (("P", G, "Q", n, sides[0]), ("Q", G.mT, "P", m, sides[1])):
         factor = state[letter]

@@ -1,4 +1,4 @@
-"""How well fismo, muon, soap and adamw train the shipped CPU presets, each at the best of four learning rates.
+"""How well fismo, its dense form, muon, soap and adamw train the shipped CPU presets, each at its best learning rate.
 
     python benchmarks/convergence.py
 
@@ -19,23 +19,43 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-PRESETS = ("digits-vit", "stdlib-gpt2", "stdlib-llama")
+TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "digits-vit": ("digits-vit", ()),
+    "stdlib-gpt2": ("stdlib-gpt2", ()),
+    "stdlib-llama": ("stdlib-llama", ()),
+    "stdlib-gpt2-long": ("stdlib-gpt2", ("train.steps=900",)),
+}
+"""Preset and overrides. The long one is three times the preset's length; there only `LONG` optimizers are run."""
+
+LONG = ("fismo", "fismo-dense", "muon")
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 OPTIMIZERS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "fismo": ("trust_radius", (0.01, 0.02, 0.04, 0.08), ()),
+    "fismo-dense": ("trust_radius", (0.01, 0.02, 0.04, 0.08), ("optimizer.form=dense",)),
     "muon": ("lr", (0.01, 0.02, 0.04, 0.08), ()),
     "soap": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.args.precondition_frequency=5",)),
     "adamw": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.betas=[0.9, 0.95]",)),
 }
-"""Key of the learning rate, its four values, further settings. All else is the preset's."""
+"""Key of the learning rate, its four values (the long task: the middle two), further settings."""
 
 
-def command(preset: str, optimizer: str, lr: float, seed: int, runs_dir: str) -> list[str]:
-    key, _, settings = OPTIMIZERS[optimizer]
+def rates(task: str, optimizer: str) -> tuple[float, ...]:
+    grid = OPTIMIZERS[optimizer][1]
+    return grid[1:3] if task.endswith("-long") else grid
+
+
+def command(task: str, optimizer: str, lr: float, seed: int, runs_dir: str) -> list[str]:
+    (preset, overrides), (key, _, settings) = TASKS[task], OPTIMIZERS[optimizer]
     return [
-        *(sys.executable, "-m", "fismo_cli", "train", preset, f"optimizer.name={optimizer}"),
-        *(f"optimizer.{key}={lr}", *settings, f"train.seed={seed}", "train.threads=1"),
+        *(sys.executable, "-m", "fismo_cli", "train", preset, *overrides),
+        *(
+            f"optimizer.name={optimizer.partition('-')[0]}",
+            f"optimizer.{key}={lr}",
+            *settings,
+            f"train.seed={seed}",
+            "train.threads=1",
+        ),
         *("evaluate.every=null", "checkpoint.every=null", "--json", "--runs-dir", runs_dir),
     ]
 
@@ -48,12 +68,12 @@ class Results:
         self.runs: dict[str, Any] = json.loads(path.read_text())["runs"] if path.exists() else {}
         self._lock = Lock()
 
-    def run(self, preset: str, optimizer: str, lr: float, seed: int) -> dict[str, Any]:
-        key = f"{preset} {optimizer} lr={lr} seed={seed}"
+    def run(self, task: str, optimizer: str, lr: float, seed: int) -> dict[str, Any]:
+        key = f"{task} {optimizer} lr={lr} seed={seed}"
         if key not in self.runs:
             with tempfile.TemporaryDirectory() as runs_dir:
                 done = subprocess.run(
-                    command(preset, optimizer, lr, seed, runs_dir),
+                    command(task, optimizer, lr, seed, runs_dir),
                     stdout=subprocess.PIPE,
                     env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
                 )
@@ -78,24 +98,23 @@ def validation_loss(run: dict[str, Any]) -> float:
     return run["metrics"]["validation"]["loss"] if run["status"] == "completed" else float("inf")
 
 
-def measure(results: Results, presets: list[str], workers: int) -> list[dict[str, Any]]:
+def measure(results: Results, tasks: list[str], workers: int) -> list[dict[str, Any]]:
+    pairs = [(task, name) for task in tasks for name in (LONG if task.endswith("-long") else OPTIMIZERS)]
     with ThreadPoolExecutor(workers) as pool:
+
+        def best_rate(task: str, name: str) -> float:
+            losses = [validation_loss(future.result()) for future in tuning[task, name]]
+            return rates(task, name)[losses.index(min(losses))]
+
         tuning = {
-            (preset, name): [pool.submit(results.run, preset, name, lr, TUNING_SEED) for lr in OPTIMIZERS[name][1]]
-            for preset in presets
-            for name in OPTIMIZERS
+            (task, name): [pool.submit(results.run, task, name, lr, TUNING_SEED) for lr in rates(task, name)]
+            for task, name in pairs
         }
-        best = {}
-        for (preset, name), futures in tuning.items():
-            losses = [validation_loss(future.result()) for future in futures]
-            best[preset, name] = OPTIMIZERS[name][1][losses.index(min(losses))]
-        final = {
-            (preset, name): [pool.submit(results.run, preset, name, lr, seed) for seed in SEEDS]
-            for (preset, name), lr in best.items()
-        }
+        best = {pair: best_rate(*pair) for pair in pairs}
+        final = {pair: [pool.submit(results.run, *pair, lr, seed) for seed in SEEDS] for pair, lr in best.items()}
         return [
-            {"preset": preset, "optimizer": name, "lr": best[preset, name], "runs": [f.result() for f in futures]}
-            for (preset, name), futures in final.items()
+            {"task": task, "optimizer": name, "lr": best[task, name], "runs": [f.result() for f in futures]}
+            for (task, name), futures in final.items()
         ]
 
 
@@ -105,16 +124,16 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| preset | optimizer | learning rate | validation loss | test loss | test top-1, % | lr at the edge |",
+        "| task | optimizer | learning rate | validation loss | test loss | test top-1, % | lr at the edge |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         tests = [run["metrics"]["test"] for run in row["runs"]]
         accuracy = spread([100 * test["top1"] for test in tests], 2) if "top1" in tests[0] else ""
-        grid = OPTIMIZERS[row["optimizer"]][1]
+        grid = rates(row["task"], row["optimizer"])
         edge = {grid[0]: "lowest", grid[-1]: "highest"}.get(row["lr"], "")
         lines.append(
-            f"| {row['preset']} | {row['optimizer']} | {row['lr']:g} "
+            f"| {row['task']} | {row['optimizer']} | {row['lr']:g} "
             f"| {spread([validation_loss(run) for run in row['runs']])} "
             f"| {spread([test['loss'] for test in tests])} | {accuracy} | {edge} |"
         )
@@ -123,11 +142,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=list(PRESETS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs/results/convergence.json")
     arguments = parser.parse_args()
-    rows = measure(Results(arguments.out), arguments.presets, arguments.workers)
+    rows = measure(Results(arguments.out), arguments.tasks, arguments.workers)
     print(table(rows))
 
 

@@ -29,12 +29,12 @@ BFLOAT16_SHIFT = 2.0**-11
 def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor, Tensor, Tensor]:
     """A^-power and A^-1/2 of symmetric positive definite matrices by a coupled iteration of matrix products.
 
-    With M = A / c and W = 1 it repeats W <- W p(M), M <- p(M)^(1/power) M, where p is the quadratic polynomial that is
-    nearest to x^-power, relatively, on the interval of the eigenvalues that M can have: an iteration of Guo and Higham
-    (2006) with minimax instead of Newton coefficients. All iterates are polynomials in A and commute. c is
-    ||A^2||_F^(1/2), between the largest eigenvalue and d^(1/4) times it. In bfloat16, which cannot tell an eigenvalue
-    of M below `BFLOAT16_SHIFT` from zero or from a negative one, that much is added to all of them first. Nothing waits
-    for the device.
+    With M = A / c and W = 1 it repeats W <- W p(M), M <- p(M)^(1/power) M, where p is the polynomial (quadratic, at the
+    end linear where that suffices) that is nearest to x^-power, relatively, on the interval of the eigenvalues that M
+    can have: an iteration of Guo and Higham (2006) with minimax instead of Newton coefficients. All iterates are
+    polynomials in A and commute. c is ||A^2||_F^(1/2), between the largest eigenvalue and d^(1/4) times it. In
+    bfloat16, which cannot tell an eigenvalue of M below `BFLOAT16_SHIFT` from zero or from a negative one, that much is
+    added to all of them first. Nothing waits for the device.
 
     Args:
         A: `(B, d, d)`; the arithmetic is done in its dtype.
@@ -44,8 +44,7 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
             eigenvalues below c / condition give too small a power.
 
     Returns:
-        A^-power and A^-1/2, shaped like A in its dtype, and a boolean `(B,)`: which matrices gave finite numbers. The
-        others hold the identity.
+        A^-power and A^-1/2, shaped like A in its dtype, and a boolean `(B,)`: which matrices gave finite numbers.
     """
     shift = BFLOAT16_SHIFT if A.dtype == torch.bfloat16 else 0.0
     schedule, _ = _schedule(power, min(condition, 1 / shift) if shift else condition)
@@ -57,10 +56,13 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
         square.add_(M, alpha=2 * shift)
         M.diagonal(dim1=-2, dim2=-1).add_(shift)
     W = None
-    for number, (a, b, c) in enumerate(schedule):
-        if number > 0:
-            square = M @ M
-        factor = square.mul_(c).add_(M, alpha=b)
+    for number, (a, b, *c) in enumerate(schedule):
+        if not c:
+            factor = M * b
+        elif number == 0:
+            factor = square.mul_(c[0]).add_(M, alpha=b)
+        else:
+            factor = torch.baddbmm(M, M, M, beta=b, alpha=c[0])
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         W = factor if W is None else W @ factor
         if number + 1 < len(schedule):
@@ -68,14 +70,10 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
                 factor = factor @ factor
             M = factor @ (factor @ M)
     assert W is not None
-    root = (W + W.mT) * (scale**-power / 2).to(W.dtype)
-    inverse_sqrt = root
+    root = inverse_sqrt = W * (scale**-power).to(W.dtype)
     for _ in range(round(math.log2(0.5 / power))):
         inverse_sqrt = inverse_sqrt @ inverse_sqrt
-    good = (root.isfinite() & inverse_sqrt.isfinite()).flatten(1).all(dim=1)
-    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    kept = good[:, None, None]
-    return torch.where(kept, root, identity), torch.where(kept, inverse_sqrt, identity), good
+    return root, inverse_sqrt, frobenius_norm(inverse_sqrt).isfinite().flatten()
 
 
 def polynomial_error(power: float, condition: float) -> float:
@@ -84,28 +82,31 @@ def polynomial_error(power: float, condition: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def _schedule(power: float, condition: float) -> tuple[list[tuple[float, float, float]], float]:
-    """As many quadratic polynomials as bring the error at the condition number below the tolerance, and that error."""
-    low, high, error, schedule = 1 / max(condition, 1.0), 1.0, math.inf, []
-    while error > TOLERANCE:
-        (a, b, c), error = _nearest_quadratic(power, low, high)
-        schedule.append((a, b, c))
+def _schedule(power: float, condition: float) -> tuple[list[list[float]], float]:
+    """As few polynomials as bring the error at the condition number below the tolerance, and that error."""
+    low, high = 1 / max(condition, 1.0), 1.0
+    schedule: list[list[float]] = []
+    while True:
+        for degree in (1, 2):
+            polynomial, error = _nearest(power, degree, low, high)
+            if error <= TOLERANCE:
+                return [*schedule, polynomial], error
+        schedule.append(polynomial)
         low, high = (1 - error) ** (1 / power), (1 + error) ** (1 / power)
-    return schedule, error
 
 
-def _nearest_quadratic(power: float, low: float, high: float) -> tuple[tuple[float, float, float], float]:
-    """Coefficients of the quadratic q with the least max |q(x) x^power - 1| on [low, high], and that maximum.
+def _nearest(power: float, degree: int, low: float, high: float) -> tuple[list[float], float]:
+    """Coefficients of the polynomial q with the least max |q(x) x^power - 1| on [low, high], and that maximum.
 
     By Lawson's algorithm (1961): least squares with weights that grow where the error is large.
     """
     x = torch.logspace(math.log10(low), math.log10(high), 400, dtype=torch.float64)
-    columns = torch.stack([torch.ones_like(x), x / high, (x / high) ** 2], dim=1) * (x**power)[:, None]
+    columns = torch.stack([(x / high) ** k for k in range(degree + 1)], dim=1) * (x**power)[:, None]
     weights = torch.full_like(x, 1 / len(x))
-    best, least = torch.zeros(3, dtype=torch.float64), math.inf
+    best, least = torch.zeros(degree + 1, dtype=torch.float64), math.inf
     for _ in range(100):
         root = weights.sqrt()[:, None]
-        # The normal equations are 3 x 3 and well scaled; lstsq would give other last bits with other thread counts.
+        # The normal equations are tiny and well scaled; lstsq would give other last bits with other thread counts.
         scaled = columns * root
         q = torch.linalg.solve(scaled.mT @ scaled, (scaled.mT @ root)[:, 0])
         errors = (columns @ q - 1).abs()
@@ -113,8 +114,7 @@ def _nearest_quadratic(power: float, low: float, high: float) -> tuple[tuple[flo
             best, least = q, float(errors.max())
         weights = weights * errors
         weights = weights / weights.sum()
-    a, b, c = best.tolist()
-    return (a, b / high, c / high**2), least
+    return [c / high**k for k, c in enumerate(best.tolist())], least
 
 
 def inverse_powers(A: Tensor, powers: Sequence[float]) -> tuple[list[Tensor], Tensor]:

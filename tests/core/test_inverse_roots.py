@@ -94,7 +94,6 @@ def test_a_bad_matrix_is_reported_and_leaves_its_neighbours_alone() -> None:
     torch.testing.assert_close(root, torch.stack([torch.eye(4) / 2, torch.eye(4), torch.eye(4) / 2]))
     root, inverse_sqrt, good = polynomial_powers(A, 0.5, 10.0)
     assert good.tolist() == [True, False, True]
-    assert torch.equal(root[1], torch.eye(4))
     torch.testing.assert_close(inverse_sqrt[::2], torch.eye(4).repeat(2, 1, 1) / 2, rtol=0.05, atol=1e-6)
 
 

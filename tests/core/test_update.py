@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fismo_core import FISMO
+from fismo_core.layout import Bucket, Slot
+from fismo_core.options import options_of
+from fismo_core.update import fismo_update, initial_state
 from tests.core import reference
 from tests.core.conftest import replayed_gradients
 
@@ -291,3 +295,31 @@ def test_huge_finite_gradients_leave_no_scar(space: str, scale: float) -> None:
             optimizer.step()
             assert W.isfinite().all()
         assert all(value.isfinite().all() for value in optimizer.state_dict()["state"][0].values())
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 30), (30, 6)])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_step_never_waits_for_the_device(shape: tuple[int, int], refresh: bool) -> None:
+    """Fake tensors have no values: whatever would read one back to the host raises. New roots need none either."""
+    with FakeTensorMode():
+        options = options_of(FISMO([nn.Parameter(torch.zeros(shape))]).param_groups[0], _bucket(*shape))
+        state = initial_state(3, *shape, options, torch.float32, torch.device("cpu"))
+        mask = torch.tensor([True, False, True])
+        step = fismo_update(
+            torch.randn(3, *shape), state, options, active=mask, refresh=refresh and mask, sides=(True, mask)
+        )
+        assert step.direction.shape == (3, *shape)
+
+
+def test_no_eigenvalues_or_svd_in_the_default_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("called")
+
+    for name in ("eigh", "eigvalsh", "eig", "svd", "svdvals", "qr"):
+        monkeypatch.setattr(torch.linalg, name, forbidden)
+    gradients = replayed_gradients((6, 20), 25, torch.float32)
+    assert displacement(gradients, FISMO, torch.float32).isfinite().all()
+
+
+def _bucket(m: int, n: int) -> Bucket:
+    return Bucket(m, n, torch.float32, torch.device("cpu"), (Slot(0, 0), Slot(1, 0), Slot(2, 0)))

@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--intervals", type=int, default=2, help=f"timed intervals of {INTERVAL} steps each")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds that one contender may use in one set")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--quick", action="store_true", help="only the contenders that take part at every width")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "step_time.json")
     arguments = parser.parse_args()
@@ -248,7 +249,7 @@ def main() -> None:
     for name in arguments.sets:
         shapes = SETS[name]()
         numbers = sum(m * n for m, n in shapes)
-        names = list(CONTENDERS) if max(map(max, shapes)) <= 1024 else list(QUICK)
+        names = list(CONTENDERS) if max(map(max, shapes)) <= 1024 and not arguments.quick else list(QUICK)
         contenders = {c.name: c for c in measure(shapes, names, arguments.intervals, arguments.budget)}
         rows, entry = [], {}
         for contender in contenders.values():

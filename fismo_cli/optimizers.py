@@ -20,6 +20,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 from fismo_core import FISMO, Plan, split_parameters
+from fismo_core.layout import shares_memory
 from fismo_core.routing import layout_from_plain, plan_of_groups
 
 __all__ = ["MatrixOptimizer", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
@@ -107,7 +108,7 @@ class MatrixOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        copied = [entry for entry in self._views if not _shares_memory(entry[0], entry[2])]
+        copied = [entry for entry in self._views if not shares_memory(entry[0], entry[2])]
         for parameter, layout, views in copied:
             for view, value in zip(views, layout.split(parameter), strict=True):
                 view.copy_(value)
@@ -149,11 +150,6 @@ class MatrixOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # A copy's views would no longer share memory with its parameters, and it would silently train nothing.
         raise TypeError("a matrix optimizer cannot be copied or pickled; build another one and load its state_dict")
-
-
-def _shares_memory(parameter: Tensor, views: list[Tensor]) -> bool:
-    storage = parameter.untyped_storage().data_ptr()
-    return all(view.untyped_storage().data_ptr() == storage for view in views)
 
 
 def _baseline(config: BaselineConfig) -> Callable[[Iterable[Tensor]], Optimizer]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Bucket", "MatrixLayout", "Slot", "make_buckets"]
+__all__ = ["Bucket", "MatrixLayout", "Slot", "make_buckets", "shares_memory"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ class MatrixLayout:
     def shapes(self, tensor: Tensor) -> list[tuple[int, int]]:
         """The (m, n) of each matrix."""
         return [(int(view.shape[0]), int(view.shape[1])) for view in self.split(tensor.detach())]
+
+
+def shares_memory(parameter: Tensor, matrices: Sequence[Tensor]) -> bool:
+    """Whether the matrices of `split` are views of the parameter, and not copies that its strides made necessary."""
+    storage = parameter.untyped_storage().data_ptr()
+    return all(matrix.untyped_storage().data_ptr() == storage for matrix in matrices)
 
 
 @dataclass(frozen=True)

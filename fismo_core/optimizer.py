@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from fismo_core import update
-from fismo_core.layout import Bucket, MatrixLayout
+from fismo_core.layout import Bucket, MatrixLayout, shares_memory
 from fismo_core.options import DENSE_FORM, MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
 from fismo_core.precision import full_precision_matmul
 from fismo_core.routing import Plan, layout_to_plain, plan_of_groups
@@ -330,7 +330,7 @@ class FISMO(Optimizer):
             _apply(moves, group)
         for i in gradients:
             steps[i] += 1
-            if not _shares_memory(parameters[i], parts[i]):
+            if not shares_memory(parameters[i], parts[i]):
                 parameters[i].copy_(stacks.layouts[i].join(parts[i], parameters[i].shape))
 
     def _check_roots(self, bucket: Bucket, state: update.State) -> None:
@@ -467,11 +467,6 @@ def _apply(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict[str, Any]) ->
         else:
             torch._foreach_mul_(matrices, shares)
     torch._foreach_add_(matrices, directions, alpha=-float(group["lr"]))
-
-
-def _shares_memory(parameter: Tensor, parts: list[Tensor]) -> bool:
-    """Whether the matrices are views of the parameter, and not copies that its strides made necessary."""
-    return all(part.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr() for part in parts)
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ Pure functions of tensors: they know nothing of optimizers, parameters or state.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def _even_part(C: Tensor, coefficients: Polynomial) -> tuple[float, Tensor]:
     if len(coefficients) == 3:
         a, b, c = coefficients
         return a, torch.baddbmm(C, C, C, beta=b, alpha=c)
-    a, b, c, d, e = expanded_at(NONIC_CENTER, coefficients)
+    a, b, c, d, e = _expanded_at(NONIC_CENTER, coefficients)
     C.diagonal(dim1=-2, dim2=-1).sub_(NONIC_CENTER)
     square = C @ C
     inner = torch.add(square, C, alpha=d / e)
@@ -123,7 +124,8 @@ def _even_part(C: Tensor, coefficients: Polynomial) -> tuple[float, Tensor]:
     return a, torch.baddbmm(C, square, inner, beta=b, alpha=e)
 
 
-def expanded_at(center: float, coefficients: Polynomial) -> Polynomial:
+@lru_cache
+def _expanded_at(center: float, coefficients: Polynomial) -> Polynomial:
     """The coefficients of q(t) = c0 + c1 t + ... as a polynomial in t - center."""
     size = len(coefficients)
     return tuple(

@@ -172,16 +172,16 @@ def _update_factors(
 def _refresh_roots(letter: str, state: State, options: Options, refresh: Mask) -> Tensor:
     """Renew the roots of one factor; where that fails, the previous ones stay. Returns which succeeded, `(B,)`."""
     factor, power = state[letter], options.power
-    names = [f"{letter}_inverse_sqrt", *([f"{letter}_root"] if power != 0.5 else [])]
+    powers = {f"{letter}_inverse_sqrt": 0.5} | ({f"{letter}_root": power} if power != 0.5 else {})
     if options.damping_scale == "relative":
         factor = fisher.damped(factor, options.damping)
     if options.roots == "polynomial" and factor.ndim == 3:
         condition = (factor.shape[-1] + options.damping) / options.damping
         root, inverse_sqrt, good = polynomial_powers(factor.to(options.root_dtype), power, condition)
-        roots = [inverse_sqrt, root]
+        roots = [inverse_sqrt, root][: len(powers)]
     else:
-        roots, good = inverse_powers(factor, [0.5, power])
+        roots, good = inverse_powers(factor, list(powers.values()))
     renewed = good & refresh
-    for name, root in zip(names, roots, strict=False):
+    for name, root in zip(powers, roots, strict=True):
         state[name] = torch.where(fisher.expand(renewed, root), root.to(state[name].dtype), state[name])
     return good

@@ -1,0 +1,1 @@
+"""`fismo compare`: the protocol, its runs, its statistics. Tables and pages are in `fismo_cli.reporting`."""

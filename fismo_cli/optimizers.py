@@ -17,24 +17,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
+from fismo_cli.preset.optimizer_names import DEFAULTS, MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 from fismo_core import FISMO, Plan, split_parameters
 from fismo_core.layout import shares_memory
 from fismo_core.routing import layout_from_plain, plan_of_groups
 
 __all__ = ["MatrixOptimizer", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 1e-3},
-    "adamw": {"lr": 1e-3},
-    "sgd": {"lr": 0.1, "momentum": 0.9},
-    "muon": {"lr": 0.02},
-    "soap": {"lr": 3e-3},
-    "shampoo": {"lr": 1e-2},
-    "lion": {"lr": 1e-4},
-}
-"""Used where the preset gives no value; any other optimizer keeps its library's own defaults."""
 
 Group = dict[str, Any]
 

@@ -7,7 +7,7 @@ favour. A run that diverged has an infinite loss: it is the worst of its seed, a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
@@ -32,6 +32,8 @@ LEVEL = 0.05
 
 EXACT_UP_TO = 16
 """Seeds up to which all sign flips are enumerated (2^16); beyond it, as many are drawn at random, with a fixed seed."""
+
+Numbers = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
 Verdict = Literal["better", "worse", "equivalent", "inconclusive", "underpowered"]
 
@@ -65,7 +67,7 @@ class Paired:
     within: float
 
 
-def paired_differences(candidate: Sequence[float], baseline: Sequence[float]) -> np.ndarray:
+def paired_differences(candidate: Sequence[float], baseline: Sequence[float]) -> Numbers:
     """Differences, shape (seeds,): infinite where one of the two diverged, 0 where both did."""
     left, right = np.asarray(candidate, dtype=float), np.asarray(baseline, dtype=float)
     both = ~np.isfinite(left) & ~np.isfinite(right)
@@ -73,7 +75,7 @@ def paired_differences(candidate: Sequence[float], baseline: Sequence[float]) ->
         return np.where(both, 0.0, left - right)
 
 
-def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
+def sign_flip_p(differences: Sequence[float] | Numbers) -> float:
     """Two-sided p of the sign-flip permutation test on the mean (Fisher 1935), exact up to `EXACT_UP_TO` seeds.
 
     Under the hypothesis that candidate and baseline are exchangeable within a seed, each difference has either sign
@@ -97,7 +99,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
 
 
 def sign_flip_interval(
-    differences: Sequence[float] | np.ndarray, level: float = LEVEL, sides: int = 2
+    differences: Sequence[float] | Numbers, level: float = LEVEL, sides: int = 2
 ) -> tuple[float, float]:
     """The shifts that the sign-flip test does not reject: an exact interval for the mean difference.
 
@@ -118,7 +120,7 @@ def sign_flip_interval(
     return float(means[rank - 1]), float(means[-rank])
 
 
-def effect_size(differences: Sequence[float] | np.ndarray) -> float | None:
+def effect_size(differences: Sequence[float] | Numbers) -> float | None:
     """Mean by standard deviation (Cohen's d_z); None for fewer than two, without spread, or with infinite ones."""
     values = np.asarray(differences, dtype=float)
     if len(values) < 2 or not np.isfinite(values).all():
@@ -210,14 +212,15 @@ def decide(paired: Paired, *, p_holm: float, margin: float, seeds: int, baseline
     return "better" if paired.difference < 0 else "worse"
 
 
-def _ranked(differences: np.ndarray) -> np.ndarray:
+def _ranked(differences: Numbers) -> Numbers:
     if np.isfinite(differences).all():
         return differences
     ranks = stats.rankdata(np.abs(differences))
-    return np.sign(differences) * ranks
+    ranked: Numbers = np.sign(differences) * ranks
+    return ranked
 
 
-def _subset_means(values: np.ndarray) -> np.ndarray:
+def _subset_means(values: Numbers) -> Numbers:
     """Means over the non-empty sets of values; all of them up to `EXACT_UP_TO`, else as many at random."""
     count = len(values)
     if count <= EXACT_UP_TO:
@@ -225,4 +228,5 @@ def _subset_means(values: np.ndarray) -> np.ndarray:
     else:
         members = np.random.default_rng(0).integers(0, 2, size=(2**EXACT_UP_TO - 1, count))
         members = members[members.any(axis=1)]
-    return (members @ values) / members.sum(axis=1)
+    means: Numbers = (members @ values) / members.sum(axis=1)
+    return means

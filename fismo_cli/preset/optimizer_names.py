@@ -1,10 +1,12 @@
-"""Names that `optimizer.name` may have, as plain text, so that a preset is checked without importing any library.
+"""Names that `optimizer.name` may have, and default settings, as plain data, so that a preset is checked without importing any library.
 
 Tests hold the names against the libraries: each is really built and takes steps. Left out are pytorch-optimizer's
 wrappers, and what needs a closure, second derivatives, extra arguments or calls, or only treats matrices.
 """
 
-__all__ = ["MATRIX_NAMES", "PYTORCH_OPTIMIZER_NAMES", "TORCH_NAMES", "is_optimizer_name", "optimizer_names"]
+from typing import Any
+
+__all__ = ["DEFAULTS", "MATRIX_NAMES", "PYTORCH_OPTIMIZER_NAMES", "TORCH_NAMES", "is_optimizer_name", "optimizer_names"]
 
 # fmt: off
 TORCH_NAMES = (
@@ -31,6 +33,17 @@ MATRIX_NAMES = ("muon", "soap", "shampoo", "scalableshampoo")
 """Given FISMO's matrices, with AdamW for all other parameters; `optimizer.rules` means nothing to any other name."""
 
 TIMM_PREFIX = "timm/"
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 1e-3},
+    "adamw": {"lr": 1e-3},
+    "sgd": {"lr": 0.1, "momentum": 0.9},
+    "muon": {"lr": 0.02},
+    "soap": {"lr": 3e-3},
+    "shampoo": {"lr": 1e-2},
+    "lion": {"lr": 1e-4},
+}
+"""Used where the preset gives no value; any other optimizer keeps its library's own defaults."""
 
 
 def optimizer_names() -> tuple[str, ...]:

@@ -9,7 +9,14 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from fismo_cli.preset.schema_base import Config, Fraction, KeyedError, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
-from fismo_cli.preset.schema_optimizer import FORMS, AdamWConfig, BaselineConfig, FismoConfig, OptimizerConfig
+from fismo_cli.preset.schema_optimizer import (
+    FORMS,
+    AdamWConfig,
+    BaselineConfig,
+    BaselineConfigs,
+    FismoConfig,
+    OptimizerConfig,
+)
 
 __all__ = [
     "FORMS",
@@ -141,6 +148,11 @@ class _PresetBase(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    compare: BaselineConfigs = Field(
+        default={},
+        description="Optimizer sections of the baselines of fismo compare, by name, or by a label of yours with "
+        "`name` in it; what they leave out is as under optimizer.",
+    )
 
 
 class ImagePreset(_PresetBase):

@@ -3,12 +3,12 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES, is_optimizer_name
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 
-__all__ = ["FORMS", "AdamWConfig", "BaselineConfig", "FismoConfig", "OptimizerConfig"]
+__all__ = ["FORMS", "AdamWConfig", "BaselineConfig", "BaselineConfigs", "FismoConfig", "OptimizerConfig"]
 
 
 def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[str, Literal["matrix", "adamw"]]:
@@ -179,6 +179,19 @@ def _optimizer_tag(value: Any) -> str:
     return "fismo" if name == "fismo" else "baseline"
 
 
+def _named_by_key(entries: Any) -> Any:
+    """Let an entry whose key is an optimizer's name do without `name`."""
+    if not isinstance(entries, dict):
+        return entries
+    return {
+        label: {"name": label, **entry} if isinstance(entry, dict) and isinstance(label, str) else entry
+        for label, entry in entries.items()
+    }
+
+
 OptimizerConfig = Annotated[
     Annotated[FismoConfig, Tag("fismo")] | Annotated[BaselineConfig, Tag("baseline")], Discriminator(_optimizer_tag)
 ]
+
+BaselineConfigs = Annotated[dict[str, OptimizerConfig], BeforeValidator(_named_by_key)]
+"""Optimizer sections under labels of the user's; a label that is an optimizer's name says which."""

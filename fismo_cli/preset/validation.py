@@ -152,19 +152,44 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
                 looked_at = tuple((*path, *other.split(".")) for other in others)
                 yield Finding((*path, *key.split(".")), message, looked_at, follows=True)
         elif detail["type"] == "extra_forbidden":
-            text, meant = unknown_key(tuple(map(str, path)), task, kind, name)
-            yield Finding(path, text, meant=tuple(meant))
+            alias, owner, owner_name = _owner(path, work, kind, name)
+            text, meant = unknown_key(tuple(map(str, alias)), task, owner, owner_name)
+            if alias != path:
+                text = text.replace("optimizer.", f"{dotted(path[:2])}.")
+            yield Finding(path, text, meant=() if alias != path else tuple(meant))
         elif detail["type"] == "missing":
             yield Finding(path, f"missing; must be {_expected(path, task, kind)}", follows=True)
         elif detail["type"] == "value_error":
-            yield Finding(path, str(cause))
+            yield Finding(*_unknown_baseline(path, work) or (path, str(cause)))
         elif detail["loc"][-1] == "[key]":
             choices = reference(task, kind)[tuple(map(str, path[:-1]))].choices
             like = near(str(path[-1]), choices)
             suggestion = did_you_mean(dotted((*path[:-1], word)) for word in like)
             yield Finding(path, f"unknown key; must be one of {', '.join(choices)}.{suggestion}")
         else:
-            yield Finding(path, _must_be(path, detail["input"] if len(details) == 1 else _at(work, path), task, kind))
+            alias, owner, _ = _owner(path, work, kind, name)
+            value = detail["input"] if len(details) == 1 else _at(work, path)
+            yield Finding(path, _must_be(alias, value, task, owner))
+
+
+def _owner(path: Path, work: dict[str, Any], kind: OptimizerKind, name: str) -> tuple[Path, OptimizerKind, str]:
+    """Where a key under `compare.LABEL` would stand under `optimizer`, with the optimizer's kind and name there."""
+    if path[0] != "compare" or len(path) < 3:
+        return path, kind, name
+    entry_name = str(work["compare"][path[1]].get("name", path[1]))
+    return ("optimizer", *path[2:]), "fismo" if entry_name == "fismo" else "baseline", entry_name
+
+
+def _unknown_baseline(path: Path, work: dict[str, Any]) -> tuple[Path, str] | None:
+    """What to say of a baseline that is no optimizer; None where that is not the problem."""
+    if path[0] != "compare" or len(path) != 3 or path[2] != "name":
+        return None
+    entry = work["compare"][path[1]]
+    given = entry.get("name", path[1])
+    suggestion = did_you_mean(near(str(given), optimizer_names()))
+    if "name" in entry:
+        return path, f"unknown optimizer {shown(given)}.{suggestion}"
+    return path[:2], f"{shown(given)} is no optimizer: give its name under {dotted(path)}.{suggestion}"
 
 
 def _must_be(path: Path, value: Any, task: str, kind: OptimizerKind) -> str:
@@ -188,6 +213,8 @@ def _real_path(loc: tuple[int | str, ...], work: dict[str, Any]) -> Path:
     parts = list(loc[1:])  # The first is the task.
     if parts[:1] == ["optimizer"] and len(parts) > 1:
         del parts[1]
+    if parts[:1] == ["compare"] and len(parts) > 2:
+        del parts[2]
     path: list[int | str] = []
     value: Any = work
     for index, part in enumerate(parts):

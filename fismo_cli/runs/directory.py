@@ -141,8 +141,8 @@ class RunDirectory:
 
 
 def run_identity(preset: Preset) -> str:
-    """By which runs of one preset are known: `identity` without what only says where measurements go."""
-    return identity(preset.model_copy(update={"logging": LoggingConfig()}))
+    """By which runs of one preset are known: `identity` without what changes no result."""
+    return identity(preset.model_copy(update={"logging": LoggingConfig(), "compare": {}}))
 
 
 def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
@@ -171,7 +171,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
     differing = [
         f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith("logging.") and _as_yaml(old, key) != _as_yaml(new, key)
+        if not key.startswith(("logging.", "compare")) and _as_yaml(old, key) != _as_yaml(new, key)
     ]
     raise UsageError(
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "

@@ -106,6 +106,8 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any]:
         "device": str(trainer.device),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "total_steps": trainer.total,
+        "train_samples": len(prepared.task.train),
+        "validation_samples": None if prepared.task.validation is None else len(prepared.task.validation),
         "first_step_seconds": seconds[0],
         "step_seconds": usual,
         "samples_per_second": loaded.preset.train.batch_size / usual,

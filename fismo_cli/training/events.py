@@ -59,12 +59,17 @@ class StepLogged:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation of one split; `best` says whether it is the best validation loss so far."""
+    """An evaluation of one split.
+
+    `seconds` is what it took, `training_seconds` what training had taken until then, without evaluations and
+    checkpoints; `best` says whether it is the best validation loss so far.
+    """
 
     step: int
     split: Split
     metrics: Metrics
     seconds: float
+    training_seconds: float
     best: bool = False
 
 

@@ -195,7 +195,7 @@ class Trainer:
                     yield self._save(store)
                 yield from self._finish("interrupted", resumed_from)
                 return
-            yield events.Evaluated(self.total, "test", test, time.perf_counter() - started)
+            yield events.Evaluated(self.total, "test", test, time.perf_counter() - started, self._watch.read())
         yield from self._finish("completed", resumed_from, test=test)
 
     def _batches(self) -> Iterator[Batch]:
@@ -277,7 +277,9 @@ class Trainer:
         if best:
             state.best_loss = metrics["loss"]
         state.evaluated_step, state.validation = state.step, metrics
-        yield events.Evaluated(state.step, "validation", metrics, time.perf_counter() - started, best)
+        yield events.Evaluated(
+            state.step, "validation", metrics, time.perf_counter() - started, self._watch.read(), best
+        )
 
     def _weights_problem(self) -> str | None:
         """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""

@@ -1,0 +1,151 @@
+"""Carries out runs in processes of their own: each is `fismo train` on a preset file, continued where it was cut off.
+
+A process a run costs a start-up, and buys memory figures that are the run's own, no state that leaks from one run
+into the next, and a crash that stays where it happened. Knows nothing of what the runs are for; never imports torch.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.preset.loading import LoadedPreset, resolved_yaml
+from fismo_cli.files import whole_file
+from fismo_cli.runs.directory import RunDirectory, run_identity
+
+__all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
+
+_LAST = 4096
+"""Bytes at a file's end in which its last record is looked for."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that neither completed nor diverged: its exit code and the last that it said."""
+
+    code: int
+    message: str
+
+
+class RunProcess:
+    """One run in a process of its own.
+
+    Args:
+        loaded: its preset.
+        preset_file: where the resolved preset is written, from which the run can be repeated by hand.
+        runs_dir: under which its run directory is, or is made.
+        log: file to which what the run says is appended.
+    """
+
+    def __init__(self, loaded: LoadedPreset, *, preset_file: Path, runs_dir: Path, log: Path) -> None:
+        self._loaded, self._log = loaded, log
+        self._runs = runs_dir / loaded.name
+        with whole_file(preset_file) as file:
+            file.write_text(resolved_yaml(loaded))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
+        with log.open("ab") as messages:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=messages,
+                env=_environment(loaded),
+                start_new_session=True,  # Ctrl-C is for the parent, which asks the run to stop
+                preexec_fn=_die_with_parent,
+            )
+
+    def poll(self) -> RunDirectory | Failure | None:
+        """The finished run, a failure, or None while it goes on."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        found = finished_run(self._runs.parent, self._loaded)
+        return found if found is not None else Failure(code, _last_line(self._log))
+
+    def step(self) -> int:
+        """The last step that it logged; 0 before any."""
+        newest = max(self._runs.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        if newest is None or newest.with_name("summary.json").exists():
+            return 0
+        with newest.open("rb") as file:
+            file.seek(max(0, newest.stat().st_size - _LAST))
+            lines = file.read().splitlines()
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                return int(json.loads(line).get("step", 0))
+        return 0
+
+    def stop(self) -> None:
+        """Ask it to save and leave."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Make it end at once."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait()
+
+
+def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
+    """The first run of this very preset that completed or diverged; a run that was cut off never counts."""
+    wanted = run_identity(loaded.preset)
+    for file in sorted((runs_dir / loaded.name).glob("*/summary.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            summary = json.loads(file.read_text())
+            if summary.get("identity") == wanted and summary.get("status") in ("completed", "diverged"):
+                return RunDirectory(file.parent)
+    return None
+
+
+def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path) -> dict[str, Any] | Failure:
+    """`fismo train --dry-run` in a process of its own: what it says as JSON, or why it failed."""
+    with whole_file(preset_file) as file:
+        file.write_text(resolved_yaml(loaded))
+    done = subprocess.run(
+        _fismo("train", str(preset_file), "--dry-run", "--json"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=_environment(loaded),
+        preexec_fn=_die_with_parent,
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return Failure(done.returncode, lines[-1].removeprefix("error: ") if lines else "it said nothing")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _fismo(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fismo_cli", *arguments]
+
+
+def _environment(loaded: LoadedPreset) -> dict[str, str]:
+    """Also libraries that start threads before torch is told its number keep to it."""
+    threads = loaded.preset.train.threads
+    return {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+
+
+def _die_with_parent() -> None:
+    """Linux: be asked to stop if the parent is killed, so that nothing trains on unseen. Elsewhere the run ends first."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"

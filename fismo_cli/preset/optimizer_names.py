@@ -1,4 +1,4 @@
-"""Names that `optimizer.name` may have, and default settings, as plain data, so that a preset is checked without importing any library.
+"""Names that `optimizer.name` may have, and default settings: plain data, so that a preset is checked without imports.
 
 Tests hold the names against the libraries: each is really built and takes steps. Left out are pytorch-optimizer's
 wrappers, and what needs a closure, second derivatives, extra arguments or calls, or only treats matrices.

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.preset.loading import LoadedPreset, resolved_yaml
 from fismo_cli.files import whole_file
+from fismo_cli.preset.loading import LoadedPreset, resolved_yaml
 from fismo_cli.runs.directory import RunDirectory, run_identity
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
@@ -137,7 +137,7 @@ def _environment(loaded: LoadedPreset) -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    """Linux: be asked to stop if the parent is killed, so that nothing trains on unseen. Elsewhere the run ends first."""
+    """Linux: be asked to stop if the parent is killed, so that nothing trains on unseen. Elsewhere it trains on."""
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)

@@ -14,7 +14,7 @@ from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 
 __all__ = ["Choice", "Range", "Space", "default_space", "near_bounds", "with_settings"]
 
-_BETAS = {
+_BETAS: dict[str, tuple[float, float]] = {
     "adam": (0.9, 0.999),
     "adamw": (0.9, 0.999),
     "adamax": (0.9, 0.999),
@@ -77,7 +77,7 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
 def with_settings(config: FismoConfig | BaselineConfig, settings: Mapping[str, float]) -> dict[str, Any]:
     """The values of an optimizer section with what was drawn from its space, to be validated anew."""
     values = config.model_dump()
-    betas = list(values.get("betas") or _BETAS.get(config.name, ()))
+    betas: list[float] = list(values.get("betas") or _BETAS.get(config.name, ()))
     for name, value in settings.items():
         match name:
             case "1 - momentum":

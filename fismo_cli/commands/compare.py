@@ -1,0 +1,124 @@
+"""`fismo compare`: which optimizer is better, by how much, with what certainty, at what cost."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from fismo_cli.errors import ExitCode
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.locate import DEFAULT_PRESET
+
+__all__ = ["app", "spread_out"]
+
+
+def spread_out(arguments: Sequence[str], option: str = "--baselines") -> list[str]:
+    """Repeat an option before each of its values: `--baselines a b` and `--baselines a,b` become `--baselines a
+    --baselines b`. Its values end at the next option or `KEY=VALUE`.
+    """
+    result: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument == option or argument.startswith(f"{option}="):
+            taking = True
+            values = argument.partition("=")[2]
+        elif argument.startswith("-") or "=" in argument:
+            taking, values = False, ""
+            result.append(argument)
+            continue
+        else:
+            values = argument
+            if not taking:
+                result.append(argument)
+                continue
+        result += [part for name in values.split(",") if name for part in (option, name)]
+    return result
+
+
+class _SeveralBaselines(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return list(super().parse_args(ctx, spread_out(args)))
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("compare", cls=_SeveralBaselines)
+def compare(
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="[PRESET]", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")
+    ] = None,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option("--baselines", metavar="NAME...", help="Optimizers, or labels under `compare` in the preset."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Paired runs of each optimizer.")] = 8,
+    tune_trials: Annotated[int, typer.Option(help="Tuning trials of each optimizer; 0: nothing is tuned.")] = 0,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[METRIC=]NUMBER",
+            help="Steps and seconds to it are compared; else to the best baseline's median final loss.",
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Share of the baseline's loss below which a difference does not matter.")
+    ] = 0.005,
+    workers: Annotated[int, typer.Option(help="Runs side by side; more than 1 makes seconds uncertain.")] = 1,
+    directory: Annotated[
+        Path, typer.Option("--comparisons-dir", metavar="DIR", help="Where comparisons are kept.", file_okay=False)
+    ] = Path("comparisons"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:
+    """Find out which optimizer is better: paired seeds, equal tuning, tests, time to target. Resumes by itself."""
+    given = list(overrides or ())
+    if preset is not None and "=" in preset:
+        given, preset = [preset, *given], None
+    loaded = load_preset(preset or DEFAULT_PRESET, given)
+    from fismo_cli.comparison.plan import make_plan
+    from fismo_cli.reporting.console import stderr_console
+
+    console = stderr_console()
+    with contextlib.suppress(OSError, ValueError):
+        chosen = "" if preset else " (the default preset)"
+        print(f"preparing {loaded.name}{chosen}: trying each optimizer ...", file=sys.stderr, flush=True)
+    for note in loaded.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    plan = make_plan(
+        loaded,
+        baselines or (),
+        root=directory,
+        seeds=seeds,
+        tune_trials=tune_trials,
+        target=target,
+        margin=margin,
+        workers=workers,
+    )
+    from fismo_cli.comparison.running import carry_out
+    from fismo_cli.reporting.comparison_progress import comparison_progress
+    from fismo_cli.reporting.comparison_report import write_report
+    from fismo_cli.reporting.comparison_tables import print_comparison
+
+    with comparison_progress(console, plan) as tell:
+        results = carry_out(plan, workers=workers, tell=tell)
+    summary = write_report(plan, results)
+    print_comparison(console, summary)
+    if as_json:
+        _print_json(summary)
+    if summary["target_missed"] and target is not None:
+        raise typer.Exit(ExitCode.TARGET_MISSED)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from fismo_cli.runs.directory import json_safe
+
+    print(json.dumps(json_safe(value), allow_nan=False))

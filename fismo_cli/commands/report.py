@@ -1,0 +1,28 @@
+"""`fismo report`: tables and page of a comparison again, from its files alone."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["report"]
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `fismo compare` made.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:
+    """Rebuild the tables and the page of a comparison from its files."""
+    from fismo_cli.comparison.plan import read_plan
+    from fismo_cli.comparison.running import stored_results
+    from fismo_cli.reporting.comparison_report import write_report
+    from fismo_cli.reporting.comparison_tables import print_comparison
+    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.runs.directory import json_safe
+
+    plan = read_plan(directory)
+    summary = write_report(plan, stored_results(plan))
+    print_comparison(stderr_console(), summary)
+    if as_json:
+        print(json.dumps(json_safe(summary), allow_nan=False))

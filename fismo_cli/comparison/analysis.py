@@ -1,0 +1,239 @@
+"""From the records of a comparison to its numbers: pairing asserted, target, verdicts, costs.
+
+`analyse` returns what `summary.json` holds; tables, words and pages are made from that alone.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from fismo_cli.comparison.plan import Contender, Plan, Target
+from fismo_cli.comparison.records import Record
+from fismo_cli.comparison.running import Results, Tuned
+from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
+from fismo_cli.errors import FismoError
+from fismo_cli.tuning.search_space import near_bounds
+
+__all__ = ["analyse", "check_pairing"]
+
+
+def check_pairing(records: Sequence[Record]) -> None:
+    """Make sure that equal seeds mean equal initial weights and equal order of samples (point 4 of the protocol).
+
+    Raises:
+        FismoError: if they do not, naming two runs.
+    """
+    first: dict[int, Record] = {}
+    for record in records:
+        other = first.setdefault(record.summary["seed"], record)
+        for what in ("initial_weights", "sample_order"):
+            if getattr(record, what) != getattr(other, what):
+                raise FismoError(
+                    f"these runs are not paired, their {what.replace('_', ' ')} differ: {other.summary['run_dir']} and "
+                    f"{record.summary['run_dir']}; a comparison of them would mean nothing"
+                )
+
+
+def analyse(plan: Plan, results: Results) -> dict[str, Any]:
+    """All numbers of a comparison whose runs have finished.
+
+    Raises:
+        FismoError: if runs are missing or not paired.
+    """
+    records = {
+        contender.label: [
+            results.runs[contender.label, seed] for seed in plan.seeds if (contender.label, seed) in results.runs
+        ]
+        for contender in plan.contenders
+    }
+    missing = {label: len(plan.seeds) - len(found) for label, found in records.items() if len(found) < len(plan.seeds)}
+    if missing:
+        raise FismoError(
+            f"runs are missing in {plan.directory}: "
+            + ", ".join(f"{count} of {label}" for label, count in missing.items())
+            + "; run the same `fismo compare` again"
+        )
+    everything = [record for found in records.values() for record in found]
+    check_pairing(everything)
+    target = plan.target or _own_target([records[baseline.label] for baseline in plan.baselines])
+    return {
+        "comparison": str(plan.directory),
+        "preset": plan.candidate.loaded.name,
+        "task": plan.candidate.loaded.preset.task,
+        "candidate": plan.candidate.label,
+        "seeds": list(plan.seeds),
+        "tune_trials": plan.tune_trials,
+        "margin": plan.margin,
+        "target": None
+        if target is None
+        else {"metric": target.metric, "value": target.value, "given": bool(plan.target)},
+        "target_missed": target is not None and _missed(records[plan.candidate.label], target),
+        "timing": "shared" if plan.shared_cores else "alone",
+        "cpus": sorted({record.cpu for record in everything}),
+        "versions": everything[0].versions,
+        "mixed_versions": any(record.versions != everything[0].versions for record in everything),
+        "environment": plan.environment,
+        "declarations": plan.declarations,
+        "verdicts": _verdicts(plan, records, target),
+        "contenders": [_contender(contender, records[contender.label], target) for contender in plan.contenders],
+        "tuning": [
+            _tuning(contender, results.tuned[contender.label], plan)
+            for contender in plan.contenders
+            if contender.label in results.tuned
+        ],
+        "runs": [
+            {"label": record.label, **{key: value for key, value in record.summary.items() if key != "identity"}}
+            for record in everything
+        ],
+        "pairing": [
+            {
+                "seed": seed,
+                "initial_weights_sha256": records[plan.candidate.label][index].initial_weights,
+                "sample_order_sha256": records[plan.candidate.label][index].sample_order,
+            }
+            for index, seed in enumerate(plan.seeds)
+        ],
+        "curves": [
+            {
+                "label": record.label,
+                "seed": record.summary["seed"],
+                "step": [point.step for point in record.curve],
+                "seconds": [point.seconds for point in record.curve],
+                "loss": [point.metrics.get("loss") for point in record.curve],
+            }
+            for record in everything
+        ],
+    }
+
+
+def _own_target(baselines: Sequence[Sequence[Record]]) -> Target | None:
+    """The median final loss of the best baseline; None if each diverged in half of its runs or more."""
+    medians = [statistics.median_high([record.loss for record in records]) for records in baselines]
+    best = min(medians)
+    return Target("loss", best) if math.isfinite(best) else None
+
+
+def _missed(records: Sequence[Record], target: Target) -> bool:
+    return math.isinf(statistics.median_high([record.reached(target)[0] for record in records]))
+
+
+def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | None) -> list[dict[str, Any]]:
+    count, candidate = len(plan.baselines), records[plan.candidate.label]
+    own = [record.loss for record in candidate]
+    others = {baseline.label: [record.loss for record in records[baseline.label]] for baseline in plan.baselines}
+    compared = {label: compare_paired(own, losses, baselines=count) for label, losses in others.items()}
+    adjusted = dict(zip(compared, holm([paired.p_value for paired in compared.values()]), strict=True))
+    verdicts = []
+    for label, paired in compared.items():
+        finite = [loss for loss in others[label] if math.isfinite(loss)]
+        margin = plan.margin * statistics.mean(finite) if finite else 0.0
+        verdicts.append(
+            {
+                "baseline": label,
+                "verdict": decide(
+                    paired, p_holm=adjusted[label], margin=margin, seeds=len(plan.seeds), baselines=count
+                ),
+                "difference": paired.difference,
+                "ci95": paired.ci95,
+                "p_value": paired.p_value,
+                "p_holm": adjusted[label],
+                "t_p_value": paired.t_p_value,
+                "effect_size": paired.effect_size,
+                "wins": paired.wins,
+                "ties": paired.ties,
+                "losses": paired.losses,
+                "diverged": paired.diverged,
+                "margin": margin,
+                "differences": [None if math.isinf(a - b) else a - b for a, b in _finite_pairs(own, others[label])],
+                **_speedups(candidate, records[label], target),
+            }
+        )
+    return verdicts
+
+
+def _finite_pairs(left: Sequence[float], right: Sequence[float]) -> list[tuple[float, float]]:
+    return [
+        (a, b) if math.isfinite(a) and math.isfinite(b) else (math.inf, 0.0) for a, b in zip(left, right, strict=True)
+    ]
+
+
+def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: Target | None) -> dict[str, Any]:
+    """How many times as long the baseline needs to the target: the median over the seeds, with its interval."""
+    if target is None:
+        return {"steps_speedup": None, "seconds_speedup": None}
+    pairs = [(a.reached(target), b.reached(target)) for a, b in zip(candidate, baseline, strict=True)]
+    return {
+        name: _ratio([(theirs[index], ours[index]) for ours, theirs in pairs])
+        for index, name in enumerate(("steps_speedup", "seconds_speedup"))
+    }
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    # A target that only one of the two reaches makes the ratio infinite or 0; one that neither reaches says nothing: 1.
+    ratios = [1.0 if math.isinf(above) and math.isinf(below) else above / below for above, below in pairs]
+    median, low, high = median_interval(ratios)
+    return {"median": _number(median), "ci95": [_number(low), _number(high)]}
+
+
+def _number(value: float) -> float | str:
+    return "inf" if math.isinf(value) else value
+
+
+def _contender(contender: Contender, records: Sequence[Record], target: Target | None) -> dict[str, Any]:
+    done = [record for record in records if not record.diverged]
+    summaries = [record.summary for record in done]
+    reached = [record.reached(target) for record in records] if target is not None else []
+    steps, seconds = ([pair[index] for pair in reached] for index in (0, 1))
+    total, optimizer = sum(s["seconds"] for s in summaries), sum(s["optimizer_seconds"] for s in summaries)
+    parameters = contender.loaded.preset.optimizer.model_dump(mode="json")
+    return {
+        "label": contender.label,
+        "settings": parameters,
+        "completed": len(done),
+        "diverged": len(records) - len(done),
+        "validation_loss": _spread([record.loss for record in done]),
+        "metrics": {
+            split: {
+                name: _spread([value for record in done if (value := record.metric(split, name)) is not None])
+                for name in (done[0].summary["metrics"][split] or {})
+            }
+            for split in ("validation", "test")
+            if done and done[0].summary["metrics"][split]
+        },
+        "reached_target": sum(math.isfinite(value) for value in steps),
+        "steps_to_target": _number(statistics.median_high(steps)) if steps else None,
+        "seconds_to_target": _number(statistics.median_high(seconds)) if seconds else None,
+        "seconds": _spread([s["seconds"] for s in summaries]),
+        "step_milliseconds": 1000 * total / sum(s["steps"] for s in summaries) if summaries else None,
+        "optimizer_share": optimizer / total if total else None,
+        "peak_memory_bytes": max((s["peak_memory_bytes"] for s in summaries), default=None),
+        "optimizer_state_bytes": max((s["optimizer_state_bytes"] for s in summaries), default=None),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "standard_deviation": deviation}
+
+
+def _tuning(contender: Contender, tuned: Tuned, plan: Plan) -> dict[str, Any]:
+    best = None if tuned.best is None else tuned.trials[tuned.best]
+    return {
+        "label": contender.label,
+        "seed": plan.tuning_seed,
+        "space": {name: vars(where) for name, where in contender.space.items()},
+        "trials": [
+            {
+                "settings": settings,
+                "loss": None if record.diverged else record.loss,
+                "run_dir": record.summary["run_dir"],
+            }
+            for settings, record in tuned.trials
+        ],
+        "failed": sum(record.diverged for _, record in tuned.trials),
+        "best": None if best is None else {"value": best[1].loss, "params": best[0], "trial": tuned.best},
+        "at_bound": [] if best is None else list(near_bounds(contender.space, best[0])),
+    }

@@ -1,0 +1,94 @@
+"""What a comparison reads of a finished run: its summary, hashes, and validation curve. From files alone."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fismo_cli.comparison.plan import Target
+from fismo_cli.errors import FismoError
+from fismo_cli.runs.directory import RunDirectory
+
+__all__ = ["Point", "Record", "read_record"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation on validation data; seconds of training alone."""
+
+    step: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that completed or diverged."""
+
+    label: str
+    summary: dict[str, Any]
+    curve: tuple[Point, ...]
+    initial_weights: str
+    sample_order: str
+    cpu: str
+    versions: dict[str, str]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it diverged."""
+        return self.summary["status"] != "completed"
+
+    @property
+    def loss(self) -> float:
+        """Final validation loss; infinite for a run that diverged."""
+        metrics = self.summary["metrics"]["validation"]
+        loss = None if self.diverged or metrics is None else metrics["loss"]
+        return math.inf if loss is None else float(loss)
+
+    def metric(self, split: str, name: str) -> float | None:
+        """A final metric; None where it was not measured or the run diverged."""
+        metrics = self.summary["metrics"].get(split)
+        return None if self.diverged or not metrics else metrics.get(name)
+
+    def reached(self, target: Target) -> tuple[float, float]:
+        """Step and training seconds at the first evaluation that reaches a target; infinite where none does."""
+        for point in self.curve:
+            if target.reached(point.metrics):
+                return float(point.step), point.seconds
+        return math.inf, math.inf
+
+    def headline(self) -> str:
+        """The result in a few words."""
+        if self.diverged:
+            return f"diverged at step {self.summary['steps']}"
+        others = {name: value for name, value in self.summary["metrics"]["validation"].items() if name == "top1"}
+        accuracy = "".join(f", top1 {100 * value:.2f} %" for value in others.values())
+        return f"validation loss {self.loss:.4f}{accuracy}, {self.summary['seconds']:.1f} s"
+
+
+def read_record(run: RunDirectory, label: str) -> Record:
+    """Read a finished run.
+
+    Raises:
+        FismoError: if its files cannot be read.
+    """
+    try:
+        summary = {**json.loads(run.summary.read_text()), "run_dir": str(run.path)}
+        environment = json.loads(run.environment.read_text())
+        curve = []
+        for line in run.metrics.read_text().splitlines():
+            record = json.loads(line)
+            if record.get("event") == "Evaluated" and record.get("split") == "validation":
+                metrics = {name: value for name, value in record["metrics"].items() if value is not None}
+                curve.append(Point(record["step"], record["training_seconds"], metrics))
+        return Record(
+            label,
+            summary,
+            tuple(curve),
+            environment["initial_weights_sha256"],
+            environment["sample_order_sha256"],
+            str(environment["cpu"]["model"]),
+            environment["versions"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise FismoError(f"{run.path}: cannot be read ({error}); remove it and run again") from error

@@ -1,0 +1,262 @@
+"""Carries out a plan: tunes, then runs every seed of every contender, some at a time; resumes what was begun.
+
+State is in the run directories alone: what has finished there is taken as it is, tuning is replayed from it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fismo_cli.comparison.plan import Contender, Plan
+from fismo_cli.comparison.records import Record, read_record
+from fismo_cli.errors import ExitCode, FismoError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.runs.executor import Failure, RunProcess, finished_run
+from fismo_cli.training.signals import StopRequest
+from fismo_cli.tuning.sampling import Sampling
+
+__all__ = ["InterruptedError", "Results", "Status", "Tuned", "carry_out", "stored_results"]
+
+POLL_SECONDS = 0.1
+
+
+class InterruptedError(FismoError):
+    """A signal ended the comparison; runs in flight were saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(128 + number)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning one contender came to: each trial's settings and record, and the best one (None: all failed)."""
+
+    trials: tuple[tuple[dict[str, float], Record], ...]
+    best: int | None
+
+
+@dataclass
+class Results:
+    """Everything that has been run: tuning by label, records by (label, seed)."""
+
+    tuned: dict[str, Tuned] = field(default_factory=dict)
+    runs: dict[tuple[str, int], Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a comparison is, told at every change and a few times a second.
+
+    Attributes:
+        tuning: trials done, by label.
+        runs: records of judged runs, by (label, seed).
+        active: what runs now, with the step each is at.
+        done: runs done in all.
+        total: runs in all.
+        fresh: runs done by this process, and the seconds since it began: for what is left.
+        seconds: see `fresh`.
+        finished: what has just finished, as a line of text.
+    """
+
+    tuning: dict[str, int]
+    runs: dict[tuple[str, int], Record]
+    active: tuple[tuple[str, int], ...]
+    done: int
+    total: int
+    fresh: int
+    seconds: float
+    finished: str | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    contender: Contender
+    seed: int
+    loaded: LoadedPreset
+    runs_dir: Path
+    name: str
+
+
+def carry_out(plan: Plan, *, workers: int, tell: Callable[[Status], None]) -> Results:
+    """Run everything that has not finished yet, and return all of it.
+
+    Raises:
+        InterruptedError: if a signal asked to stop; what ran was saved.
+        FismoError: if a run failed; a diverged run is a result, not a failure.
+    """
+    results = Results()
+    pool = _Pool(plan, workers, tell, results)
+    with StopRequest() as stop:
+        pool.stop = stop
+        if plan.tune_trials:
+            pool.work(_tuning_jobs(plan, results, pool))
+        pool.work(_final_jobs(plan, results, pool))
+    return results
+
+
+def stored_results(plan: Plan) -> Results:
+    """What the directories hold, without running anything; unfinished runs are left out."""
+    results = Results()
+    for contender in plan.contenders:
+        settings = None
+        if plan.tune_trials:
+            results.tuned[contender.label] = tuned = _replay(plan, contender)[0]
+            settings = _best_settings(tuned)
+            if settings is None:
+                continue
+        for seed in plan.seeds:
+            found = finished_run(plan.runs_dir(contender), contender.run(seed, settings))
+            if found is not None:
+                results.runs[contender.label, seed] = read_record(found, contender.label)
+    return results
+
+
+def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, Sampling, dict[str, float] | None]:
+    """Tell a new sampler all finished trials; returns also the settings of the first that is not."""
+    sampling = Sampling(contender.space, trials=plan.tune_trials, seed=plan.tuning_seed)
+    trials: list[tuple[dict[str, float], Record]] = []
+    while not sampling.done:
+        settings = sampling.ask()
+        found = finished_run(plan.tuning_dir(contender), contender.run(plan.tuning_seed, settings))
+        if found is None:
+            return Tuned(tuple(trials), sampling.best), sampling, settings
+        record = read_record(found, contender.label)
+        sampling.tell(settings, record.loss)
+        trials.append((settings, record))
+    return Tuned(tuple(trials), sampling.best), sampling, None
+
+
+def _best_settings(tuned: Tuned) -> dict[str, float] | None:
+    return None if tuned.best is None else tuned.trials[tuned.best][0]
+
+
+class _Pool:
+    """Up to `workers` runs at a time, from streams of jobs of which each waits for its own previous one."""
+
+    def __init__(self, plan: Plan, workers: int, tell: Callable[[Status], None], results: Results) -> None:
+        self.plan, self.workers, self.tell, self.results = plan, workers, tell, results
+        self.stop = StopRequest()
+        self.tuning = {contender.label: 0 for contender in plan.contenders} if plan.tune_trials else {}
+        self.done = self.fresh = 0
+        self.started = time.monotonic()
+        self._told = 0.0
+
+    def work(self, streams: "list[Iterator[_Job]]") -> None:
+        """Run all jobs of all streams; a stream is asked for its next job once its last one has finished."""
+        waiting = list(streams)
+        active: list[tuple[RunProcess, _Job, Iterator[_Job]]] = []
+        failure: FismoError | None = None
+        while waiting or active:
+            if self.stop.requested() or failure is not None:
+                waiting.clear()
+            while waiting and len(active) < self.workers:
+                stream = waiting.pop(0)
+                job = next(stream, None)
+                if job is not None:
+                    active.append((self._start(job), job, stream))
+            self._tell(active)
+            if self.stop.requested() and active:
+                self._leave(active)
+            for entry in list(active):
+                process, job, stream = entry
+                outcome = process.poll()
+                if outcome is None:
+                    continue
+                active.remove(entry)
+                if isinstance(outcome, Failure):
+                    failure = failure or _failed(outcome, job, self.plan)
+                    continue
+                shutil.rmtree(outcome.checkpoints, ignore_errors=True)  # of a finished run: the model is kept
+                self.fresh += 1
+                waiting.insert(0, stream)  # so that its result is taken up at once
+                self._tell(active, f"{job.name}: {read_record(outcome, job.contender.label).headline()}")
+            if active:
+                time.sleep(POLL_SECONDS)
+        if self.stop.requested():
+            assert self.stop.signal is not None
+            raise InterruptedError("stopped; the same command goes on from here", self.stop.signal)
+        if failure is not None:
+            raise failure
+
+    def _start(self, job: _Job) -> RunProcess:
+        stem = f"{job.runs_dir.parent.name}-{job.contender.folder}-{job.name.rsplit(' ', 1)[1]}"
+        return RunProcess(
+            job.loaded,
+            preset_file=self.plan.directory / "presets" / f"{stem}.yaml",
+            runs_dir=job.runs_dir,
+            log=self.plan.directory / "logs" / f"{stem}.log",
+        )
+
+    def _leave(self, active: list[tuple[RunProcess, _Job, Iterator[_Job]]]) -> None:
+        for process, _, _ in active:
+            process.stop()
+        try:
+            for process, _, _ in active:
+                process.wait()
+        except KeyboardInterrupt:
+            for process, _, _ in active:
+                process.kill()
+        active.clear()
+
+    def _tell(self, active: list[tuple[RunProcess, _Job, Iterator[_Job]]], finished: str | None = None) -> None:
+        now = time.monotonic()
+        if finished is None and now - self._told < 0.5:
+            return
+        self._told = now
+        plan = self.plan
+        self.tell(
+            Status(
+                tuning=dict(self.tuning),
+                runs=dict(self.results.runs),
+                active=tuple((job.name, process.step()) for process, job, _ in active),
+                done=sum(self.tuning.values()) + len(self.results.runs) + (finished is not None),
+                total=len(plan.contenders) * (plan.tune_trials + len(plan.seeds)),
+                fresh=self.fresh,
+                seconds=now - self.started,
+                finished=finished,
+            )
+        )
+
+
+def _tuning_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job]]:
+    """One stream a contender: its trials depend on those before."""
+
+    def stream(contender: Contender) -> Iterator[_Job]:
+        while True:
+            tuned, _, settings = _replay(plan, contender)
+            pool.tuning[contender.label] = len(tuned.trials)
+            if settings is None:
+                results.tuned[contender.label] = tuned
+                return
+            name = f"tuning {contender.label}, trial {len(tuned.trials) + 1}"
+            loaded = contender.run(plan.tuning_seed, settings)
+            yield _Job(contender, plan.tuning_seed, loaded, plan.tuning_dir(contender), name)
+
+    return [stream(contender) for contender in plan.contenders]
+
+
+def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job]]:
+    """One stream a run, in random order. A contender that failed in every trial runs with its starting point."""
+
+    def stream(contender: Contender, seed: int) -> Iterator[_Job]:
+        tuned = results.tuned.get(contender.label)
+        loaded = contender.run(seed, None if tuned is None else _best_settings(tuned))
+        found = finished_run(plan.runs_dir(contender), loaded)
+        if found is None:
+            yield _Job(contender, seed, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")
+            found = finished_run(plan.runs_dir(contender), loaded)
+        assert found is not None
+        results.runs[contender.label, seed] = read_record(found, contender.label)
+
+    return [stream(contender, seed) for contender, seed in plan.order()]
+
+
+def _failed(failure: Failure, job: _Job, plan: Plan) -> FismoError:
+    cause = f"by signal {-failure.code}" if failure.code < 0 else f"with exit code {failure.code}"
+    return FismoError(
+        f"the run {job.name} ended {cause}: {failure.message}. It counts for nothing; the same command goes on from "
+        f"what has finished (logs in {plan.directory / 'logs'})"
+    )

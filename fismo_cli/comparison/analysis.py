@@ -202,6 +202,7 @@ def _contender(contender: Contender, records: Sequence[Record], target: Target |
             if done and done[0].summary["metrics"][split]
         },
         "reached_target": sum(math.isfinite(value) for value in steps),
+        "target_steps": [_number(value) for value in steps],
         "steps_to_target": _number(statistics.median_high(steps)) if steps else None,
         "seconds_to_target": _number(statistics.median_high(seconds)) if seconds else None,
         "seconds": _spread([s["seconds"] for s in summaries]),

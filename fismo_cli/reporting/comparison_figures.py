@@ -1,0 +1,188 @@
+"""The figures of a comparison, from its summary alone, readable on light and dark ground."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+__all__ = ["figures"]
+
+COLOURS = ("#2f7ed8", "#e07b00", "#1f9d63", "#c2378f", "#8a6fd1", "#a08a2c", "#3aa6b9", "#7d848c")
+GREY = "#8a929a"
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Name -> plotly figure and its caption, in the order of the page."""
+    made = {
+        "loss-by-steps": (
+            _curves(summary, "step", "step"),
+            "Validation loss against steps: mean and range over seeds.",
+        ),
+        "loss-by-seconds": (
+            _curves(summary, "seconds", "seconds of training"),
+            "The same against seconds of training (means over the seeds), without evaluation and checkpoints.",
+        ),
+        "differences": (
+            _differences(summary),
+            "Final validation loss of the candidate less the baseline's, seed by seed, with the mean and its 95 % interval; "
+            "below zero the candidate is ahead. The shaded band is the margin within which a difference does not matter.",
+        ),
+    }
+    if summary["target"] is not None:
+        made["to-target"] = (
+            _to_target(summary),
+            "Steps to the target, one point a seed; runs that missed it are not shown.",
+        )
+    if summary["tuning"]:
+        made["tuning"] = (
+            _tuning(summary),
+            "Tuning: the best validation loss so far against trials; points are trials.",
+        )
+    made["cost"] = (_cost(summary), "Time of a training step: the optimizer's part, and the rest.")
+    return made
+
+
+def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for colour, label in _coloured(summary):
+        curves = [curve for curve in summary["curves"] if curve["label"] == label and curve["step"]]
+        length = min((len(curve["step"]) for curve in curves), default=0)
+        if not length:
+            continue
+        columns = [[curve["loss"][index] for curve in curves] for index in range(length)]
+        kept = [index for index, column in enumerate(columns) if None not in column]
+        x = [sum(curve[axis][index] for curve in curves) / len(curves) for index in kept]
+        low, high = [min(columns[index]) for index in kept], [max(columns[index]) for index in kept]
+        mean = [sum(columns[index]) / len(columns[index]) for index in kept]
+        figure.add_scatter(
+            x=[*x, *reversed(x)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            fillcolor=_faint(colour),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=label,
+        )
+        figure.add_scatter(x=x, y=mean, name=label, mode="lines", line={"color": colour}, legendgroup=label)
+    target = summary["target"]
+    if target is not None and target["metric"] == "loss":
+        figure.add_hline(y=target["value"], line={"color": GREY, "dash": "dot"}, annotation_text="target")
+    figure.update_yaxes(type="log")
+    return _styled(figure, title, "validation loss")
+
+
+def _differences(summary: Mapping[str, Any]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    colours = {label: colour for colour, label in _coloured(summary)}
+    for verdict in summary["verdicts"]:
+        label, interval = verdict["baseline"], verdict["ci95"]
+        pairs = [pair for pair in zip(summary["seeds"], verdict["differences"], strict=True) if pair[1] is not None]
+        figure.add_scatter(
+            x=[f"against {label}"] * len(pairs),
+            y=[difference for _, difference in pairs],
+            text=[f"seed {seed}" for seed, _ in pairs],
+            mode="markers",
+            name=label,
+            marker={"color": colours[label], "opacity": 0.55, "size": 9},
+        )
+        if interval and None not in interval and verdict["difference"] is not None:
+            mean = verdict["difference"]
+            figure.add_scatter(
+                x=[f"against {label}"],
+                y=[mean],
+                error_y={"array": [interval[1] - mean], "arrayminus": [mean - interval[0]], "thickness": 2, "width": 9},
+                mode="markers",
+                name=f"{label}: mean, 95 %",
+                marker={"color": colours[label], "symbol": "line-ew-open", "size": 16},
+            )
+    margin = min((verdict["margin"] for verdict in summary["verdicts"]), default=0.0)
+    figure.add_hrect(y0=-margin, y1=margin, fillcolor=GREY, opacity=0.15, line_width=0)
+    figure.add_hline(y=0, line={"color": GREY})
+    return _styled(figure, "", "difference in validation loss")
+
+
+def _to_target(summary: Mapping[str, Any]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for colour, label in _coloured(summary):
+        contender = next(entry for entry in summary["contenders"] if entry["label"] == label)
+        steps = [
+            (seed, step)
+            for seed, step in zip(summary["seeds"], contender["target_steps"], strict=True)
+            if step != "inf"
+        ]
+        missed = len(summary["seeds"]) - len(steps)
+        figure.add_box(
+            x=[step for _, step in steps],
+            text=[f"seed {seed}" for seed, _ in steps],
+            name=f"{label}, {missed} missed" if missed else label,
+            boxpoints="all",
+            pointpos=0,
+            jitter=0.5,
+            marker={"color": colour},
+        )
+    return _styled(figure, "steps to the target", "")
+
+
+def _tuning(summary: Mapping[str, Any]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    colours = {label: colour for colour, label in _coloured(summary)}
+    for tuning in summary["tuning"]:
+        losses = [trial["loss"] for trial in tuning["trials"]]
+        numbers = list(range(1, len(losses) + 1))
+        infinite = float("inf")
+        best = [
+            None if low == infinite else low for low in accumulate((infinite if x is None else x for x in losses), min)
+        ]
+        style: dict[str, Any] = {"name": tuning["label"], "legendgroup": tuning["label"]}
+        colour = colours[tuning["label"]]
+        figure.add_scatter(x=numbers, y=best, mode="lines", line={"color": colour, "shape": "hv"}, **style)
+        figure.add_scatter(x=numbers, y=losses, mode="markers", marker={"color": colour}, showlegend=False, **style)
+    figure.update_yaxes(type="log")
+    return _styled(figure, "trial", "validation loss")
+
+
+def _cost(summary: Mapping[str, Any]) -> Any:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    measured = [entry for entry in summary["contenders"] if entry["step_milliseconds"] is not None]
+    labels = [entry["label"] for entry in measured]
+    optimizer = [entry["step_milliseconds"] * entry["optimizer_share"] for entry in measured]
+    rest = [entry["step_milliseconds"] - part for entry, part in zip(measured, optimizer, strict=True)]
+    figure.add_bar(y=labels, x=rest, name="forward, backward, data", orientation="h", marker={"color": COLOURS[0]})
+    figure.add_bar(y=labels, x=optimizer, name="optimizer", orientation="h", marker={"color": COLOURS[1]})
+    figure.update_layout(barmode="stack")
+    return _styled(figure, "ms a step", "")
+
+
+def _coloured(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(COLOURS[index % len(COLOURS)], entry["label"]) for index, entry in enumerate(summary["contenders"])]
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"
+
+
+def _styled(figure: Any, x_title: str, y_title: str) -> Any:
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(
+        template="none",
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        font={"color": GREY, "size": 13},
+        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+        legend={"orientation": "h", "y": 1.12},
+    )
+    axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
+    figure.update_xaxes(title=x_title, **axis)
+    figure.update_yaxes(title=y_title, **axis)
+    return figure

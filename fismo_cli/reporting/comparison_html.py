@@ -1,0 +1,188 @@
+"""`report.html`: a comparison as one page without any network, from its summary alone. The verdict comes first."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.reporting.comparison_figures import figures
+from fismo_cli.reporting.comparison_tables import result_rows
+from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
+
+__all__ = ["page"]
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c1f23; --back: #ffffff; --soft: #5d6670; --line: #d9dee3; --panel: #f5f7f9;
+  --better: #1a7f4b; --worse: #b3261e; --other: #8a6100; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --back: #14171a; --soft: #a0a8b0; --line: #343a40;
+  --panel: #1d2125; --better: #5fd39a; --worse: #ff8a80; --other: #ffcf66; } }
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; color: var(--text); background: var(--back);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.verdict { border-left: .3rem solid var(--other); background: var(--panel); padding: .6rem .9rem; margin: .6rem 0; }
+.better { border-color: var(--better); } .worse { border-color: var(--worse); }
+.soft, figcaption { color: var(--soft); font-size: .9rem; } figure { margin: 0 0 1.5rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, td.text { text-align: left; } a { color: inherit; }
+pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; } summary { cursor: pointer; }
+"""
+
+
+def page(summary: Mapping[str, Any], directory: Path) -> str:
+    """The whole page.
+
+    Args:
+        summary: what `analyse` returned.
+        directory: where the page will be, to which links are relative.
+    """
+    from plotly.offline import get_plotlyjs
+
+    return "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>fismo compare: {escape(summary['preset'])}</title>",
+            '<link rel="icon" href="data:,">',
+            f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
+            *_verdicts(summary),
+            *_results(summary),
+            *_figures(summary),
+            *_tuning(summary, directory),
+            *_settings(summary),
+            *_runs(summary, directory),
+            "</body></html>\n",
+        )
+    )
+
+
+def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
+    others = ", ".join(verdict["baseline"] for verdict in summary["verdicts"])
+    yield f"<h1>{escape(summary['candidate'])} against {escape(others)}</h1>"
+    yield f"<p>{escape(opening(summary))}</p>"
+    for verdict in summary["verdicts"]:
+        yield f'<p class="verdict {verdict["verdict"]}">{escape(verdict_sentence(summary, verdict))}</p>'
+    notes = caveats(summary)
+    if notes:
+        yield f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
+
+
+def _results(summary: Mapping[str, Any]) -> Iterator[str]:
+    headings, rows = result_rows(summary)
+    yield "<h2>Results</h2>"
+    yield _table(headings, [[escape(cell) for cell in row] for row in rows])
+    target = summary["target"]
+    if target is not None:
+        whose = "as asked for" if target["given"] else "the median final loss of the best baseline"
+        yield f'<p class="soft">Target: {target["metric"]} {target["value"]:.5g}, {whose}. A run that misses it counts as '
+        yield "infinitely late. Mean ± standard deviation over the seeds.</p>"
+    headings = (
+        "baseline",
+        "difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "p (paired t)",
+        "effect size",
+        "wins/ties/losses",
+    )
+    yield "<h2>Paired differences in the final validation loss</h2>"
+    yield _table(headings, [_test_row(verdict) for verdict in summary["verdicts"]])
+    yield (
+        '<p class="soft">Negative: in favour of the candidate. Exact sign-flip permutation test and the interval that '
+        "inverts it; Holm's correction for the number of baselines; a paired t test for comparison; the effect size is "
+        "the mean difference by its standard deviation.</p>"
+    )
+
+
+def _test_row(verdict: Mapping[str, Any]) -> list[str]:
+    interval = verdict["ci95"]
+    ends = ["" if end is None else f"{end:+.4f}" for end in interval] if interval else []
+    return [
+        escape(verdict["baseline"]),
+        "" if verdict["difference"] is None else f"{verdict['difference']:+.4f}",
+        " to ".join(ends) if all(ends) else "unbounded",
+        f"{verdict['p_value']:.3g}",
+        f"{verdict['p_holm']:.3g}",
+        "" if verdict["t_p_value"] is None else f"{verdict['t_p_value']:.3g}",
+        "" if verdict["effect_size"] is None else f"{verdict['effect_size']:.2f}",
+        f"{verdict['wins']}/{verdict['ties']}/{verdict['losses']}",
+    ]
+
+
+def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield "<h2>Figures</h2>"
+    yield '<p class="soft">A click on a name in a legend switches its curve off and on.</p>'
+    for name, (figure, caption) in figures(summary).items():
+        drawn = figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=name,
+            default_height="420px",
+            config={"responsive": True, "displaylogo": False},
+        )
+        yield f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+    if not summary["tuning"]:
+        return
+    yield "<h2>Tuning</h2>"
+    for tuning in summary["tuning"]:
+        best = tuning["best"]
+        ending = "every trial failed" if best is None else f"best {best['value']:.4f} in trial {best['trial'] + 1}"
+        yield f"<details><summary>{escape(tuning['label'])}: {len(tuning['trials'])} trials, {ending}</summary>"
+        names = list(tuning["space"])
+        rows = [
+            [
+                f'<a href="{_link(trial["run_dir"], directory)}">{index}</a>',
+                "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}",
+                *(f"{trial['settings'][name]:.3g}" for name in names),
+            ]
+            for index, trial in enumerate(tuning["trials"], start=1)
+        ]
+        yield _table(["trial", "validation loss", *map(escape, names)], rows)
+        yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"
+
+
+def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield "<h2>Settings</h2>"
+    for contender in summary["contenders"]:
+        yield f"<details><summary>{escape(contender['label'])}</summary>"
+        yield f"<pre>{escape(json.dumps(contender['settings'], indent=1))}</pre></details>"
+    keys = ("environment", "cpus", "versions", "seeds", "margin", "timing", "declarations", "pairing")
+    everything = json.dumps({key: summary[key] for key in keys}, indent=1)
+    yield f"<details><summary>environment, declarations, hashes</summary><pre>{escape(everything)}</pre></details>"
+
+
+def _runs(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+    yield "<h2>Runs</h2><details><summary>all of them, with their directories</summary>"
+    rows = []
+    for run in summary["runs"]:
+        validation = (run["metrics"]["validation"] or {}).get("loss")
+        place = _link(run["run_dir"], directory)
+        rows.append(
+            [
+                escape(run["label"]),
+                str(run["seed"]),
+                escape(run["status"]),
+                "" if validation is None else f"{validation:.4f}",
+                f"{run['seconds']:.1f} s",
+                f'<a href="{place}">{place}</a>',
+            ]
+        )
+    yield _table(("optimizer", "seed", "status", "validation loss", "time", "directory"), rows)
+    yield "</details>"
+
+
+def _link(run_dir: str, directory: Path) -> str:
+    return escape(os.path.relpath(run_dir, directory))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

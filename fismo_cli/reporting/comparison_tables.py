@@ -1,0 +1,100 @@
+"""The tables of a comparison for the terminal, from its summary alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fismo_cli.reporting.comparison_words import caveats, number, opening, verdict_sentence
+
+__all__ = ["COLUMNS", "print_comparison", "result_rows"]
+
+COLUMNS = (
+    "optimizer",
+    "verdict",
+    "validation loss",
+    "top-1",
+    "test loss",
+    "p (Holm)",
+    "steps to target",
+    "s to target",
+    "ms a step",
+    "optimizer",
+    "peak memory",
+    "state B/parameter",
+)
+
+
+def result_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and one row an optimizer, as text; columns that are empty throughout are left out."""
+    verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
+    parameters = summary["environment"]["parameters"]
+    rows = []
+    for contender in summary["contenders"]:
+        verdict = verdicts.get(contender["label"])
+        share, milliseconds = contender["optimizer_share"], contender["step_milliseconds"]
+        memory, state = contender["peak_memory_bytes"], contender["optimizer_state_bytes"]
+        rows.append(
+            (
+                contender["label"],
+                "" if verdict is None else f"{summary['candidate']} {_adjective(verdict['verdict'])}",
+                _spread(contender["validation_loss"], contender["diverged"]),
+                _percent(contender["metrics"].get("validation", {}).get("top1")),
+                _spread(contender["metrics"].get("test", {}).get("loss")),
+                "" if verdict is None else f"{verdict['p_holm']:.3g}",
+                _reached(contender["steps_to_target"], "{:,.0f}"),
+                _reached(contender["seconds_to_target"], "{:.1f}"),
+                "" if milliseconds is None else f"{milliseconds:.1f}",
+                "" if share is None else f"{100 * share:.0f} %",
+                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                "" if state is None else f"{state / parameters:.1f}",
+            )
+        )
+    kept = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
+    return tuple(COLUMNS[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
+
+
+def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
+    """Verdict in words, results, where the time went, where the report is."""
+    plain = {"markup": False, "highlight": False, "soft_wrap": True}
+    console.print(opening(summary), **plain)  # type: ignore[arg-type]
+    for verdict in summary["verdicts"]:
+        console.print(verdict_sentence(summary, verdict), style="bold", **plain)  # type: ignore[arg-type]
+    headings, rows = result_rows(summary)
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("verdict",) or heading == headings[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    total = sum(run["seconds"] for run in summary["runs"])
+    shares = ", ".join(
+        f"{contender['label']} {100 * sum(run['seconds'] for run in summary['runs'] if run['label'] == contender['label']) / total:.0f} %"
+        for contender in summary["contenders"]
+    )
+    console.print(f"training time of the judged runs: {total:.0f} s ({shares})", **plain)  # type: ignore[arg-type]
+    for caveat in caveats(summary):
+        console.print(f"note: {caveat}", **plain)  # type: ignore[arg-type]
+    console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
+
+
+def _adjective(verdict: str) -> str:
+    return {"inconclusive": "undecided", "underpowered": "underpowered"}.get(verdict, verdict)
+
+
+def _spread(value: Mapping[str, float] | None, diverged: int = 0) -> str:
+    if value is None:
+        return "all diverged" if diverged else ""
+    text = f"{number(value['mean'])} ± {number(value['standard_deviation'])}"
+    return f"{text} ({diverged} diverged)" if diverged else text
+
+
+def _percent(value: Mapping[str, float] | None) -> str:
+    return "" if value is None else f"{100 * value['mean']:.2f} %"
+
+
+def _reached(value: float | str | None, pattern: str) -> str:
+    if value is None:
+        return ""
+    return "not reached" if isinstance(value, str) else pattern.format(value)

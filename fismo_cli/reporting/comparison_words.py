@@ -1,0 +1,102 @@
+"""A comparison in words, from its summary alone: the verdict first, then what weakens it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["caveats", "number", "opening", "speedup", "verdict_sentence"]
+
+
+def opening(summary: Mapping[str, Any]) -> str:
+    """What was compared, and whether anything was tuned."""
+    baselines = ", ".join(verdict["baseline"] for verdict in summary["verdicts"])
+    tuned = (
+        f"each tuned by {summary['tune_trials']} trials on another seed"
+        if summary["tune_trials"]
+        else "nothing was tuned: the preset's own settings, its `compare` values, or built-in defaults"
+    )
+    return (
+        f"{summary['candidate']} against {baselines} on {summary['preset']}, {len(summary['seeds'])} paired seeds of "
+        f"{summary['environment']['total_steps']:,} steps; {tuned}."
+    )
+
+
+def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    """The verdict on one baseline: by how much, with what certainty, how much faster."""
+    own, other = summary["candidate"], verdict["baseline"]
+    start = {
+        "better": f"{own} is better than {other}",
+        "worse": f"{own} is worse than {other}",
+        "equivalent": f"{own} and {other} are equivalent within the margin of {number(verdict['margin'])}",
+        "inconclusive": f"{own} against {other} is inconclusive",
+        "underpowered": f"{own} against {other} is underpowered: too few seeds for any decision",
+    }[verdict["verdict"]]
+    parts = [f"{start}: {_difference(verdict)}"]
+    if verdict["steps_speedup"] is not None:
+        target = summary["target"]
+        parts.append(
+            f"to {target['metric']} {target['value']:.4g} {other} takes {speedup(verdict['steps_speedup'])} as many steps "
+            f"and {speedup(verdict['seconds_speedup'])} as many seconds"
+        )
+    return "; ".join(parts) + "."
+
+
+def caveats(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader should know before trusting the verdict."""
+    found = []
+    if summary["timing"] == "shared":
+        found.append("Runs were made side by side: seconds are uncertain. Use --workers 1 for seconds that count.")
+    if summary["mixed_versions"] or len(summary["cpus"]) > 1:
+        found.append("The runs were not all made on the same machine with the same versions.")
+    if len(summary["declarations"]) > 1:
+        found.append(
+            f"Seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after the first start; "
+            "the tests assume that they were declared beforehand."
+        )
+    for tuning in summary["tuning"]:
+        if tuning["at_bound"]:
+            found.append(
+                f"The best settings found for {tuning['label']} lie at the edge of what was searched "
+                f"({', '.join(tuning['at_bound'])}): better ones may lie beyond."
+            )
+        if tuning["best"] is None:
+            found.append(f"Every tuning trial of {tuning['label']} diverged; it ran with the settings it started from.")
+    found += [
+        f"{contender['label']} diverged on {contender['diverged']} of {len(summary['seeds'])} seeds, which count as the "
+        "worst of their seed; means are over the others."
+        for contender in summary["contenders"]
+        if contender["diverged"]
+    ]
+    if summary["target"] is None:
+        found.append("No baseline finished often enough to set a target, so no speed-up is given.")
+    return found
+
+
+def speedup(ratio: Mapping[str, Any]) -> str:
+    """A ratio with its interval: `1.30 (1.10 to 1.52) times`."""
+    low, high = ratio["ci95"]
+    return f"{_times(ratio['median'])} ({_times(low)} to {_times(high)}) times"
+
+
+def number(value: float) -> str:
+    """A loss or a difference with enough digits to see it."""
+    return f"{value:.4f}" if abs(value) >= 0.0001 or value == 0 else f"{value:.2e}"
+
+
+def _difference(verdict: Mapping[str, Any]) -> str:
+    if verdict["difference"] is None:
+        return f"a run diverged on {verdict['diverged']} seeds, p {verdict['p_holm']:.3g} by ranks"
+    interval = verdict["ci95"]
+    if interval is None:
+        within = "median over the seeds, with diverged runs"
+    elif None in interval or any(abs(end) == float("inf") for end in interval):
+        within = "too few seeds for an interval"
+    else:
+        within = f"95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+    return (
+        f"difference in validation loss {verdict['difference']:+.4f} ({within}), p {verdict['p_holm']:.3g} after Holm's "
+        f"correction, {verdict['wins']} wins, {verdict['ties']} ties, {verdict['losses']} losses"
+    )
+
+
+def _times(value: float | str) -> str:
+    return "∞" if value == "inf" else f"{value:.2f}"

@@ -41,10 +41,9 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
     Raises:
         FismoError: if runs are missing or not paired.
     """
+    runs = results.runs
     records = {
-        contender.label: [
-            results.runs[contender.label, seed] for seed in plan.seeds if (contender.label, seed) in results.runs
-        ]
+        contender.label: [runs[contender.label, seed] for seed in plan.seeds if (contender.label, seed) in runs]
         for contender in plan.contenders
     }
     missing = {label: len(plan.seeds) - len(found) for label, found in records.items() if len(found) < len(plan.seeds)}
@@ -65,9 +64,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
         "margin": plan.margin,
-        "target": None
-        if target is None
-        else {"metric": target.metric, "value": target.value, "given": bool(plan.target)},
+        "target": _target(target, given=plan.target is not None),
         "target_missed": target is not None and _missed(records[plan.candidate.label], target),
         "timing": "shared" if plan.shared_cores else "alone",
         "cpus": sorted({record.cpu for record in everything}),
@@ -145,17 +142,19 @@ def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | Non
                 "losses": paired.losses,
                 "diverged": paired.diverged,
                 "margin": margin,
-                "differences": [None if math.isinf(a - b) else a - b for a, b in _finite_pairs(own, others[label])],
+                "differences": [_difference(a, b) for a, b in zip(own, others[label], strict=True)],
                 **_speedups(candidate, records[label], target),
             }
         )
     return verdicts
 
 
-def _finite_pairs(left: Sequence[float], right: Sequence[float]) -> list[tuple[float, float]]:
-    return [
-        (a, b) if math.isfinite(a) and math.isfinite(b) else (math.inf, 0.0) for a, b in zip(left, right, strict=True)
-    ]
+def _target(target: Target | None, *, given: bool) -> dict[str, Any] | None:
+    return None if target is None else {"metric": target.metric, "value": target.value, "given": given}
+
+
+def _difference(own: float, other: float) -> float | None:
+    return own - other if math.isfinite(own) and math.isfinite(other) else None
 
 
 def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: Target | None) -> dict[str, Any]:

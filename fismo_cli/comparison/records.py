@@ -36,7 +36,7 @@ class Record:
     @property
     def diverged(self) -> bool:
         """Whether it diverged."""
-        return self.summary["status"] != "completed"
+        return str(self.summary["status"]) != "completed"
 
     @property
     def loss(self) -> float:

@@ -23,8 +23,8 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         ),
         "differences": (
             _differences(summary),
-            "Final validation loss of the candidate less the baseline's, seed by seed, with the mean and its 95 % interval; "
-            "below zero the candidate is ahead. The shaded band is the margin within which a difference does not matter.",
+            "Final validation loss of the candidate less the baseline's, seed by seed, with the mean and its 95 % "
+            "interval; below zero the candidate is ahead. Within the shaded margin a difference does not matter.",
         ),
     }
     if summary["target"] is not None:

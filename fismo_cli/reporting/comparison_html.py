@@ -77,8 +77,8 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
     target = summary["target"]
     if target is not None:
         whose = "as asked for" if target["given"] else "the median final loss of the best baseline"
-        yield f'<p class="soft">Target: {target["metric"]} {target["value"]:.5g}, {whose}. A run that misses it counts as '
-        yield "infinitely late. Mean ± standard deviation over the seeds.</p>"
+        yield f'<p class="soft">Target: {target["metric"]} {target["value"]:.5g}, {whose}. A run that misses it '
+        yield "counts as infinitely late. Mean ± standard deviation over the seeds.</p>"
     headings = (
         "baseline",
         "difference",

@@ -68,11 +68,11 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    total = sum(run["seconds"] for run in summary["runs"])
-    shares = ", ".join(
-        f"{contender['label']} {100 * sum(run['seconds'] for run in summary['runs'] if run['label'] == contender['label']) / total:.0f} %"
-        for contender in summary["contenders"]
-    )
+    seconds = {contender["label"]: 0.0 for contender in summary["contenders"]}
+    for run in summary["runs"]:
+        seconds[run["label"]] += run["seconds"]
+    total = sum(seconds.values())
+    shares = ", ".join(f"{label} {100 * own / total:.0f} %" for label, own in seconds.items())
     console.print(f"training time of the judged runs: {total:.0f} s ({shares})", **plain)  # type: ignore[arg-type]
     for caveat in caveats(summary):
         console.print(f"note: {caveat}", **plain)  # type: ignore[arg-type]

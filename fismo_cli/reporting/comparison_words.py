@@ -34,8 +34,8 @@ def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
     if verdict["steps_speedup"] is not None:
         target = summary["target"]
         parts.append(
-            f"to {target['metric']} {target['value']:.4g} {other} takes {speedup(verdict['steps_speedup'])} as many steps "
-            f"and {speedup(verdict['seconds_speedup'])} as many seconds"
+            f"to {target['metric']} {target['value']:.4g} {other} takes {speedup(verdict['steps_speedup'])} as many "
+            f"steps and {speedup(verdict['seconds_speedup'])} as many seconds"
         )
     return "; ".join(parts) + "."
 
@@ -49,8 +49,8 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append("The runs were not all made on the same machine with the same versions.")
     if len(summary["declarations"]) > 1:
         found.append(
-            f"Seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after the first start; "
-            "the tests assume that they were declared beforehand."
+            f"Seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after the first "
+            "start; the tests assume that they were declared beforehand."
         )
     for tuning in summary["tuning"]:
         if tuning["at_bound"]:
@@ -61,8 +61,8 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         if tuning["best"] is None:
             found.append(f"Every tuning trial of {tuning['label']} diverged; it ran with the settings it started from.")
     found += [
-        f"{contender['label']} diverged on {contender['diverged']} of {len(summary['seeds'])} seeds, which count as the "
-        "worst of their seed; means are over the others."
+        f"{contender['label']} diverged on {contender['diverged']} of {len(summary['seeds'])} seeds, which count as "
+        "the worst of their seed; means are over the others."
         for contender in summary["contenders"]
         if contender["diverged"]
     ]
@@ -93,8 +93,8 @@ def _difference(verdict: Mapping[str, Any]) -> str:
     else:
         within = f"95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
     return (
-        f"difference in validation loss {verdict['difference']:+.4f} ({within}), p {verdict['p_holm']:.3g} after Holm's "
-        f"correction, {verdict['wins']} wins, {verdict['ties']} ties, {verdict['losses']} losses"
+        f"difference in validation loss {verdict['difference']:+.4f} ({within}), p {verdict['p_holm']:.3g} after "
+        f"Holm's correction, {verdict['wins']} wins, {verdict['ties']} ties, {verdict['losses']} losses"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.reporting.comparison_figures import figures
-from fismo_cli.reporting.comparison_tables import result_rows
+from fismo_cli.reporting.comparison_tables import cost_table, quality_table
 from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
 
 __all__ = ["page"]
@@ -71,9 +71,9 @@ def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _results(summary: Mapping[str, Any]) -> Iterator[str]:
-    headings, rows = result_rows(summary)
-    yield "<h2>Results</h2>"
-    yield _table(headings, [[escape(cell) for cell in row] for row in rows])
+    for title, (headings, rows) in (("Results", quality_table(summary)), ("Cost", cost_table(summary))):
+        yield f"<h2>{title}</h2>"
+        yield _table(headings, [[escape(cell) for cell in row] for row in rows])
     target = summary["target"]
     if target is not None:
         whose = "as asked for" if target["given"] else "the median final loss of the best baseline"

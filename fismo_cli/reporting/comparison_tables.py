@@ -8,51 +8,67 @@ from rich.table import Table
 
 from fismo_cli.reporting.comparison_words import caveats, number, opening, verdict_sentence
 
-__all__ = ["COLUMNS", "print_comparison", "result_rows"]
+__all__ = ["cost_table", "print_comparison", "quality_table"]
 
-COLUMNS = (
-    "optimizer",
-    "verdict",
-    "validation loss",
-    "top-1",
-    "test loss",
-    "p (Holm)",
-    "steps to target",
-    "s to target",
-    "ms a step",
-    "optimizer",
-    "peak memory",
-    "state B/parameter",
-)
+Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Headings, and one row an optimizer."""
 
 
-def result_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and one row an optimizer, as text; columns that are empty throughout are left out."""
+def quality_table(summary: Mapping[str, Any]) -> Rows:
+    """How well each optimizer trained, and the verdict on it."""
     verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
-    parameters = summary["environment"]["parameters"]
+    headings = ("optimizer", "validation loss", "top-1", "test loss", "test top-1", "p (Holm)", "verdict")
     rows = []
     for contender in summary["contenders"]:
         verdict = verdicts.get(contender["label"])
+        metrics = contender["metrics"]
+        rows.append(
+            (
+                contender["label"],
+                _spread(contender["validation_loss"], contender["diverged"]),
+                _percent(metrics.get("validation", {}).get("top1")),
+                _spread(metrics.get("test", {}).get("loss")),
+                _percent(metrics.get("test", {}).get("top1")),
+                "" if verdict is None else f"{verdict['p_holm']:.3g}",
+                "" if verdict is None else _adjective(summary["candidate"], verdict["verdict"]),
+            )
+        )
+    return _without_empty(headings, rows)
+
+
+def cost_table(summary: Mapping[str, Any]) -> Rows:
+    """What each optimizer costs, and how soon it reaches the target."""
+    parameters = summary["environment"]["parameters"]
+    headings = (
+        "optimizer",
+        "steps to target",
+        "s to target",
+        "ms a step",
+        "optimizer",
+        "peak MiB",
+        "state B/parameter",
+    )
+    rows = []
+    for contender in summary["contenders"]:
         share, milliseconds = contender["optimizer_share"], contender["step_milliseconds"]
         memory, state = contender["peak_memory_bytes"], contender["optimizer_state_bytes"]
         rows.append(
             (
                 contender["label"],
-                "" if verdict is None else f"{summary['candidate']} {_adjective(verdict['verdict'])}",
-                _spread(contender["validation_loss"], contender["diverged"]),
-                _percent(contender["metrics"].get("validation", {}).get("top1")),
-                _spread(contender["metrics"].get("test", {}).get("loss")),
-                "" if verdict is None else f"{verdict['p_holm']:.3g}",
                 _reached(contender["steps_to_target"], "{:,.0f}"),
                 _reached(contender["seconds_to_target"], "{:.1f}"),
                 "" if milliseconds is None else f"{milliseconds:.1f}",
                 "" if share is None else f"{100 * share:.0f} %",
-                "" if memory is None else f"{memory / 2**20:,.0f} MiB",
+                "" if memory is None else f"{memory / 2**20:,.0f}",
                 "" if state is None else f"{state / parameters:.1f}",
             )
         )
-    kept = [index for index in range(len(COLUMNS)) if any(row[index] for row in rows)]
-    return tuple(COLUMNS[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
+    return _without_empty(headings, rows)
+
+
+def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Rows:
+    kept = [index for index in range(len(headings)) if any(row[index] for row in rows)]
+    return tuple(headings[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
 
 
 def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
@@ -61,13 +77,13 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(opening(summary), **plain)  # type: ignore[arg-type]
     for verdict in summary["verdicts"]:
         console.print(verdict_sentence(summary, verdict), style="bold", **plain)  # type: ignore[arg-type]
-    headings, rows = result_rows(summary)
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("verdict",) or heading == headings[0] else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    for headings, rows in (quality_table(summary), cost_table(summary)):
+        table = Table(box=None, pad_edge=False)
+        for index, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
     seconds = {contender["label"]: 0.0 for contender in summary["contenders"]}
     for run in summary["runs"]:
         seconds[run["label"]] += run["seconds"]
@@ -79,8 +95,8 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
 
 
-def _adjective(verdict: str) -> str:
-    return {"inconclusive": "undecided", "underpowered": "underpowered"}.get(verdict, verdict)
+def _adjective(candidate: str, verdict: str) -> str:
+    return f"{candidate} {verdict}" if verdict in ("better", "worse") else verdict
 
 
 def _spread(value: Mapping[str, float] | None, diverged: int = 0) -> str:

@@ -77,7 +77,7 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
 def with_settings(config: FismoConfig | BaselineConfig, settings: Mapping[str, float]) -> dict[str, Any]:
     """The values of an optimizer section with what was drawn from its space, to be validated anew."""
     values = config.model_dump()
-    started: tuple[float, ...] = values.get("betas") or _BETAS.get(config.name, ())
+    started: tuple[float, ...] = values.get("betas") or _BETAS.get(config.name) or ()
     betas = list(started)
     for name, value in settings.items():
         match name:

@@ -46,7 +46,7 @@ def test_everything_but_steps_is_always_said():
         PlainProgress,
         STARTED,
         step(1),
-        Evaluated(1, "validation", {"loss": 0.25, "top1": 0.925}, 0.1, best=True),
+        Evaluated(1, "validation", {"loss": 0.25, "top1": 0.925}, 0.1, 1.0, best=True),
         Noticed("runs/[bold]x is broken"),
         Diverged(2, "the training loss became nan"),
     )
@@ -56,7 +56,7 @@ def test_everything_but_steps_is_always_said():
 
 
 def test_terminal_shows_loss_metric_rate_speed():
-    text = printed(LiveProgress, STARTED, Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1), step(10))
+    text = printed(LiveProgress, STARTED, Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1, 1.0), step(10))
     for word in ("10/100", "loss 1.5000", "lr 0.02", "1,000 samples/s", "top1 92.50 %"):
         assert word in text
 
@@ -94,7 +94,7 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
 
     sink = TensorBoardSink(tmp_path)
     sink.write(step(10))
-    sink.write(Evaluated(10, "validation", {"loss": 0.25}, 0.1))
+    sink.write(Evaluated(10, "validation", {"loss": 0.25}, 0.1, 1.0))
     sink.close()
     read = EventAccumulator(str(tmp_path))
     read.Reload()
@@ -108,7 +108,7 @@ def test_time_left_is_always_visible(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     sink = LiveProgress(console)
     sink.write(RunStarted("digits-vit", "fismo", 0, "cpu", 10000, None, 1234, 50))
-    sink.write(Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1))
+    sink.write(Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1, 1.0))
     sink.write(step(4000))
     sink.close()
     drawn = io.StringIO()

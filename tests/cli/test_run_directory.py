@@ -100,10 +100,10 @@ def test_truncation_keeps_what_a_resumed_run_will_not_say_again(tmp_path):
     for event in (
         RunStarted("p", "o", 0, "cpu", 9, None, 1, 1),
         step(2),
-        Evaluated(4, "validation", {"loss": 1.0}, 0.1),
+        Evaluated(4, "validation", {"loss": 1.0}, 0.1, 1.0),
         step(4),
         step(6),
-        Evaluated(4, "test", {"loss": 1.0}, 0.1),
+        Evaluated(4, "test", {"loss": 1.0}, 0.1, 1.0),
         Finished({}),
     ):
         sink.write(event)

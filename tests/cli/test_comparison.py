@@ -1,0 +1,145 @@
+"""Plan, tuning and words of a comparison, without running anything."""
+
+import json
+import math
+
+import pytest
+
+from fismo_cli.comparison.analysis import _own_target, _ratio, check_pairing
+from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Contender, _contenders
+from fismo_cli.comparison.records import Point, Record
+from fismo_cli.errors import FismoError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.tuning.sampling import Sampling
+from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bounds, with_settings
+
+
+def contenders(*overrides: str, baselines: tuple[str, ...]) -> dict[str, Contender]:
+    found, problems = _contenders(load_preset("digits-vit", overrides), baselines)
+    assert problems == []
+    return {contender.label: contender for contender in found}
+
+
+def test_only_the_optimizer_differs():
+    found = contenders("optimizer.weight_decay=0.1", baselines=("muon", "adam", "lion"))
+    sections = []
+    for contender in found.values():
+        values = contender.loaded.preset.model_dump()
+        optimizer = values.pop("optimizer")
+        sections.append(json.dumps(values, sort_keys=True))
+        assert optimizer["weight_decay"] == 0.1
+        assert optimizer["adamw"] == load_preset("digits-vit").preset.optimizer.adamw.model_dump()
+    assert len(set(sections)) == 1
+
+
+def test_values_of_the_preset_and_built_in_ones():
+    found = contenders("compare.adam={lr: 0.5}", "optimizer.rules={head: matrix}", baselines=("adam", "muon", "soap"))
+    assert found["adam"].loaded.preset.optimizer.lr == 0.5
+    assert found["muon"].loaded.preset.optimizer.rules == {"head": "matrix"}
+    assert contenders(baselines=("lion",))["lion"].loaded.preset.optimizer.lr is None
+
+
+def test_a_variant_of_the_candidate_starts_from_its_settings():
+    found = contenders(
+        "optimizer.trust_radius=0.03",
+        "compare.twin={name: fismo}",
+        "compare.paper={name: fismo, form: paper}",
+        baselines=("twin", "paper"),
+    )
+    assert found["twin"].loaded.preset == found["fismo"].loaded.preset
+    paper = found["paper"].loaded.preset.optimizer
+    assert (paper.trust_radius, paper.form, paper.power) == (0.03, "paper", 0.5)
+
+
+def test_runs_differ_by_seed_and_settings_alone():
+    muon = contenders(baselines=("muon",))["muon"]
+    run = muon.run(7, {"lr": 0.5, "weight_decay": 0.1, "1 - momentum": 0.25}).preset
+    assert (run.train.seed, run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (7, 0.5, 0.75, 0.1)
+    assert run.model_copy(update={"train": muon.loaded.preset.train, "optimizer": muon.loaded.preset.optimizer}) == (
+        muon.loaded.preset
+    )
+    assert TUNING_SEED_OFFSET > 1000
+
+
+@pytest.mark.parametrize("name", ["fismo", "muon", "adam", "adamw", "soap", "sgd", "shampoo", "adafactor"])
+def test_every_space_holds_its_start_and_builds_the_optimizer(name):
+    import torch
+
+    from fismo_cli.optimizers import build_optimizer
+
+    overrides = [] if name == "fismo" else [f"optimizer.name={name}"]
+    config = load_preset("digits-vit", overrides).preset.optimizer
+    space = default_space(config)
+    for where in space.values():
+        if isinstance(where, Range):
+            assert where.low < where.start < where.high
+        else:
+            assert where.start in where.values
+    for edge in ("low", "high"):
+        settings = {
+            key: getattr(where, edge) if isinstance(where, Range) else where.values[-1] for key, where in space.items()
+        }
+        values = with_settings(config, settings)
+        build_optimizer(type(config).model_validate(values), torch.nn.Sequential(torch.nn.Linear(4, 4)))
+
+
+def test_settings_near_a_bound_are_named():
+    space = {"lr": Range(0.01, 1.0, 0.1), "decay": Choice((0.0, 1.0), 0.0), "damping": Range(0.1, 10.0, 1.0)}
+    assert near_bounds(space, {"lr": 0.011, "decay": 1.0, "damping": 1.0}) == ("lr",)
+    assert near_bounds(space, {"lr": 0.1, "decay": 0.0, "damping": 9.0}) == ("damping",)
+
+
+def loss(settings: dict[str, float]) -> float | None:
+    return None if settings["lr"] > 0.5 else (math.log10(settings["lr"]) + 1.5) ** 2 + settings["decay"]
+
+
+def search(trials: int) -> Sampling:
+    space = {"lr": Range(0.001, 1.0, 0.4), "decay": Choice((0.0, 0.1), 0.1)}
+    sampling = Sampling(space, trials=trials, seed=3)
+    while not sampling.done:
+        settings = sampling.ask()
+        sampling.tell(settings, loss(settings))
+    return sampling
+
+
+def test_a_search_is_replayed_exactly_and_finds_something():
+    first, second = search(12), search(12)
+    assert first.told == second.told
+    assert first.told[0][0] == {"lr": 0.4, "decay": 0.1}
+    assert first.best is not None
+    assert first.told[first.best][1] < loss(first.told[0][0])
+    assert len(first.told) == 12
+
+
+def record(label: str, seed: int, final: float, losses: tuple[float, ...] = (), **hashes: str) -> Record:
+    status = "completed" if math.isfinite(final) else "diverged"
+    summary = {"seed": seed, "status": status, "metrics": {"validation": {"loss": final}}, "run_dir": f"{label}-{seed}"}
+    points = tuple(Point(10 * (i + 1), i + 1.0, {"loss": value}) for i, value in enumerate(losses))
+    given = {"initial_weights": "w", "sample_order": "o", **hashes}
+    return Record(label, summary, points, given["initial_weights"], given["sample_order"], "cpu", {})
+
+
+def test_pairing_is_asserted():
+    check_pairing([record("a", 0, 1.0), record("b", 0, 2.0), record("a", 1, 1.0, initial_weights="other")])
+    with pytest.raises(FismoError, match="initial weights differ: a-0 and b-0"):
+        check_pairing([record("a", 0, 1.0), record("b", 0, 2.0, initial_weights="other")])
+    with pytest.raises(FismoError, match="sample order differ"):
+        check_pairing([record("a", 0, 1.0), record("b", 0, 2.0, sample_order="other")])
+
+
+def test_the_target_is_the_best_baseline_s_median_and_misses_are_infinite():
+    good = [record("a", seed, value) for seed, value in enumerate((1.0, 2.0, 3.0))]
+    bad = [record("b", seed, value) for seed, value in enumerate((9.0, math.inf, math.inf))]
+    target = _own_target([bad, good])
+    assert target is not None
+    assert target.value == 2.0
+    assert _own_target([bad]) is None
+    assert record("c", 0, 1.0, (3.0, 2.0, 1.0)).reached(target) == (20.0, 2.0)
+    assert record("c", 0, 1.0, (3.0, 2.5)).reached(target) == (math.inf, math.inf)
+
+
+def test_speed_ups_keep_misses():
+    assert _ratio([(20.0, 10.0)] * 8) == {"median": 2.0, "ci95": [2.0, 2.0]}
+    assert _ratio([(math.inf, 10.0)] * 8)["median"] == "inf"
+    assert _ratio([(10.0, math.inf)] * 8)["median"] == 0.0
+    assert _ratio([(math.inf, math.inf)] * 8)["median"] == 1.0

@@ -18,7 +18,7 @@ def quality_table(summary: Mapping[str, Any]) -> Rows:
     """How well each optimizer trained, and the verdict on it."""
     verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
     headings = ("optimizer", "validation loss", "top-1", "test loss", "test top-1", "p (Holm)", "verdict")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for contender in summary["contenders"]:
         verdict = verdicts.get(contender["label"])
         metrics = contender["metrics"]

@@ -1,0 +1,260 @@
+"""`fismo compare` in real processes: verdicts, pairing, the page in a browser, kill and rerun."""
+
+import json
+import math
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fismo_cli.comparison.analysis import analyse
+from fismo_cli.comparison.plan import read_plan
+from fismo_cli.comparison.running import stored_results
+from tests.end_to_end.conftest import Cli
+
+pytestmark = pytest.mark.slow
+SHORT = ["train.steps=10", "train.log_every=2"]
+VARIANTS = [
+    "compare.twin={name: fismo}",
+    "compare.crippled={name: fismo, trust_radius: 1e-6, adamw: {lr: 1e-6}}",
+    "compare.wild={name: sgd, lr: 1e30}",
+]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison with itself, with a crippled optimizer and with one that diverges; made once."""
+    cli = Cli(tmp_path_factory.mktemp("compare"))
+    done = cli.run(
+        *(
+            "compare",
+            *SHORT,
+            *VARIANTS,
+            "--baselines",
+            "twin",
+            "crippled",
+            "wild",
+            "--seeds",
+            7,
+            "--workers",
+            2,
+            "--json",
+        )
+    )
+    assert done.code == 0, done.err
+    return cli, done
+
+
+def verdicts(summary) -> dict:
+    return {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
+
+
+def test_verdicts(compared):
+    _, done = compared
+    found = verdicts(done.json)
+    twin, crippled, wild = found["twin"], found["crippled"], found["wild"]
+    assert (twin["verdict"], twin["ci95"], twin["p_value"], twin["ties"]) == ("equivalent", [0.0, 0.0], 1.0, 7)
+    assert twin["steps_speedup"] == {"median": 1.0, "ci95": [1.0, 1.0]}
+    assert (crippled["verdict"], crippled["wins"]) == ("better", 7)
+    assert crippled["ci95"][1] < 0
+    assert (wild["verdict"], wild["diverged"], wild["difference"]) == ("better", 7, None)
+    assert "fismo is better than crippled" in done.err
+    assert "nothing was tuned" in done.err
+    assert "side by side" in done.err
+    assert done.json["timing"] == "shared"
+
+
+def test_equal_seeds_had_equal_weights_and_order(compared):
+    cli, done = compared
+    by_seed: dict[int, set] = {}
+    for run in done.json["runs"]:
+        environment = json.loads((cli.folder / run["run_dir"] / "environment.json").read_text())
+        by_seed.setdefault(run["seed"], set()).add(
+            (environment["initial_weights_sha256"], environment["sample_order_sha256"])
+        )
+    assert len(by_seed) == 7
+    assert all(len(hashes) == 1 for hashes in by_seed.values())
+    assert len(set().union(*by_seed.values())) == 7
+
+
+def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
+    cli, done = compared
+    monkeypatch.chdir(cli.folder)
+    plan = read_plan(Path(done.json["comparison"]))
+    results = stored_results(plan)
+    turned = replace(plan, contenders=(plan.contenders[2], plan.contenders[0]))
+    assert verdicts(analyse(turned, results))["fismo"]["verdict"] == "worse"
+    few = analyse(replace(plan, seeds=plan.seeds[:3]), results)
+    assert {verdict["verdict"] for verdict in few["verdicts"]} == {"underpowered"}
+
+
+def test_rerun_and_report_give_the_same_numbers(compared):
+    cli, done = compared
+    again = cli.run(
+        *(
+            "compare",
+            *SHORT,
+            *VARIANTS,
+            "--baselines",
+            "twin",
+            "crippled",
+            "wild",
+            "--seeds",
+            7,
+            "--workers",
+            2,
+            "--json",
+        )
+    )
+    assert again.json == done.json
+    report = cli.run("report", done.json["comparison"], "--json")
+    assert report.code == 0, report.err
+    assert report.json == done.json
+
+
+def test_a_missing_run_is_not_reported_over(compared):
+    cli, done = compared
+    copy = cli.folder / "copy"
+    shutil.copytree(cli.folder / done.json["comparison"], copy)
+    shutil.rmtree(next((copy / "runs" / "twin").glob("*/*")))
+    report = cli.run("report", copy)
+    assert report.code == 1
+    assert "1 of twin" in report.err
+
+
+def test_the_page_in_a_browser(compared):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver_path is None:
+        pytest.skip("no chromium and chromedriver on this machine")
+    cli, done = compared
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    try:
+        browser.get((cli.folder / done.json["report"]).as_uri())
+        assert "fismo against" in browser.find_element("tag name", "h1").text
+        assert "equivalent" in browser.find_element("css selector", ".verdict").text
+        assert len(browser.find_elements("css selector", ".js-plotly-plot")) == 5
+        legend = "#loss-by-steps .legend .traces"
+        shown = "return document.querySelectorAll('#loss-by-steps .scatterlayer .trace').length"
+        before = browser.execute_script(shown)
+        assert before >= 6  # a mean and a band for three optimizers that did not diverge
+        browser.execute_script("document.querySelector('#loss-by-steps').scrollIntoView()")
+        webdriver.ActionChains(browser).move_to_element(
+            browser.find_element("css selector", f"{legend} .legendtoggle")
+        ).click().perform()
+        deadline = time.monotonic() + 20
+        while browser.execute_script(shown) >= before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert browser.execute_script(shown) == before - 2
+        links = [link.get_attribute("href") for link in browser.find_elements("css selector", "td a")]
+        assert len(links) == 28
+        assert all(Path(link.removeprefix("file://")).is_dir() for link in links)
+        browser.set_window_size(400, 800)
+        width = "return [document.documentElement.scrollWidth, window.innerWidth]"
+        content, window = browser.execute_script(width)
+        assert content <= window
+        colour = "return getComputedStyle(document.body).backgroundColor"
+        colours = set()
+        for scheme in ("light", "dark"):
+            feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+            colours.add(browser.execute_script(colour))
+        assert len(colours) == 2
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    finally:
+        browser.quit()
+
+
+def settings(trials: int = 2) -> list:
+    return [
+        *("compare", "train.steps=40", "train.log_every=2", "checkpoint.every=4", "--baselines", "muon"),
+        *("--seeds", 2, "--tune-trials", trials, "--workers", 2, "--json"),
+    ]
+
+
+def final_numbers(summary) -> tuple:
+    runs = sorted((run["label"], run["seed"], run["metrics"]["validation"]["loss"]) for run in summary["runs"])
+    tuned = [[(trial["settings"], trial["loss"]) for trial in tuning["trials"]] for tuning in summary["tuning"]]
+    tests = [(v["difference"], v["p_value"], v["steps_speedup"]) for v in summary["verdicts"]]
+    return runs, tuned, tests
+
+
+def children_of(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command, place = entry.read_bytes(), (entry.parent / "cwd").readlink()
+        except OSError:
+            continue
+        if b"fismo_cli" in command and place == folder:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    killed, whole = Cli(tmp_path / "killed"), Cli(tmp_path / "whole")
+    process = killed.start(*settings())
+    for wanted in ("tuning/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
+        deadline = time.monotonic() + 240
+        while not list(killed.folder.glob(f"comparisons/*/{wanted}")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        deadline = time.monotonic() + 60
+        while children_of(killed.folder):  # asked to stop by the death of their parent
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process = killed.start(*settings())
+    resumed = killed.finish(process)
+    assert resumed.code == 0, resumed.err
+    undisturbed = whole.run(*settings())
+    assert undisturbed.code == 0, undisturbed.err
+    assert final_numbers(resumed.json) == final_numbers(undisturbed.json)
+    assert any(run["resumed_from_step"] for run in resumed.json["runs"])
+
+
+def test_ctrl_c_saves_and_leaves(cli):
+    process = cli.start(*settings(0))
+    while not list(cli.folder.glob("comparisons/*/runs/*/*/*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    done = cli.finish(process)
+    assert done.code == 130
+    assert "goes on from here" in done.err
+    assert children_of(cli.folder) == []
+
+
+def test_a_place_that_cannot_be_written_to(cli):
+    done = cli.run("compare", *SHORT, "--baselines", "muon", "--seeds", 1, "--comparisons-dir", "/proc/nothing")
+    assert done.code == 2
+    assert "cannot write to /proc/nothing" in done.err
+
+
+def test_no_validation_data(cli):
+    done = cli.run("compare", *SHORT, "data.validation_fraction=0", "--baselines", "muon", "--seeds", 1)
+    assert done.code == 2
+    assert "no validation part" in done.err
+    assert not (cli.folder / "comparisons").exists()
+
+
+def test_a_target_that_was_asked_for_and_missed(cli):
+    done = cli.run(
+        *("compare", *SHORT, "--baselines", "muon", "--seeds", 1, "--target", "top1=0.999", "--workers", 2, "--json")
+    )
+    assert done.code == 3
+    assert done.json["target"] == {"metric": "top1", "value": 0.999, "given": True}
+    assert done.json["verdicts"][0]["verdict"] == "underpowered"
+    assert math.isfinite(done.json["verdicts"][0]["difference"])

@@ -67,8 +67,10 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
         )
         figure.add_scatter(x=x, y=mean, name=label, mode="lines", line={"color": colour}, legendgroup=label)
     target = summary["target"]
-    if target is not None and target["metric"] == "loss":
-        figure.add_hline(y=target["value"], line={"color": GREY, "dash": "dot"}, annotation_text="target")
+    if target is not None and target["metric"] == "loss" and figure.data:
+        ends = [min(min(trace.x) for trace in figure.data), max(max(trace.x) for trace in figure.data)]
+        style = {"color": GREY, "dash": "dot"}
+        figure.add_scatter(x=ends, y=[target["value"]] * 2, name="target", mode="lines", line=style)
     figure.update_yaxes(type="log")
     return _styled(figure, title, "validation loss")
 
@@ -99,7 +101,7 @@ def _differences(summary: Mapping[str, Any]) -> Any:
                 name=f"{label}: mean, 95 %",
                 marker={"color": colours[label], "symbol": "line-ew-open", "size": 16},
             )
-    margin = min((verdict["margin"] for verdict in summary["verdicts"]), default=0.0)
+    margin = min((verdict["margin"] for verdict in summary["verdicts"] if verdict["margin"]), default=0.0)
     figure.add_hrect(y0=-margin, y1=margin, fillcolor=GREY, opacity=0.15, line_width=0)
     figure.add_hline(y=0, line={"color": GREY})
     return _styled(figure, "", "difference in validation loss")
@@ -181,6 +183,7 @@ def _styled(figure: Any, x_title: str, y_title: str) -> Any:
         font={"color": GREY, "size": 13},
         margin={"l": 60, "r": 10, "t": 20, "b": 50},
         legend={"orientation": "h", "y": 1.12},
+        modebar={"bgcolor": clear, "color": GREY},
     )
     axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
     figure.update_xaxes(title=x_title, **axis)

@@ -48,7 +48,7 @@ def cost_table(summary: Mapping[str, Any]) -> Rows:
         "peak MiB",
         "state B/parameter",
     )
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for contender in summary["contenders"]:
         share, milliseconds = contender["optimizer_share"], contender["step_milliseconds"]
         memory, state = contender["peak_memory_bytes"], contender["optimizer_state_bytes"]

@@ -22,6 +22,7 @@ VARIANTS = [
     "compare.crippled={name: fismo, trust_radius: 1e-6, adamw: {lr: 1e-6}}",
     "compare.wild={name: sgd, lr: 1e30}",
 ]
+COMPARED = [*SHORT, *VARIANTS, "--baselines", "twin", "crippled", "wild", "--seeds", 7, "--workers", 2, "--json"]
 
 
 @pytest.fixture(scope="module")

@@ -48,10 +48,10 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
     for colour, label in _coloured(summary):
         curves = [curve for curve in summary["curves"] if curve["label"] == label and curve["step"]]
         length = min((len(curve["step"]) for curve in curves), default=0)
-        if not length:
-            continue
         columns = [[curve["loss"][index] for curve in curves] for index in range(length)]
         kept = [index for index, column in enumerate(columns) if None not in column]
+        if not kept:
+            continue
         x = [sum(curve[axis][index] for curve in curves) / len(curves) for index in kept]
         low, high = [min(columns[index]) for index in kept], [max(columns[index]) for index in kept]
         mean = [sum(columns[index]) / len(columns[index]) for index in kept]

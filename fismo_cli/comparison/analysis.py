@@ -169,10 +169,15 @@ def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: T
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    # A target that only one of the two reaches makes the ratio infinite or 0; one that neither reaches says nothing: 1.
-    ratios = [1.0 if math.isinf(above) and math.isinf(below) else above / below for above, below in pairs]
-    median, low, high = median_interval(ratios)
-    return {"median": _number(median), "ci95": [_number(low), _number(high)]}
+    """Median ratio with its interval. One that misses the target makes a ratio infinite or 0; where both do it could be
+    anything: the interval takes it as the least at its lower end and as the most at its upper one, and the median is
+    None where it would depend on it.
+    """
+    both = [math.isinf(above) and math.isinf(below) for above, below in pairs]
+    ratios = [0.0 if missed else above / below for (above, below), missed in zip(pairs, both, strict=True)]
+    least, low, _ = median_interval(ratios)
+    most, _, high = median_interval([math.inf if missed else ratio for ratio, missed in zip(ratios, both, strict=True)])
+    return {"median": _number(least) if least == most else None, "ci95": [_number(low), _number(high)]}
 
 
 def _number(value: float) -> float | str:

@@ -32,11 +32,7 @@ def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
     }[verdict["verdict"]]
     parts = [f"{start}: {_difference(verdict)}"]
     if verdict["steps_speedup"] is not None:
-        target = summary["target"]
-        parts.append(
-            f"to {target['metric']} {target['value']:.4g} {other} takes {speedup(verdict['steps_speedup'])} as many "
-            f"steps and {speedup(verdict['seconds_speedup'])} as many seconds"
-        )
+        parts.append(_how_soon(summary["target"], other, verdict))
     return "; ".join(parts) + "."
 
 
@@ -96,6 +92,18 @@ def _difference(verdict: Mapping[str, Any]) -> str:
         f"difference in validation loss {verdict['difference']:+.4f} ({within}), p {verdict['p_holm']:.3g} after "
         f"Holm's correction, {verdict['wins']} wins, {verdict['ties']} ties, {verdict['losses']} losses"
     )
+
+
+def _how_soon(target: Mapping[str, Any], baseline: str, verdict: Mapping[str, Any]) -> str:
+    steps, seconds = verdict["steps_speedup"], verdict["seconds_speedup"]
+    goal = f"{target['metric']} {target['value']:.4g}"
+    if steps["median"] is None or seconds["median"] is None:
+        return f"too few runs of the two reach {goal} to say who is sooner there"
+    if steps["median"] == "inf":
+        return f"{baseline} does not reach {goal} in most of the seeds"
+    if steps["median"] == 0:
+        return f"{baseline} reaches {goal}, the candidate does not in most of the seeds"
+    return f"to {goal} {baseline} takes {speedup(steps)} as many steps and {speedup(seconds)} as many seconds"
 
 
 def _times(value: float | str) -> str:

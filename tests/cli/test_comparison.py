@@ -142,4 +142,5 @@ def test_speed_ups_keep_misses():
     assert _ratio([(20.0, 10.0)] * 8) == {"median": 2.0, "ci95": [2.0, 2.0]}
     assert _ratio([(math.inf, 10.0)] * 8)["median"] == "inf"
     assert _ratio([(10.0, math.inf)] * 8)["median"] == 0.0
-    assert _ratio([(math.inf, math.inf)] * 8)["median"] == 1.0
+    assert _ratio([(math.inf, math.inf)] * 8) == {"median": None, "ci95": [0.0, "inf"]}
+    assert _ratio([(20.0, 10.0)] * 7 + [(math.inf, math.inf)])["median"] == 2.0

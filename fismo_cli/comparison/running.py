@@ -17,12 +17,12 @@ from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.sampling import Sampling
 
-__all__ = ["InterruptedError", "Results", "Status", "Tuned", "carry_out", "stored_results"]
+__all__ = ["Results", "Status", "StoppedError", "Tuned", "carry_out", "stored_results"]
 
 POLL_SECONDS = 0.1
 
 
-class InterruptedError(FismoError):
+class StoppedError(FismoError):
     """A signal ended the comparison; runs in flight were saved."""
 
     def __init__(self, message: str, number: int) -> None:
@@ -84,7 +84,7 @@ def carry_out(plan: Plan, *, workers: int, tell: Callable[[Status], None]) -> Re
     """Run everything that has not finished yet, and return all of it.
 
     Raises:
-        InterruptedError: if a signal asked to stop; what ran was saved.
+        StoppedError: if a signal asked to stop; what ran was saved.
         FismoError: if a run failed; a diverged run is a result, not a failure.
     """
     results = Results()
@@ -105,8 +105,6 @@ def stored_results(plan: Plan) -> Results:
         if plan.tune_trials:
             results.tuned[contender.label] = tuned = _replay(plan, contender)[0]
             settings = _best_settings(tuned)
-            if settings is None:
-                continue
         for seed in plan.seeds:
             found = finished_run(plan.runs_dir(contender), contender.run(seed, settings))
             if found is not None:
@@ -177,7 +175,7 @@ class _Pool:
                 time.sleep(POLL_SECONDS)
         if self.stop.requested():
             assert self.stop.signal is not None
-            raise InterruptedError("stopped; the same command goes on from here", self.stop.signal)
+            raise StoppedError("stopped; the same command goes on from here", self.stop.signal)
         if failure is not None:
             raise failure
 

@@ -49,6 +49,13 @@ def compared(tmp_path_factory):
     return cli, done
 
 
+def wait_until(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def verdicts(summary) -> dict:
     return {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
 
@@ -151,17 +158,14 @@ def test_the_page_in_a_browser(compared):
         webdriver.ActionChains(browser).move_to_element(
             browser.find_element("css selector", f"{legend} .legendtoggle")
         ).click().perform()
-        deadline = time.monotonic() + 20
-        while browser.execute_script(shown) >= before and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: browser.execute_script(shown) < before)
         assert browser.execute_script(shown) == before - 2
         links = [link.get_attribute("href") for link in browser.find_elements("css selector", "td a")]
         assert len(links) == 28
         assert all(Path(link.removeprefix("file://")).is_dir() for link in links)
         browser.set_window_size(400, 800)
-        width = "return [document.documentElement.scrollWidth, window.innerWidth]"
-        content, window = browser.execute_script(width)
-        assert content <= window
+        fits = "return document.documentElement.scrollWidth <= window.innerWidth"
+        wait_until(lambda: browser.execute_script(fits))  # figures are drawn anew
         colour = "return getComputedStyle(document.body).backgroundColor"
         colours = set()
         for scheme in ("light", "dark"):

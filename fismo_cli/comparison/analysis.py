@@ -13,6 +13,7 @@ from fismo_cli.comparison.records import Record
 from fismo_cli.comparison.running import Results, Tuned
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
 from fismo_cli.errors import FismoError
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.tuning.search_space import near_bounds
 
 __all__ = ["analyse", "check_pairing"]
@@ -73,7 +74,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "environment": plan.environment,
         "declarations": plan.declarations,
         "verdicts": _verdicts(plan, records, target),
-        "contenders": [_contender(contender, records[contender.label], target) for contender in plan.contenders],
+        "contenders": [_contender(contender, plan, records[contender.label], target) for contender in plan.contenders],
         "tuning": [
             _tuning(contender, results.tuned[contender.label], plan)
             for contender in plan.contenders
@@ -184,7 +185,13 @@ def _number(value: float) -> float | str:
     return "inf" if math.isinf(value) else value
 
 
-def _contender(contender: Contender, records: Sequence[Record], target: Target | None) -> dict[str, Any]:
+def _untreated(contender: Contender) -> Any:
+    """Who treats the parameters that matrix optimizers leave out, and how; None for other optimizers."""
+    config = contender.loaded.preset.optimizer
+    return (config.adamw, config.rules) if config.name in ("fismo", *MATRIX_NAMES) else None
+
+
+def _contender(contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None) -> dict[str, Any]:
     done = [record for record in records if not record.diverged]
     summaries = [record.summary for record in done]
     reached = [record.reached(target) for record in records] if target is not None else []
@@ -194,6 +201,7 @@ def _contender(contender: Contender, records: Sequence[Record], target: Target |
     return {
         "label": contender.label,
         "settings": parameters,
+        "same_adamw": _untreated(contender) in (None, _untreated(plan.candidate)),
         "completed": len(done),
         "diverged": len(records) - len(done),
         "validation_loss": _spread([record.loss for record in done]),
@@ -226,11 +234,15 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 def _tuning(contender: Contender, tuned: Tuned, plan: Plan) -> dict[str, Any]:
     best = None if tuned.best is None else tuned.trials[tuned.best]
+    failed = sum(record.diverged for _, record in tuned.trials)
     return {
         "label": contender.label,
         "seed": plan.tuning_seed,
         "space": {name: vars(where) for name, where in contender.space.items()},
-        "trials": [
+        "study": str(plan.tuning_dir(contender)),
+        "storage": None,
+        "trials": {"finished": len(tuned.trials) - failed, "failed": failed, "pruned": 0},
+        "trial_list": [
             {
                 "settings": settings,
                 "loss": None if record.diverged else record.loss,
@@ -238,7 +250,7 @@ def _tuning(contender: Contender, tuned: Tuned, plan: Plan) -> dict[str, Any]:
             }
             for settings, record in tuned.trials
         ],
-        "failed": sum(record.diverged for _, record in tuned.trials),
         "best": None if best is None else {"value": best[1].loss, "params": best[0], "trial": tuned.best},
+        "best_preset": None if best is None else f"{best[1].summary['run_dir']}/preset.yaml",
         "at_bound": [] if best is None else list(near_bounds(contender.space, best[0])),
     }

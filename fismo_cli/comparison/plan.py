@@ -18,7 +18,13 @@ from typing import Any
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES, is_optimizer_name, optimizer_names
+from fismo_cli.preset.optimizer_names import (
+    COUPLED_DECAY,
+    MATRIX_NAMES,
+    NO_WEIGHT_DECAY,
+    is_optimizer_name,
+    optimizer_names,
+)
 from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
 from fismo_cli.preset.suggestions import did_you_mean, near
 from fismo_cli.runs.directory import write_json
@@ -184,6 +190,8 @@ def make_plan(
     problems = _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
     contenders, wrong = _contenders(loaded, baselines)
     problems += wrong
+    if tune_trials > 0:
+        problems += [message for contender in contenders for message in _space_problems(contender)]
     if problems:
         raise UsageError("\n       ".join(problems))
     directory = root / f"{loaded.name}-{_identity(contenders, tune_trials)}"
@@ -276,13 +284,25 @@ def _contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[list[Co
     return contenders, problems
 
 
+def _space_problems(contender: Contender) -> list[str]:
+    try:
+        return [] if contender.space else [f"--tune-trials: there is nothing to tune of {contender.label}"]
+    except ValueError as error:
+        return [f"--tune-trials: {contender.label}: {error}"]
+
+
 def _baseline(preset: Preset, label: str) -> Preset:
     """The preset with a baseline in the candidate's place; what sets matrices apart is the same for all."""
     config = preset.compare.get(label)
     name = label if config is None else config.name
     given = {} if config is None else config.model_dump(include=config.model_fields_set)
+    if config is not None and "adamw" in given:  # key by key: what it does not say is the candidate's
+        own = config.adamw.model_dump(include=config.adamw.model_fields_set)
+        given["adamw"] = {**preset.optimizer.adamw.model_dump(), **own}
     candidate = preset.optimizer
-    shared = {"weight_decay": candidate.weight_decay, "adamw": candidate.adamw.model_dump()}
+    shared: dict[str, Any] = {"adamw": candidate.adamw.model_dump()}
+    if name not in COUPLED_DECAY | NO_WEIGHT_DECAY:
+        shared["weight_decay"] = candidate.weight_decay
     if name in ("fismo", *MATRIX_NAMES):
         shared["rules"] = dict(candidate.rules)
     if name == candidate.name:  # a variant: what it does not say is the candidate's

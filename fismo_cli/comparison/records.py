@@ -35,15 +35,15 @@ class Record:
 
     @property
     def diverged(self) -> bool:
-        """Whether it diverged."""
-        return str(self.summary["status"]) != "completed"
+        """Whether it diverged; so does a run whose final validation loss is not finite."""
+        metrics = self.summary["metrics"]["validation"]
+        loss = None if metrics is None else metrics["loss"]
+        return str(self.summary["status"]) != "completed" or loss is None or not math.isfinite(loss)
 
     @property
     def loss(self) -> float:
         """Final validation loss; infinite for a run that diverged."""
-        metrics = self.summary["metrics"]["validation"]
-        loss = None if self.diverged or metrics is None else metrics["loss"]
-        return math.inf if loss is None else float(loss)
+        return math.inf if self.diverged else float(self.summary["metrics"]["validation"]["loss"])
 
     def metric(self, split: str, name: str) -> float | None:
         """A final metric; None where it was not measured or the run diverged."""

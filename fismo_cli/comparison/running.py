@@ -3,9 +3,12 @@
 State is in the run directories alone: what has finished there is taken as it is, tuning is replayed from it.
 """
 
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from fismo_cli.tuning.sampling import Sampling
 __all__ = ["Results", "Status", "StoppedError", "Tuned", "carry_out", "stored_results"]
 
 POLL_SECONDS = 0.1
+LEAVE_SECONDS = 30.0
+"""How long the runs of a comparison that was killed are given to save and leave."""
 
 
 class StoppedError(FismoError):
@@ -88,13 +93,35 @@ def carry_out(plan: Plan, *, workers: int, tell: Callable[[Status], None]) -> Re
         FismoError: if a run failed; a diverged run is a result, not a failure.
     """
     results = Results()
-    pool = _Pool(plan, workers, tell, results)
-    with StopRequest() as stop:
-        pool.stop = stop
+    with _alone(plan.directory) as lock, StopRequest() as stop:
+        pool = _Pool(plan, workers, tell, results, stop, lock)
         if plan.tune_trials:
             pool.work(_tuning_jobs(plan, results, pool))
         pool.work(_final_jobs(plan, results, pool))
     return results
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[int]:
+    """Let one process at a time work on a comparison: a descriptor that its runs hold too, until they have left.
+
+    Raises:
+        FismoError: if others still work on it after a while.
+    """
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FismoError(f"another process works on {directory}; wait for it or stop it") from None
+                time.sleep(POLL_SECONDS)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def stored_results(plan: Plan) -> Results:
@@ -134,9 +161,17 @@ def _best_settings(tuned: Tuned) -> dict[str, float] | None:
 class _Pool:
     """Up to `workers` runs at a time, from streams of jobs of which each waits for its own previous one."""
 
-    def __init__(self, plan: Plan, workers: int, tell: Callable[[Status], None], results: Results) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        workers: int,
+        tell: Callable[[Status], None],
+        results: Results,
+        stop: StopRequest,
+        lock: int,
+    ) -> None:
         self.plan, self.workers, self.tell, self.results = plan, workers, tell, results
-        self.stop = StopRequest()
+        self.stop, self.lock = stop, lock
         self.tuning = {contender.label: 0 for contender in plan.contenders} if plan.tune_trials else {}
         self.done = self.fresh = 0
         self.started = time.monotonic()
@@ -186,6 +221,7 @@ class _Pool:
             preset_file=self.plan.directory / "presets" / f"{stem}.yaml",
             runs_dir=job.runs_dir,
             log=self.plan.directory / "logs" / f"{stem}.log",
+            keep_open=(self.lock,),
         )
 
     def _leave(self, active: list[tuple[RunProcess, _Job, Iterator[_Job]]]) -> None:

@@ -52,6 +52,7 @@ class Paired:
         ties: seeds without a difference.
         losses: seeds that the baseline won.
         diverged: seeds on which one of the two diverged.
+        direction: sign of what the test looks at: -1 in favour of the candidate, 1 of the baseline, 0 of none.
         within: half-width of the narrowest symmetric margin that the test of equivalence would accept.
     """
 
@@ -64,6 +65,7 @@ class Paired:
     ties: int
     losses: int
     diverged: int
+    direction: int
     within: float
 
 
@@ -145,7 +147,9 @@ def underpowered(seeds: int, baselines: int) -> bool:
 
 
 def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
-    """Median and its interval by order statistics (the sign test inverted); values may be infinite.
+    """Median of ratios and its interval by order statistics (the sign test inverted); ratios may be 0 or infinite.
+
+    Of two middle values it is the geometric mean, undefined (NaN) for 0 and infinity.
 
     Returns:
         median, lower end, upper end; the ends are 0 and infinity where there are too few values for the level.
@@ -154,7 +158,7 @@ def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[floa
     count = len(ordered)
     rank = int(stats.binom.ppf(level / 2, count, 0.5))  # P(B <= rank - 1) <= level / 2
     middle = (ordered[(count - 1) // 2], ordered[count // 2])
-    median = middle[0] if middle[0] == middle[1] else (middle[0] + middle[1]) / 2
+    median = middle[0] if middle[0] == middle[1] else math.sqrt(middle[0] * middle[1])
     if rank < 1:
         return median, 0.0, math.inf
     return median, ordered[rank - 1], ordered[count - rank]
@@ -184,6 +188,7 @@ def compare_paired(candidate: Sequence[float], baseline: Sequence[float], *, bas
         ties=int((differences == 0).sum()),
         losses=int((differences > 0).sum()),
         diverged=diverged,
+        direction=int(np.sign(_ranked(differences).mean())),
         within=max(abs(low), abs(high)),
     )
 
@@ -207,9 +212,7 @@ def decide(paired: Paired, *, p_holm: float, margin: float, seeds: int, baseline
         return "equivalent"
     if p_holm > LEVEL:
         return "inconclusive"
-    if paired.difference is None:
-        return "better" if paired.wins > paired.losses else "worse"
-    return "better" if paired.difference < 0 else "worse"
+    return "better" if paired.direction < 0 else "worse"
 
 
 def _ranked(differences: Numbers) -> Numbers:

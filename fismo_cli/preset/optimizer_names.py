@@ -6,7 +6,16 @@ wrappers, and what needs a closure, second derivatives, extra arguments or calls
 
 from typing import Any
 
-__all__ = ["DEFAULTS", "MATRIX_NAMES", "PYTORCH_OPTIMIZER_NAMES", "TORCH_NAMES", "is_optimizer_name", "optimizer_names"]
+__all__ = [
+    "COUPLED_DECAY",
+    "DEFAULTS",
+    "MATRIX_NAMES",
+    "NO_WEIGHT_DECAY",
+    "PYTORCH_OPTIMIZER_NAMES",
+    "TORCH_NAMES",
+    "is_optimizer_name",
+    "optimizer_names",
+]
 
 # fmt: off
 TORCH_NAMES = (
@@ -33,6 +42,13 @@ MATRIX_NAMES = ("muon", "soap", "shampoo", "scalableshampoo")
 """Given FISMO's matrices, with AdamW for all other parameters; `optimizer.rules` means nothing to any other name."""
 
 TIMM_PREFIX = "timm/"
+
+_COUPLED = ("adadelta", "adagrad", "adam", "adamax", "asgd", "nadam", "radam", "rmsprop", "sgd")
+COUPLED_DECAY = frozenset((*_COUPLED, *(f"{TIMM_PREFIX}{name}" for name in _COUPLED), f"{TIMM_PREFIX}momentum"))
+"""Optimizers whose weight decay goes through the gradient: its values mean something else than decoupled ones."""
+
+NO_WEIGHT_DECAY = frozenset(("adashift", "amos", "fromage", "ftrl", "gravity", "magma", "msvag", "nero", "sm3", "srmm"))
+"""Optimizers that take none."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 1e-3},

@@ -137,7 +137,7 @@ def _tuning(summary: Mapping[str, Any]) -> Any:
     figure = go.Figure()
     colours = {label: colour for colour, label in _coloured(summary)}
     for tuning in summary["tuning"]:
-        losses = [trial["loss"] for trial in tuning["trials"]]
+        losses = [trial["loss"] for trial in tuning["trial_list"]]
         numbers = list(range(1, len(losses) + 1))
         infinite = float("inf")
         best = [

@@ -142,7 +142,7 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
                 "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}",
                 *(f"{trial['settings'][name]:.3g}" for name in names),
             ]
-            for index, trial in enumerate(tuning["trials"], start=1)
+            for index, trial in enumerate(tuning["trial_list"], start=1)
         ]
         yield _table(["trial", "validation loss", *map(escape, names)], rows)
         yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"

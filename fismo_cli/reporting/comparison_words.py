@@ -62,6 +62,12 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         for contender in summary["contenders"]
         if contender["diverged"]
     ]
+    found += [
+        f"{contender['label']} has other AdamW settings or rules than the candidate for the parameters that matrix "
+        "optimizers do not treat: more than the optimizer differs."
+        for contender in summary["contenders"]
+        if not contender["same_adamw"]
+    ]
     if summary["target"] is None:
         found.append("No baseline finished often enough to set a target, so no speed-up is given.")
     return found
@@ -100,9 +106,9 @@ def _how_soon(target: Mapping[str, Any], baseline: str, verdict: Mapping[str, An
     if steps["median"] is None or seconds["median"] is None:
         return f"too few runs of the two reach {goal} to say who is sooner there"
     if steps["median"] == "inf":
-        return f"{baseline} does not reach {goal} in most of the seeds"
+        return f"{baseline} does not reach {goal} in half of the seeds or more"
     if steps["median"] == 0:
-        return f"{baseline} reaches {goal}, the candidate does not in most of the seeds"
+        return f"{baseline} reaches {goal}, the candidate does not in half of the seeds or more"
     return f"to {goal} {baseline} takes {speedup(steps)} as many steps and {speedup(seconds)} as many seconds"
 
 

@@ -41,9 +41,12 @@ class RunProcess:
         preset_file: where the resolved preset is written, from which the run can be repeated by hand.
         runs_dir: under which its run directory is, or is made.
         log: file to which what the run says is appended.
+        keep_open: descriptors that it holds as long as it lives, such as a lock's.
     """
 
-    def __init__(self, loaded: LoadedPreset, *, preset_file: Path, runs_dir: Path, log: Path) -> None:
+    def __init__(
+        self, loaded: LoadedPreset, *, preset_file: Path, runs_dir: Path, log: Path, keep_open: tuple[int, ...] = ()
+    ) -> None:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
         with whole_file(preset_file) as file:
@@ -59,6 +62,7 @@ class RunProcess:
                 env=_environment(loaded),
                 start_new_session=True,  # Ctrl-C is for the parent, which asks the run to stop
                 preexec_fn=_die_with_parent,
+                pass_fds=keep_open,
             )
 
     def poll(self) -> RunDirectory | Failure | None:

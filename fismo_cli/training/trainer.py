@@ -178,7 +178,14 @@ class Trainer:
                 self._watch.start()
             if last:
                 break
-            self._train_step(batches)
+            try:
+                self._train_step(batches)
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
+                problem = self._window.problem() or self._gradients_problem()
+                if problem is None:
+                    raise
+                yield from self._finish("diverged", resumed_from, problem=problem)
+                return
             state.step += 1
             if state.step % log_every == 0 or state.step == self.total:
                 if (problem := self._window.problem()) is not None:
@@ -286,6 +293,11 @@ class Trainer:
         weights = [parameter.detach() for parameter in self._parameters if parameter.numel()]
         largest = torch.stack([norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)])
         return None if bool(torch.isfinite(largest).all()) else "the weights are no longer finite"
+
+    def _gradients_problem(self) -> str | None:
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        return None if finite else "the gradients are no longer finite"
 
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state

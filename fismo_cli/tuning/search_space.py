@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fismo_cli.preset.optimizer_names import DEFAULTS
+from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, NO_WEIGHT_DECAY
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 
 __all__ = ["Choice", "Range", "Space", "default_space", "near_bounds", "with_settings"]
@@ -27,9 +27,6 @@ _BETAS: dict[str, tuple[float, float]] = {
 
 _MOMENTUM = {"muon": 0.95, "sgd": 0.9}
 """Optimizers with a momentum, and the one they start from."""
-
-_COUPLED = ("adam", "sgd", "adamax", "nadam", "radam", "rmsprop", "adagrad", "adadelta", "asgd")
-"""Optimizers whose weight decay goes through the gradient, so that useful values are smaller."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,37 @@ Space = dict[str, Range | Choice]
 """Name of a setting -> where it is searched. `1 - momentum` and the like are searched in place of what nears 1."""
 
 
+MIN_POLYNOMIAL_DAMPING = 1e-4
+"""Below it the schema refuses polynomial roots."""
+
+
 def default_space(config: FismoConfig | BaselineConfig) -> Space:
-    """Where the settings of an optimizer are searched: two decades of learning rate around the section's own."""
-    decay = (0.0, 1e-4, 1e-3, 1e-2) if config.name in _COUPLED else (0.0, 0.01, 0.1, 0.3)
+    """Where the settings of an optimizer are searched: two decades of learning rate around the section's own.
+
+    Raises:
+        ValueError: if the section has no learning rate, and this tool no default for it.
+    """
+    decay = (0.0, 1e-4, 1e-3, 1e-2) if config.name in COUPLED_DECAY else (0.0, 0.01, 0.1, 0.3)
     space: Space = {"weight_decay": _choice(decay, config.weight_decay)}
     if isinstance(config, FismoConfig):
-        return {
-            "trust_radius": _around(config.trust_radius, 10.0),
-            **space,
-            "1 - momentum": _complement(config.momentum),
-            "damping": _around(config.damping, 10.0),
-        }
-    lr = config.lr or DEFAULTS.get(config.name, {}).get("lr", 1e-3)
-    space = {"lr": _around(lr, 10.0), **space}
+        space = {"trust_radius": _around(config.trust_radius), **space, "1 - momentum": _complement(config.momentum)}
+        if config.damping > 0:
+            low = MIN_POLYNOMIAL_DAMPING if config.roots == "polynomial" else 0.0
+            space["damping"] = _around(config.damping, low)
+        return space
+    lr = config.lr or DEFAULTS.get(config.name, {}).get("lr")
+    if lr is None:
+        raise ValueError("give its learning rate (lr), around which to tune")
+    space = {"lr": _around(lr), **({} if config.name in NO_WEIGHT_DECAY else space)}
     if config.name in _MOMENTUM:
         space["1 - momentum"] = _complement(config.momentum if config.momentum is not None else _MOMENTUM[config.name])
     elif config.name in _BETAS:
         first, second = config.betas or _BETAS[config.name]
         space["1 - beta1"], space["1 - beta2"] = _complement(first), _complement(second)
+    fixed = {"betas": ("1 - beta1", "1 - beta2"), "momentum": ("1 - momentum",)}
+    for key in config.args:  # what is given there wins over everything, so there is nothing to search
+        for name in fixed.get(key, (key,)):
+            space.pop(name, None)
     return space
 
 
@@ -106,13 +116,13 @@ def near_bounds(space: Space, settings: Mapping[str, float], share: float = 0.05
     return tuple(found)
 
 
-def _around(start: float, factor: float) -> Range:
-    return Range(start / factor, start * factor, start)
+def _around(start: float, least: float = 0.0) -> Range:
+    return Range(max(start / 10.0, min(least, start)), start * 10.0, start)
 
 
 def _complement(rate: float) -> Range:
     start = max(1.0 - rate, 1e-4)
-    return Range(start / 5.0, min(start * 5.0, 0.5), start)
+    return Range(start / 5.0, max(min(start * 5.0, 0.5), start), start)
 
 
 def _choice(values: tuple[float, ...], start: float) -> Choice:

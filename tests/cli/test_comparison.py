@@ -21,7 +21,7 @@ def contenders(*overrides: str, baselines: tuple[str, ...]) -> dict[str, Contend
 
 
 def test_only_the_optimizer_differs():
-    found = contenders("optimizer.weight_decay=0.1", baselines=("muon", "adam", "lion"))
+    found = contenders("optimizer.weight_decay=0.1", baselines=("muon", "adamw", "lion"))
     sections = []
     for contender in found.values():
         values = contender.loaded.preset.model_dump()
@@ -61,13 +61,15 @@ def test_runs_differ_by_seed_and_settings_alone():
     assert TUNING_SEED_OFFSET > 1000
 
 
-@pytest.mark.parametrize("name", ["fismo", "muon", "adam", "adamw", "soap", "sgd", "shampoo", "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["fismo", "muon", "adam", "adamw", "soap", "sgd", "shampoo", "adafactor", "sm3", "rmsprop", "timm/lamb"]
+)
 def test_every_space_holds_its_start_and_builds_the_optimizer(name):
     import torch
 
     from fismo_cli.optimizers import build_optimizer
 
-    overrides = [] if name == "fismo" else [f"optimizer.name={name}"]
+    overrides = [] if name == "fismo" else [f"optimizer.name={name}", "optimizer.lr=0.01"]
     config = load_preset("digits-vit", overrides).preset.optimizer
     space = default_space(config)
     for where in space.values():
@@ -144,3 +146,45 @@ def test_speed_ups_keep_misses():
     assert _ratio([(10.0, math.inf)] * 8)["median"] == 0.0
     assert _ratio([(math.inf, math.inf)] * 8) == {"median": None, "ci95": [0.0, "inf"]}
     assert _ratio([(20.0, 10.0)] * 7 + [(math.inf, math.inf)])["median"] == 2.0
+
+
+@pytest.mark.parametrize("damping", ["3e-4", "0"])
+@pytest.mark.parametrize("momentum", ["0", "0.2", "0.999"])
+def test_every_draw_from_a_legal_fismo_section_is_legal(damping, momentum):
+    roots = "eigh" if damping == "0" else "polynomial"
+    overrides = [f"optimizer.damping={damping}", f"optimizer.momentum={momentum}", f"optimizer.roots={roots}"]
+    fismo = _contenders(load_preset("digits-vit", overrides), ("muon",))[0][0]
+    sampling = Sampling(fismo.space, trials=20, seed=0)
+    while not sampling.done:
+        settings = sampling.ask()
+        assert fismo.run(1, settings).preset.optimizer.damping >= 0
+        sampling.tell(settings, settings["trust_radius"])
+
+
+def test_what_args_fix_is_not_searched():
+    found = contenders("compare.adam={args: {betas: [0.5, 0.9], lr: 0.1}}", baselines=("adam",))
+    assert set(found["adam"].space) == {"weight_decay"}
+
+
+def test_tuning_needs_a_learning_rate_to_start_from():
+    with pytest.raises(ValueError, match="learning rate"):
+        default_space(load_preset("digits-vit", ["optimizer.name=adadelta"]).preset.optimizer)
+
+
+def test_coupled_weight_decay_is_not_the_candidate_s():
+    found = contenders("optimizer.weight_decay=0.1", baselines=("adam", "sgd", "adamw"))
+    decays = {label: contender.loaded.preset.optimizer.weight_decay for label, contender in found.items()}
+    assert decays == {"fismo": 0.1, "adam": 0.0, "sgd": 0.0, "adamw": 0.1}
+
+
+def test_a_baseline_s_adamw_is_the_candidate_s_but_for_what_it_says():
+    found = contenders("optimizer.adamw.betas=[0.8, 0.9]", "compare.muon.adamw.lr=0.5", baselines=("muon",))
+    adamw = found["muon"].loaded.preset.optimizer.adamw
+    assert (adamw.lr, adamw.betas) == (0.5, (0.8, 0.9))
+
+
+def test_a_loss_that_is_not_finite_is_a_divergence():
+    broken = record("a", 0, 1.0)
+    broken.summary["metrics"]["validation"]["loss"] = None
+    assert broken.diverged
+    assert broken.loss == math.inf

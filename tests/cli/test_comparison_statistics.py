@@ -69,7 +69,8 @@ def test_underpowered_as_the_protocol_says():
 def test_median_interval():
     assert median_interval([1.0, 2.0, 3.0]) == (2.0, 0.0, math.inf)
     values = list(range(1, 9))  # of 8 values the extremes hold the median with probability 0.992
-    assert median_interval(values) == (4.5, 1, 8)
+    assert median_interval(values) == (pytest.approx(math.sqrt(20)), 1, 8)
+    assert math.isnan(median_interval([0.0] * 4 + [math.inf] * 4)[0])
     assert median_interval([1.0] * 5 + [math.inf] * 3) == (1.0, 1.0, math.inf)
     expected = stats.quantile_test(np.arange(20.0)).confidence_interval(0.95)
     assert median_interval(np.arange(20.0))[1:] == tuple(expected)
@@ -109,6 +110,14 @@ def test_divergence_is_the_worst_rank_and_enters_no_mean():
     assert verdict(candidate, baseline) == "better"
     assert verdict([math.inf] * 8, candidate) == "worse"
     assert verdict(candidate, [math.inf] * 8) == "better"
+
+
+def test_the_direction_is_that_of_the_test():
+    """Both diverge on most seeds, the baseline alone on the others: the median difference is 0, yet it is better."""
+    candidate, baseline = [math.inf] * 7 + [1.0] * 6, [math.inf] * 13
+    assert compare_paired(candidate, baseline).difference == 0.0
+    assert verdict(candidate, baseline) == "better"
+    assert verdict(baseline, candidate) == "worse"
 
 
 def test_both_diverged_is_a_tie_and_no_equivalence():

@@ -219,6 +219,32 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, va
     assert store_in(tmp_path).load().step == 9
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_decomposition_of_broken_gradients_is_a_divergence(tmp_path, finite):
+    """Optimizers such as shampoo raise before the loss is looked at; with sound gradients it is their error."""
+    task = () if finite else (poisoned(float("nan")),)
+    trainer = make_trainer(*task, log_every=100, steps=30)
+
+    def refuse(*arguments):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    step = trainer.optimizer.step
+    taken = []
+
+    def limited(*arguments):
+        taken.append(1)
+        return step(*arguments) if len(taken) <= 12 else refuse()
+
+    trainer.optimizer.step = limited
+    if finite:
+        with pytest.raises(torch.linalg.LinAlgError):
+            run(trainer, store=store_in(tmp_path))
+        return
+    events, summary = run(trainer, store=store_in(tmp_path))
+    assert summary["status"] == "diverged"
+    assert of(Diverged, events)[0].step == 12
+
+
 def test_weights_broken_by_the_last_update_are_not_saved(tmp_path):
     trainer = make_trainer(checkpoint=CheckpointConfig(every=5), log_every=100)
     step = trainer.optimizer.step

@@ -187,7 +187,7 @@ def settings(trials: int = 2) -> list:
 
 def final_numbers(summary) -> tuple:
     runs = sorted((run["label"], run["seed"], run["metrics"]["validation"]["loss"]) for run in summary["runs"])
-    tuned = [[(trial["settings"], trial["loss"]) for trial in tuning["trials"]] for tuning in summary["tuning"]]
+    tuned = [[(trial["settings"], trial["loss"]) for trial in tuning["trial_list"]] for tuning in summary["tuning"]]
     tests = [(v["difference"], v["p_value"], v["steps_speedup"]) for v in summary["verdicts"]]
     return runs, tuned, tests
 

@@ -44,7 +44,7 @@ def cost_table(summary: Mapping[str, Any]) -> Rows:
         "steps to target",
         "s to target",
         "ms a step",
-        "optimizer",
+        "its share",
         "peak MiB",
         "state B/parameter",
     )

@@ -8,10 +8,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from fismo_cli.comparison.plan import Contender, Plan, Target
+from fismo_cli.comparison.contenders import Contender
+from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record
 from fismo_cli.comparison.running import Results, Tuned
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
+from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.tuning.search_space import near_bounds

@@ -5,7 +5,6 @@ Everything but the optimizer is the same for all contenders (points 1 to 4 of th
 
 import hashlib
 import json
-import math
 import os
 import random
 import tempfile
@@ -15,78 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.comparison.contenders import Contender, make_contenders
+from fismo_cli.comparison.target import Target, parse_target
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
-from fismo_cli.preset.optimizer_names import (
-    COUPLED_DECAY,
-    MATRIX_NAMES,
-    NO_WEIGHT_DECAY,
-    is_optimizer_name,
-    optimizer_names,
-)
-from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
-from fismo_cli.preset.suggestions import did_you_mean, near
 from fismo_cli.runs.directory import write_json
 from fismo_cli.runs.executor import Failure, dry_run_elsewhere
-from fismo_cli.tuning.search_space import Space, default_space, with_settings
 
-__all__ = ["Contender", "Plan", "Target", "make_plan", "parse_target", "read_plan"]
+__all__ = ["Plan", "make_plan", "read_plan"]
 
 TUNING_SEED_OFFSET = 10_000
 """Tuning runs have the preset's seed plus this one: no seed is used for both choosing and judging."""
 
 EVALUATIONS = 50
 """Evaluations a run at the least: every 2 % of the budget."""
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "image-classification": ("loss", "top1", "top5"),
-    "language-modelling": ("loss", "perplexity", "bits_per_byte"),
-}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A value of a validation metric that is to be reached; only top-k accuracies are better when higher."""
-
-    metric: str
-    value: float
-
-    def reached(self, metrics: Mapping[str, float]) -> bool:
-        """Whether these metrics reach it."""
-        value = metrics.get(self.metric)
-        if value is None:
-            return False
-        return bool(value >= self.value if self.metric.startswith("top") else value <= self.value)
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4g}"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """An optimizer with its settings, as the preset of its run with the first seed."""
-
-    label: str
-    loaded: LoadedPreset
-
-    @property
-    def folder(self) -> str:
-        """Its name as a folder's."""
-        return self.label.replace("/", "-")
-
-    @property
-    def space(self) -> Space:
-        """Where its settings are tuned."""
-        return default_space(self.loaded.preset.optimizer)
-
-    def run(self, seed: int, settings: Mapping[str, float] | None = None) -> LoadedPreset:
-        """The preset of one run, with settings that were drawn from its space, where there are some."""
-        values = self.loaded.preset.model_dump()
-        values["train"]["seed"] = seed
-        if settings is not None:
-            values["optimizer"] = with_settings(self.loaded.preset.optimizer, settings)
-        return replace(self.loaded, preset=preset_adapter.validate_python(values))
 
 
 @dataclass(frozen=True)
@@ -148,28 +90,6 @@ class Plan:
         return self.directory / "runs" / contender.folder
 
 
-def parse_target(text: str, task: str) -> Target:
-    """`0.3` (of the loss) or `top1=0.97`.
-
-    Raises:
-        UsageError: if it is neither, or cannot be reached by the metric.
-    """
-    metric, equals, number = text.rpartition("=")
-    metric = metric if equals else "loss"
-    try:
-        value = float(number)
-    except ValueError:
-        raise UsageError(f"--target {text}: must be a number, or METRIC=NUMBER such as loss=0.3") from None
-    if metric not in METRICS[task]:
-        raise UsageError(f"--target {text}: the metrics of {task} are {', '.join(METRICS[task])}")
-    higher_is_better = metric.startswith("top")
-    low, high = (1.0 if metric == "perplexity" else 0.0), (1.0 if higher_is_better else math.inf)
-    if not low < value <= high or math.isinf(value):
-        bounds = f"more than {low:g}" + (f" and at most {high:g}" if higher_is_better else "")
-        raise UsageError(f"--target {text}: cannot be reached, or not be missed; a target for {metric} is {bounds}")
-    return Target(metric, value)
-
-
 def make_plan(
     loaded: LoadedPreset,
     baselines: Sequence[str],
@@ -188,10 +108,10 @@ def make_plan(
     """
     wanted = None if target is None else parse_target(target, loaded.preset.task)
     problems = _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
-    contenders, wrong = _contenders(loaded, baselines)
+    contenders, wrong = make_contenders(loaded, baselines)
     problems += wrong
     if tune_trials > 0:
-        problems += [message for contender in contenders for message in _space_problems(contender)]
+        problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:
         raise UsageError("\n       ".join(problems))
     directory = root / f"{loaded.name}-{_identity(contenders, tune_trials)}"
@@ -253,67 +173,6 @@ def _argument_problems(*, seeds: int, tune_trials: int, margin: float, workers: 
         (workers < 1, f"--workers {workers}: must be at least 1"),
     )
     return [message for wrong, message in checks if wrong]
-
-
-def _contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[list[Contender], list[str]]:
-    preset = loaded.preset
-    problems: list[str] = []
-    base = preset.model_copy(update={"compare": {}})
-    contenders = [Contender(preset.optimizer.name, replace(loaded, preset=base, notes=()))]
-    if not baselines:
-        problems.append("--baselines: name at least one, such as --baselines adam muon")
-    known = {*preset.compare, *optimizer_names()}
-    for label in baselines:
-        taken = {contender.label for contender in contenders}
-        if label == contenders[0].label:
-            problems.append(
-                f"--baselines {label}: that is the optimizer the baselines are compared with; for other settings of it "
-                f"name a variant: 'compare.other={{name: {label}, ...}}' --baselines other"
-            )
-        elif label in taken:
-            problems.append(f"--baselines {label}: named twice")
-        elif label not in preset.compare and not is_optimizer_name(label):
-            hint = did_you_mean(near(label, known, count=2))
-            hint = hint or " (a preset goes before --baselines)" if label.endswith(".yaml") else hint
-            problems.append(f"--baselines {label}: no optimizer of this name, and no entry under compare.{hint}")
-        else:
-            try:
-                contenders.append(Contender(label, replace(loaded, preset=_baseline(preset, label), notes=())))
-            except ValueError as error:
-                problems.append(f"--baselines {label}: {str(error).splitlines()[-1].strip()}")
-    return contenders, problems
-
-
-def _space_problems(contender: Contender) -> list[str]:
-    try:
-        return [] if contender.space else [f"--tune-trials: there is nothing to tune of {contender.label}"]
-    except ValueError as error:
-        return [f"--tune-trials: {contender.label}: {error}"]
-
-
-def _baseline(preset: Preset, label: str) -> Preset:
-    """The preset with a baseline in the candidate's place; what sets matrices apart is the same for all."""
-    config = preset.compare.get(label)
-    name = label if config is None else config.name
-    given = {} if config is None else config.model_dump(include=config.model_fields_set)
-    if config is not None and "adamw" in given:  # key by key: what it does not say is the candidate's
-        own = config.adamw.model_dump(include=config.adamw.model_fields_set)
-        given["adamw"] = {**preset.optimizer.adamw.model_dump(), **own}
-    candidate = preset.optimizer
-    shared: dict[str, Any] = {"adamw": candidate.adamw.model_dump()}
-    if name not in COUPLED_DECAY | NO_WEIGHT_DECAY:
-        shared["weight_decay"] = candidate.weight_decay
-    if name in ("fismo", *MATRIX_NAMES):
-        shared["rules"] = dict(candidate.rules)
-    if name == candidate.name:  # a variant: what it does not say is the candidate's
-        shared = candidate.model_dump()
-        form = given.get("form")
-        if isinstance(candidate, FismoConfig) and form is not None and form != candidate.form:
-            keys = {key for parts in FORMS.values() for part in parts for key in part}
-            shared = {key: value for key, value in shared.items() if key not in keys}
-
-    values = {**preset.model_dump(), "optimizer": {**shared, **given, "name": name}, "compare": {}}
-    return preset_adapter.validate_python(values)
 
 
 def _identity(contenders: Sequence[Contender], tune_trials: int) -> str:

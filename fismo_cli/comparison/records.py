@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fismo_cli.comparison.plan import Target
+from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.runs.directory import RunDirectory
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fismo_cli.comparison.plan import Contender, Plan
+from fismo_cli.comparison.contenders import Contender
+from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record, read_record
 from fismo_cli.errors import ExitCode, FismoError
 from fismo_cli.preset.loading import LoadedPreset

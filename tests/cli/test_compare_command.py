@@ -3,7 +3,7 @@
 import pytest
 
 from fismo_cli.commands.compare import spread_out
-from fismo_cli.comparison.plan import parse_target
+from fismo_cli.comparison.target import parse_target
 from fismo_cli.errors import UsageError
 from tests.end_to_end.conftest import Cli
 

@@ -6,7 +6,8 @@ import math
 import pytest
 
 from fismo_cli.comparison.analysis import _own_target, _ratio, check_pairing
-from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Contender, _contenders
+from fismo_cli.comparison.contenders import Contender, make_contenders
+from fismo_cli.comparison.plan import TUNING_SEED_OFFSET
 from fismo_cli.comparison.records import Point, Record
 from fismo_cli.errors import FismoError
 from fismo_cli.preset.loading import load_preset
@@ -15,7 +16,7 @@ from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bou
 
 
 def contenders(*overrides: str, baselines: tuple[str, ...]) -> dict[str, Contender]:
-    found, problems = _contenders(load_preset("digits-vit", overrides), baselines)
+    found, problems = make_contenders(load_preset("digits-vit", overrides), baselines)
     assert problems == []
     return {contender.label: contender for contender in found}
 
@@ -153,7 +154,7 @@ def test_speed_ups_keep_misses():
 def test_every_draw_from_a_legal_fismo_section_is_legal(damping, momentum):
     roots = "eigh" if damping == "0" else "polynomial"
     overrides = [f"optimizer.damping={damping}", f"optimizer.momentum={momentum}", f"optimizer.roots={roots}"]
-    fismo = _contenders(load_preset("digits-vit", overrides), ("muon",))[0][0]
+    fismo = make_contenders(load_preset("digits-vit", overrides), ("muon",))[0][0]
     sampling = Sampling(fismo.space, trials=20, seed=0)
     while not sampling.done:
         settings = sampling.ask()

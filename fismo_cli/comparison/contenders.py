@@ -1,0 +1,107 @@
+"""Who is compared: the preset's optimizer and the baselines, alike in everything else (point 1 of the protocol)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.optimizer_names import (
+    COUPLED_DECAY,
+    MATRIX_NAMES,
+    NO_WEIGHT_DECAY,
+    is_optimizer_name,
+    optimizer_names,
+)
+from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
+from fismo_cli.preset.suggestions import did_you_mean, near
+from fismo_cli.tuning.search_space import Space, default_space, with_settings
+
+__all__ = ["Contender", "make_contenders"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer with its settings, as the preset of its run with the first seed."""
+
+    label: str
+    loaded: LoadedPreset
+
+    @property
+    def folder(self) -> str:
+        """Its name as a folder's."""
+        return self.label.replace("/", "-")
+
+    @property
+    def space(self) -> Space:
+        """Where its settings are tuned."""
+        return default_space(self.loaded.preset.optimizer)
+
+    def run(self, seed: int, settings: Mapping[str, float] | None = None) -> LoadedPreset:
+        """The preset of one run, with settings that were drawn from its space, where there are some."""
+        values = self.loaded.preset.model_dump()
+        values["train"]["seed"] = seed
+        if settings is not None:
+            values["optimizer"] = with_settings(self.loaded.preset.optimizer, settings)
+        return replace(self.loaded, preset=preset_adapter.validate_python(values))
+
+    def tuning_problems(self) -> list[str]:
+        """Why it cannot be tuned."""
+        try:
+            return [] if self.space else [f"--tune-trials: there is nothing to tune of {self.label}"]
+        except ValueError as error:
+            return [f"--tune-trials: {self.label}: {error}"]
+
+
+def make_contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[list[Contender], list[str]]:
+    """The candidate and the baselines that could be made, and what is wrong with the others."""
+    preset = loaded.preset
+    problems: list[str] = []
+    base = preset.model_copy(update={"compare": {}})
+    contenders = [Contender(preset.optimizer.name, replace(loaded, preset=base, notes=()))]
+    if not baselines:
+        problems.append("--baselines: name at least one, such as --baselines adam muon")
+    known = {*preset.compare, *optimizer_names()}
+    for label in baselines:
+        taken = {contender.label for contender in contenders}
+        if label == contenders[0].label:
+            problems.append(
+                f"--baselines {label}: that is the optimizer the baselines are compared with; for other settings of it "
+                f"name a variant: 'compare.other={{name: {label}, ...}}' --baselines other"
+            )
+        elif label in taken:
+            problems.append(f"--baselines {label}: named twice")
+        elif label not in preset.compare and not is_optimizer_name(label):
+            hint = did_you_mean(near(label, known, count=2))
+            hint = hint or " (a preset goes before --baselines)" if label.endswith(".yaml") else hint
+            problems.append(f"--baselines {label}: no optimizer of this name, and no entry under compare.{hint}")
+        else:
+            try:
+                contenders.append(Contender(label, replace(loaded, preset=_baseline(preset, label), notes=())))
+            except ValueError as error:
+                problems.append(f"--baselines {label}: {str(error).splitlines()[-1].strip()}")
+    return contenders, problems
+
+
+def _baseline(preset: Preset, label: str) -> Preset:
+    """The preset with a baseline in the candidate's place; what sets matrices apart is the same for all."""
+    config = preset.compare.get(label)
+    name = label if config is None else config.name
+    given = {} if config is None else config.model_dump(include=config.model_fields_set)
+    if config is not None and "adamw" in given:  # key by key: what it does not say is the candidate's
+        own = config.adamw.model_dump(include=config.adamw.model_fields_set)
+        given["adamw"] = {**preset.optimizer.adamw.model_dump(), **own}
+    candidate = preset.optimizer
+    shared: dict[str, Any] = {"adamw": candidate.adamw.model_dump()}
+    if name not in COUPLED_DECAY | NO_WEIGHT_DECAY:
+        shared["weight_decay"] = candidate.weight_decay
+    if name in ("fismo", *MATRIX_NAMES):
+        shared["rules"] = dict(candidate.rules)
+    if name == candidate.name:  # a variant: what it does not say is the candidate's
+        shared = candidate.model_dump()
+        form = given.get("form")
+        if isinstance(candidate, FismoConfig) and form is not None and form != candidate.form:
+            keys = {key for parts in FORMS.values() for part in parts for key in part}
+            shared = {key: value for key, value in shared.items() if key not in keys}
+
+    values = {**preset.model_dump(), "optimizer": {**shared, **given, "name": name}, "compare": {}}
+    return preset_adapter.validate_python(values)

@@ -1,0 +1,180 @@
+"""What a comparison says, in words, tables and on the page, from a summary made by hand."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from fismo_cli.comparison.contenders import make_contenders
+from fismo_cli.comparison.plan import Plan
+from fismo_cli.comparison.running import Status
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.reporting.comparison_html import page
+from fismo_cli.reporting.comparison_progress import comparison_progress
+from fismo_cli.reporting.comparison_tables import cost_table, print_comparison, quality_table
+from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
+
+
+def verdict(name: str = "muon", **changes) -> dict:
+    return {
+        "baseline": name,
+        "verdict": "better",
+        "difference": -0.1,
+        "ci95": [-0.2, -0.05],
+        "p_value": 0.01,
+        "p_holm": 0.02,
+        "t_p_value": 0.01,
+        "effect_size": -1.0,
+        "wins": 7,
+        "ties": 0,
+        "losses": 1,
+        "diverged": 0,
+        "margin": 0.005,
+        "differences": [-0.1, -0.2],
+        "steps_speedup": {"median": 1.25, "ci95": [1.0, "inf"]},
+        "seconds_speedup": {"median": 1.5, "ci95": [1.1, 2.0]},
+        **changes,
+    }
+
+
+def contender(label: str, **changes) -> dict:
+    spread = {"mean": 0.25, "standard_deviation": 0.01}
+    return {
+        "label": label,
+        "settings": {"name": label, "note": "<script>alert(1)</script>"},
+        "same_adamw": True,
+        "completed": 2,
+        "diverged": 0,
+        "validation_loss": spread,
+        "metrics": {"validation": {"loss": spread, "top1": spread}, "test": {"loss": spread, "top1": spread}},
+        "target_steps": [10, "inf"],
+        "steps_to_target": 10,
+        "seconds_to_target": "inf",
+        "step_milliseconds": 20.0,
+        "optimizer_share": 0.25,
+        "peak_memory_bytes": 2**20,
+        "optimizer_state_bytes": 800,
+        **changes,
+    }
+
+
+def summary(**changes) -> dict:
+    runs = [
+        {
+            **{
+                "label": label,
+                "seed": seed,
+                "status": "completed",
+                "seconds": 1.0,
+                "run_dir": f"c/runs/{label}/{seed}",
+            },
+            "metrics": {"validation": {"loss": 0.25}},
+        }
+        for label in ("fismo", "muon")
+        for seed in (0, 1)
+    ]
+    return {
+        "comparison": "c",
+        "preset": "digits<vit>",
+        "candidate": "fismo",
+        "seeds": [0, 1],
+        "tune_trials": 0,
+        "margin": 0.005,
+        "target": {"metric": "loss", "value": 0.25, "given": False},
+        "timing": "alone",
+        "cpus": ["cpu"],
+        "versions": {},
+        "mixed_versions": False,
+        "environment": {"total_steps": 20, "parameters": 100},
+        "declarations": [{}],
+        "verdicts": [verdict()],
+        "contenders": [contender("fismo"), contender("muon")],
+        "tuning": [],
+        "runs": runs,
+        "pairing": [],
+        "curves": [
+            {"label": run["label"], "seed": run["seed"], "step": [10, 20], "seconds": [0.5, 1.0], "loss": [1.0, 0.25]}
+            for run in runs
+        ],
+        "report": "c/report.html",
+        **changes,
+    }
+
+
+def test_verdicts_in_words():
+    text = verdict_sentence(summary(), verdict())
+    assert "fismo is better than muon: difference in validation loss -0.1000 (95 % interval -0.2000 to -0.0500)" in text
+    assert "muon takes 1.25 (1.00 to ∞) times as many steps and 1.50 (1.10 to 2.00) times as many seconds" in text
+    few = verdict_sentence(summary(), verdict(verdict="underpowered", ci95=[None, None]))
+    assert "too few seeds for any decision" in few
+    assert "too few seeds for an interval" in few
+    missed = verdict(steps_speedup={"median": "inf", "ci95": [1.0, "inf"]})
+    assert "muon does not reach loss 0.25 in half of the seeds or more" in verdict_sentence(summary(), missed)
+    unknown = verdict(steps_speedup={"median": None, "ci95": [0.0, "inf"]})
+    assert "too few runs" in verdict_sentence(summary(), unknown)
+    assert "nothing was tuned" in opening(summary())
+    assert "each tuned by 5 trials" in opening(summary(tune_trials=5))
+
+
+def test_caveats_name_what_weakens_a_result():
+    assert caveats(summary()) == []
+    tuning = {"label": "muon", "at_bound": ["lr"], "best": {"value": 1.0, "params": {}, "trial": 0}}
+    weak = summary(
+        timing="shared",
+        cpus=["a", "b"],
+        declarations=[{}, {}],
+        target=None,
+        tuning=[tuning, {**tuning, "at_bound": [], "best": None}],
+        contenders=[contender("fismo"), contender("muon", diverged=1, same_adamw=False)],
+    )
+    found = " ".join(caveats(weak))
+    for part in ("side by side", "same machine", "changed 1 times", "edge", "Every tuning trial", "1 of 2 seeds"):
+        assert part in found
+    assert "other AdamW settings" in found
+    assert "no speed-up" in found
+
+
+def test_tables():
+    headings, rows = quality_table(summary())
+    assert rows[1][headings.index("verdict")] == "fismo better"
+    assert rows[0][headings.index("top-1")] == "25.00 %"
+    headings, rows = cost_table(summary())
+    assert rows[0][headings.index("state B/parameter")] == "8.0"
+    assert rows[0][headings.index("s to target")] == "not reached"
+    text = contender("gpt", metrics={"validation": {"loss": {"mean": 1.0, "standard_deviation": 0.1}}})
+    assert "top-1" not in quality_table(summary(contenders=[text]))[0]
+    out = io.StringIO()
+    print_comparison(Console(file=out, width=100), summary())
+    assert "report: c/report.html" in out.getvalue()
+    assert "fismo 50 %, muon 50 %" in out.getvalue()
+
+
+def test_the_page_escapes_what_users_name():
+    html = page(summary(), Path("c"))
+    assert "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)" in html
+    assert "digits&lt;vit&gt;" in html
+    assert 'href="runs/muon/1"' in html
+    for link in ('src="http', "src='http", '<link rel="stylesheet"'):
+        assert link not in html
+
+
+def test_live_progress_draws_a_table():
+    found, _ = make_contenders(load_preset("digits-vit"), ("muon",))
+    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 0.005, None, {"total_steps": 20}, [])
+    status = Status(
+        tuning={"fismo": 2, "muon": 3},
+        runs={},
+        active=(("muon, seed 1", 7),),
+        done=5,
+        total=10,
+        fresh=2,
+        seconds=4.0,
+        finished="fismo, seed 0: done",
+    )
+    out = io.StringIO()
+    with comparison_progress(Console(file=out, width=100, force_terminal=True), plan) as tell:
+        tell(status)
+    text = out.getvalue()
+    for part in ("2/3", "seed 1 at step 7/20", "5 of 10 runs", "00:00:10 left", "fismo, seed 0: done"):
+        assert part in text

@@ -1,7 +1,9 @@
 """`fismo compare` in real processes: verdicts, pairing, the page in a browser, kill and rerun."""
 
+import fcntl
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -27,24 +29,17 @@ COMPARED = [*SHORT, *VARIANTS, "--baselines", "twin", "crippled", "wild", "--see
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A comparison with itself, with a crippled optimizer and with one that diverges; made once."""
-    cli = Cli(tmp_path_factory.mktemp("compare"))
-    done = cli.run(
-        *(
-            "compare",
-            *SHORT,
-            *VARIANTS,
-            "--baselines",
-            "twin",
-            "crippled",
-            "wild",
-            "--seeds",
-            7,
-            "--workers",
-            2,
-            "--json",
-        )
-    )
+    """A comparison with itself, with a crippled optimizer and with one that diverges; made once.
+
+    Test processes side by side share it: the second one finds it done, as any rerun does.
+    """
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "compared"
+    folder.mkdir(exist_ok=True)
+    cli = Cli(folder)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = cli.run("compare", *COMPARED)
     assert done.code == 0, done.err
     return cli, done
 

@@ -52,7 +52,7 @@ app = typer.Typer(add_completion=False)
 def compare(
     preset: Annotated[
         str | None,
-        typer.Argument(metavar="[PRESET]", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
+        typer.Argument(metavar="PRESET", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")
@@ -79,7 +79,10 @@ def compare(
     ] = Path("comparisons"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
-    """Find out which optimizer is better: paired seeds, equal tuning, tests, time to target. Resumes by itself."""
+    """Find out which optimizer is better, and by how much.
+
+    Paired seeds, equal tuning, exact tests, time to a target. The same command again resumes.
+    """
     given = list(overrides or ())
     if preset is not None and "=" in preset:
         given, preset = [preset, *given], None

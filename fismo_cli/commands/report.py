@@ -13,7 +13,7 @@ def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that `fismo compare` made.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
-    """Rebuild the tables and the page of a comparison from its files."""
+    """Rebuild the tables and the page of a comparison."""
     from fismo_cli.comparison.plan import read_plan
     from fismo_cli.comparison.running import stored_results
     from fismo_cli.reporting.comparison_report import write_report

@@ -41,7 +41,7 @@ class Cli:
         )
 
     def finish(self, process: subprocess.Popen) -> Outcome:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert "Traceback" not in (err or ""), err
         return Outcome(process.returncode, out, err or "")
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "environment"]
+__all__ = ["PACKAGES", "environment", "usable_cores"]
 
 PACKAGES = (
     "fismo",
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
         "cpu": {
             "model": _cpu_model(),
             "cores": os.cpu_count(),
-            "usable_cores": _usable_cores(),
+            "usable_cores": usable_cores(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "memory_bytes": _memory_bytes(),
         },
@@ -71,7 +71,7 @@ def _cpu_model() -> str | None:
     return next(models, platform.machine())
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
     """Cores that this process may run on; a container or a batch system may give it fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

@@ -199,10 +199,9 @@ def _contender(contender: Contender, plan: Plan, records: Sequence[Record], targ
     reached = [record.reached(target) for record in records] if target is not None else []
     steps, seconds = ([pair[index] for pair in reached] for index in (0, 1))
     total, optimizer = sum(s["seconds"] for s in summaries), sum(s["optimizer_seconds"] for s in summaries)
-    parameters = contender.loaded.preset.optimizer.model_dump(mode="json")
     return {
         "label": contender.label,
-        "settings": parameters,
+        "settings": contender.loaded.preset.optimizer.model_dump(mode="json"),
         "same_adamw": _untreated(contender) in (None, _untreated(plan.candidate)),
         "completed": len(done),
         "diverged": len(records) - len(done),

@@ -5,7 +5,6 @@ Everything but the optimizer is the same for all contenders (points 1 to 4 of th
 
 import hashlib
 import json
-import os
 import random
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.target import Target, parse_target
+from fismo_cli.environment import usable_cores
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
@@ -116,7 +116,7 @@ def make_plan(
         raise UsageError("\n       ".join(problems))
     directory = root / f"{loaded.name}-{_identity(contenders, tune_trials)}"
     stored = _stored(directory)
-    environment = stored.get("environment") or _try(contenders, directory, workers)
+    environment = stored.get("environment") or _try(contenders, workers)
     declared = {"seeds": seeds, "margin": margin, "target": target, "workers": workers}
     declarations = stored.get("declarations", [])
     if not declarations or {key: declarations[-1].get(key) for key in declared} != declared:
@@ -181,11 +181,10 @@ def _identity(contenders: Sequence[Contender], tune_trials: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _try(contenders: Sequence[Contender], directory: Path, workers: int) -> dict[str, Any]:
+def _try(contenders: Sequence[Contender], workers: int) -> dict[str, Any]:
     """A few steps of each contender: what is wrong shows now, and how long a run is becomes known."""
-    threads = contenders[0].loaded.preset.train.threads or max(1, _cores() // workers)
+    threads = contenders[0].loaded.preset.train.threads or max(1, (usable_cores() or 1) // workers)
     problems, results = [], []
-
     with tempfile.TemporaryDirectory() as folder:
         for contender in contenders:
             pinned = _with_train(contender.loaded, threads=threads)
@@ -227,10 +226,6 @@ def _fixed(contender: Contender, environment: Mapping[str, Any]) -> Contender:
 def _with_train(loaded: LoadedPreset, **changes: Any) -> LoadedPreset:
     train = loaded.preset.train.model_copy(update=changes)
     return replace(loaded, preset=loaded.preset.model_copy(update={"train": train}))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stored(directory: Path) -> dict[str, Any]:

@@ -80,7 +80,6 @@ class Status:
 @dataclass(frozen=True)
 class _Job:
     contender: Contender
-    seed: int
     loaded: LoadedPreset
     runs_dir: Path
     name: str
@@ -140,7 +139,7 @@ def stored_results(plan: Plan) -> Results:
     return results
 
 
-def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, Sampling, dict[str, float] | None]:
+def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, dict[str, float] | None]:
     """Tell a new sampler all finished trials; returns also the settings of the first that is not."""
     sampling = Sampling(contender.space, trials=plan.tune_trials, seed=plan.tuning_seed)
     trials: list[tuple[dict[str, float], Record]] = []
@@ -148,11 +147,11 @@ def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, Sampling, dict[str
         settings = sampling.ask()
         found = finished_run(plan.tuning_dir(contender), contender.run(plan.tuning_seed, settings))
         if found is None:
-            return Tuned(tuple(trials), sampling.best), sampling, settings
+            return Tuned(tuple(trials), sampling.best), settings
         record = read_record(found, contender.label)
         sampling.tell(settings, record.loss)
         trials.append((settings, record))
-    return Tuned(tuple(trials), sampling.best), sampling, None
+    return Tuned(tuple(trials), sampling.best), None
 
 
 def _best_settings(tuned: Tuned) -> dict[str, float] | None:
@@ -174,7 +173,7 @@ class _Pool:
         self.plan, self.workers, self.tell, self.results = plan, workers, tell, results
         self.stop, self.lock = stop, lock
         self.tuning = {contender.label: 0 for contender in plan.contenders} if plan.tune_trials else {}
-        self.done = self.fresh = 0
+        self.fresh = 0
         self.started = time.monotonic()
         self._told = 0.0
 
@@ -261,14 +260,14 @@ def _tuning_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Jo
 
     def stream(contender: Contender) -> Iterator[_Job]:
         while True:
-            tuned, _, settings = _replay(plan, contender)
+            tuned, settings = _replay(plan, contender)
             pool.tuning[contender.label] = len(tuned.trials)
             if settings is None:
                 results.tuned[contender.label] = tuned
                 return
             name = f"tuning {contender.label}, trial {len(tuned.trials) + 1}"
             loaded = contender.run(plan.tuning_seed, settings)
-            yield _Job(contender, plan.tuning_seed, loaded, plan.tuning_dir(contender), name)
+            yield _Job(contender, loaded, plan.tuning_dir(contender), name)
 
     return [stream(contender) for contender in plan.contenders]
 
@@ -281,7 +280,7 @@ def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job
         loaded = contender.run(seed, None if tuned is None else _best_settings(tuned))
         found = finished_run(plan.runs_dir(contender), loaded)
         if found is None:
-            yield _Job(contender, seed, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")
+            yield _Job(contender, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")
             found = finished_run(plan.runs_dir(contender), loaded)
         assert found is not None
         results.runs[contender.label, seed] = read_record(found, contender.label)

@@ -1,7 +1,6 @@
 """`fismo compare`: which optimizer is better, by how much, with what certainty, at what cost."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ExitCode
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.locate import DEFAULT_PRESET
@@ -116,12 +116,6 @@ def compare(
     summary = write_report(plan, results)
     print_comparison(console, summary)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     if summary["target_missed"] and target is not None:
         raise typer.Exit(ExitCode.TARGET_MISSED)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from fismo_cli.runs.directory import json_safe
-
-    print(json.dumps(json_safe(value), allow_nan=False))

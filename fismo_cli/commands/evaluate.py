@@ -1,11 +1,11 @@
 """`fismo evaluate`: the metrics of a trained model, again or on other data."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
 
@@ -27,7 +27,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
     """Measure a trained model again, or on other data."""
-    from fismo_cli.runs.directory import RunDirectory, json_safe
+    from fismo_cli.runs.directory import RunDirectory
 
     run = RunDirectory(run_dir)
     if not run.preset.is_file():
@@ -42,7 +42,7 @@ def evaluate(
     metrics = measure(run_dir, loaded)
     stderr_console().print(metrics_table(metrics))
     if as_json:
-        print(json.dumps(json_safe({"run_dir": str(run_dir), "metrics": metrics}), allow_nan=False))
+        print_json({"run_dir": str(run_dir), "metrics": metrics})
 
 
 def _no_model(run: "RunDirectory") -> str:

@@ -1,10 +1,11 @@
 """`fismo report`: tables and page of a comparison again, from its files alone."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fismo_cli.commands.output import print_json
 
 __all__ = ["report"]
 
@@ -19,10 +20,9 @@ def report(
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
     from fismo_cli.reporting.console import stderr_console
-    from fismo_cli.runs.directory import json_safe
 
     plan = read_plan(directory)
     summary = write_report(plan, stored_results(plan))
     print_comparison(stderr_console(), summary)
     if as_json:
-        print(json.dumps(json_safe(summary), allow_nan=False))
+        print_json(summary)

@@ -1,13 +1,13 @@
 """`fismo train`: one run, from a preset to a trained model in a run directory."""
 
 import contextlib
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ExitCode, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 
@@ -58,7 +58,7 @@ def train(
         progress.close()
     console.print(summary_table(summary))
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     match summary["status"]:
         case "diverged":
             raise typer.Exit(ExitCode.DIVERGED)
@@ -81,10 +81,4 @@ def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
         console.print(result["plan"], markup=False, highlight=False, soft_wrap=True)
     console.print(dry_run_table(result))
     if as_json:
-        _print_json(result)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    from fismo_cli.runs.directory import json_safe
-
-    print(json.dumps(json_safe(value), allow_nan=False))
+        print_json(result)

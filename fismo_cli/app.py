@@ -23,8 +23,9 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = {
     "train": ("fismo_cli.commands.train:train", "Train a model as a preset says."),
     "evaluate": ("fismo_cli.commands.evaluate:evaluate", "Measure a trained model again, or on other data."),
+    "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
     "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
-    "report": ("fismo_cli.commands.report:report", "Rebuild the tables and the page of a comparison."),
+    "report": ("fismo_cli.commands.report:report", "Rebuild the tables and the page of a comparison or a study."),
     "validate": ("fismo_cli.commands.validate:validate", "Check a preset and show every error at once."),
     "presets": ("fismo_cli.commands.presets:app", "List, show and copy the presets that come with fismo."),
     "env": ("fismo_cli.commands.env:env", "Show versions, hardware and settings, for a bug report."),

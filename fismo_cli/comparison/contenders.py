@@ -13,8 +13,9 @@ from fismo_cli.preset.optimizer_names import (
     optimizer_names,
 )
 from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
+from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.suggestions import did_you_mean, near
-from fismo_cli.tuning.search_space import Space, default_space, with_settings
+from fismo_cli.tuning.search_space import Space, default_space
 
 __all__ = ["Contender", "make_contenders"]
 
@@ -41,7 +42,7 @@ class Contender:
         values = self.loaded.preset.model_dump()
         values["train"]["seed"] = seed
         if settings is not None:
-            values["optimizer"] = with_settings(self.loaded.preset.optimizer, settings)
+            values = with_settings(values, settings)
         return replace(self.loaded, preset=preset_adapter.validate_python(values))
 
     def tuning_problems(self) -> list[str]:

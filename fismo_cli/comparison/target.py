@@ -5,13 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fismo_cli.errors import UsageError
+from fismo_cli.preset.schema_tune import METRICS
 
 __all__ = ["Target", "parse_target"]
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "image-classification": ("loss", "top1", "top5"),
-    "language-modelling": ("loss", "perplexity", "bits_per_byte"),
-}
 
 
 @dataclass(frozen=True)

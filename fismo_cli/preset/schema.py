@@ -17,6 +17,7 @@ from fismo_cli.preset.schema_optimizer import (
     FismoConfig,
     OptimizerConfig,
 )
+from fismo_cli.preset.schema_tune import METRICS, TuneConfig
 
 __all__ = [
     "FORMS",
@@ -36,6 +37,7 @@ __all__ = [
     "TextDataConfig",
     "TextPreset",
     "TrainConfig",
+    "TuneConfig",
     "preset_adapter",
 ]
 
@@ -153,6 +155,13 @@ class _PresetBase(Config):
         description="Optimizer sections of the baselines of fismo compare, by name, or by a label of yours with "
         "`name` in it; what they leave out is as under optimizer.",
     )
+    tune: TuneConfig = TuneConfig()
+
+
+def _tuned_metric(task: str, tune: TuneConfig) -> tuple[bool, str, str, tuple[str, ...]]:
+    known = METRICS[task]
+    message = f"must be one of {', '.join(known)} for the task {task}, got {tune.metric}"
+    return tune.metric not in known, "tune.metric", message, ("task",)
 
 
 class ImagePreset(_PresetBase):
@@ -164,7 +173,10 @@ class ImagePreset(_PresetBase):
     @model_validator(mode="after")
     def _check(self) -> "ImagePreset":
         wrong = self.model.library != "timm"
-        refuse((wrong, "model.library", "must be timm for the task image-classification", ("task",)))
+        refuse(
+            (wrong, "model.library", "must be timm for the task image-classification", ("task",)),
+            _tuned_metric(self.task, self.tune),
+        )
         return self
 
 
@@ -177,7 +189,10 @@ class TextPreset(_PresetBase):
     @model_validator(mode="after")
     def _check(self) -> "TextPreset":
         wrong = self.model.library != "transformers"
-        refuse((wrong, "model.library", "must be transformers for the task language-modelling", ("task",)))
+        refuse(
+            (wrong, "model.library", "must be transformers for the task language-modelling", ("task",)),
+            _tuned_metric(self.task, self.tune),
+        )
         return self
 
 

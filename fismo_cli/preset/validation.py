@@ -15,6 +15,7 @@ from fismo_cli.preset.document import Path, dotted
 from fismo_cli.preset.optimizer_names import is_optimizer_name, optimizer_names
 from fismo_cli.preset.reference import TASKS, OptimizerKind, reference, shown
 from fismo_cli.preset.schema import KeyedError, Preset, preset_adapter
+from fismo_cli.preset.search_checks import changed_values, space_problems
 from fismo_cli.preset.suggestions import did_you_mean, near, unknown_key
 
 __all__ = ["Finding", "validate"]
@@ -49,6 +50,7 @@ def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
     while True:
         try:
             preset = preset_adapter.validate_python(work)
+            findings.update((finding.path, finding) for finding in _search_findings(preset))
             return (None, list(findings.values())) if findings else (preset, [])
         except ValidationError as error:
             explained = list(_explain(error, work, task, kind))
@@ -60,6 +62,20 @@ def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
                 work = _without(work, finding.path)
         if len(findings) == before:
             return None, list(findings.values())
+
+
+def _search_findings(preset: Preset) -> Iterator[Finding]:
+    """What is wrong with `tune.space`: its keys, and the values that a search could end at, tried in the preset."""
+    wrong = dict(space_problems(preset))
+    yield from (Finding(path, message) for path, message in wrong.items())
+    for name, searched in preset.tune.space.items():
+        if searched is None or any(path[2] == name for path in wrong):
+            continue
+        for end, value, values in changed_values(preset, name, searched):
+            for finding in validate(values)[1]:
+                where = dotted(finding.path)
+                message = finding.message if where == name else f"{where}: {finding.message}"
+                yield Finding(("tune", "space", name, end), f"{shown(value)} cannot be: {message}")
 
 
 def _is_news(finding: Finding, findings: dict[Path, Finding]) -> bool:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+from fismo_cli.reporting.page import GREY, styled
+
 __all__ = ["figures"]
 
 COLOURS = ("#2f7ed8", "#e07b00", "#1f9d63", "#c2378f", "#8a6fd1", "#a08a2c", "#3aa6b9", "#7d848c")
-GREY = "#8a929a"
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -175,17 +176,6 @@ def _faint(colour: str) -> str:
 
 
 def _styled(figure: Any, x_title: str, y_title: str) -> Any:
-    clear = "rgba(0,0,0,0)"
-    figure.update_layout(
-        template="none",
-        paper_bgcolor=clear,
-        plot_bgcolor=clear,
-        font={"color": GREY, "size": 13},
-        margin={"l": 60, "r": 10, "t": 20, "b": 50},
-        legend={"orientation": "h", "y": 1.12},
-        modebar={"bgcolor": clear, "color": GREY},
-    )
-    axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
-    figure.update_xaxes(title=x_title, **axis)
-    figure.update_yaxes(title=y_title, **axis)
-    return figure
+    figure.update_xaxes(title=x_title)
+    figure.update_yaxes(title=y_title)
+    return styled(figure)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,9 @@ from typing import Any
 from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_tables import cost_table, quality_table
 from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
+from fismo_cli.reporting.page import document, figure, table
 
 __all__ = ["page"]
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1c1f23; --back: #ffffff; --soft: #5d6670; --line: #d9dee3; --panel: #f5f7f9;
-  --better: #1a7f4b; --worse: #b3261e; --other: #8a6100; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --back: #14171a; --soft: #a0a8b0; --line: #343a40;
-  --panel: #1d2125; --better: #5fd39a; --worse: #ff8a80; --other: #ffcf66; } }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; color: var(--text); background: var(--back);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.verdict { border-left: .3rem solid var(--other); background: var(--panel); padding: .6rem .9rem; margin: .6rem 0; }
-.better { border-color: var(--better); } .worse { border-color: var(--worse); }
-.soft, figcaption { color: var(--soft); font-size: .9rem; } figure { margin: 0 0 1.5rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; } a { color: inherit; }
-pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; } summary { cursor: pointer; }
-"""
 
 
 def page(summary: Mapping[str, Any], directory: Path) -> str:
@@ -38,24 +22,16 @@ def page(summary: Mapping[str, Any], directory: Path) -> str:
         summary: what `analyse` returned.
         directory: where the page will be, to which links are relative.
     """
-    from plotly.offline import get_plotlyjs
-
-    return "\n".join(
+    return document(
+        f"fismo compare: {summary['preset']}",
         (
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>fismo compare: {escape(summary['preset'])}</title>",
-            '<link rel="icon" href="data:,">',
-            f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
             *_verdicts(summary),
             *_results(summary),
             *_figures(summary),
             *_tuning(summary, directory),
             *_settings(summary),
             *_runs(summary, directory),
-            "</body></html>\n",
-        )
+        ),
     )
 
 
@@ -73,7 +49,7 @@ def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
 def _results(summary: Mapping[str, Any]) -> Iterator[str]:
     for title, (headings, rows) in (("Results", quality_table(summary)), ("Cost", cost_table(summary))):
         yield f"<h2>{title}</h2>"
-        yield _table(headings, [[escape(cell) for cell in row] for row in rows])
+        yield table(headings, [[escape(cell) for cell in row] for row in rows])
     target = summary["target"]
     if target is not None:
         whose = "as asked for" if target["given"] else "the median final loss of the best baseline"
@@ -90,7 +66,7 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         "wins/ties/losses",
     )
     yield "<h2>Paired differences in the final validation loss</h2>"
-    yield _table(headings, [_test_row(verdict) for verdict in summary["verdicts"]])
+    yield table(headings, [_test_row(verdict) for verdict in summary["verdicts"]])
     yield (
         '<p class="soft">Negative: in favour of the candidate. Exact sign-flip permutation test and the interval that '
         "inverts it; Holm's correction for the number of baselines; a paired t test for comparison; the effect size is "
@@ -116,15 +92,8 @@ def _test_row(verdict: Mapping[str, Any]) -> list[str]:
 def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Figures</h2>"
     yield '<p class="soft">A click on a name in a legend switches its curve off and on.</p>'
-    for name, (figure, caption) in figures(summary).items():
-        drawn = figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=name,
-            default_height="420px",
-            config={"responsive": True, "displaylogo": False},
-        )
-        yield f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+    for name, (drawing, caption) in figures(summary).items():
+        yield figure(name, drawing, caption)
 
 
 def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
@@ -144,7 +113,7 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
             ]
             for index, trial in enumerate(tuning["trial_list"], start=1)
         ]
-        yield _table(["trial", "validation loss", *map(escape, names)], rows)
+        yield table(["trial", "validation loss", *map(escape, names)], rows)
         yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"
 
 
@@ -174,15 +143,9 @@ def _runs(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
                 f'<a href="{place}">{place}</a>',
             ]
         )
-    yield _table(("optimizer", "seed", "status", "validation loss", "time", "directory"), rows)
+    yield table(("optimizer", "seed", "status", "validation loss", "time", "directory"), rows)
     yield "</details>"
 
 
 def _link(run_dir: str, directory: Path) -> str:
     return escape(os.path.relpath(run_dir, directory))
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -15,7 +15,7 @@ from typing import Any
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
-from fismo_cli.preset.schema import LoggingConfig, Preset
+from fismo_cli.preset.schema import LoggingConfig, Preset, TuneConfig
 
 __all__ = ["RunDirectory", "check_same_preset", "json_safe", "run_identity", "unfinished_runs", "write_json"]
 
@@ -142,7 +142,7 @@ class RunDirectory:
 
 def run_identity(preset: Preset) -> str:
     """By which runs of one preset are known: `identity` without what changes no result."""
-    return identity(preset.model_copy(update={"logging": LoggingConfig(), "compare": {}}))
+    return identity(preset.model_copy(update={"logging": LoggingConfig(), "compare": {}, "tune": TuneConfig()}))
 
 
 def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
@@ -171,7 +171,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
     differing = [
         f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(("logging.", "compare")) and _as_yaml(old, key) != _as_yaml(new, key)
+        if not key.startswith(("logging.", "compare", "tune")) and _as_yaml(old, key) != _as_yaml(new, key)
     ]
     raise UsageError(
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "

@@ -75,16 +75,30 @@ class RunProcess:
 
     def step(self) -> int:
         """The last step that it logged; 0 before any."""
-        newest = max(self._runs.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-        if newest is None or newest.with_name("summary.json").exists():
-            return 0
-        with newest.open("rb") as file:
-            file.seek(max(0, newest.stat().st_size - _LAST))
-            lines = file.read().splitlines()
-        for line in reversed(lines):
-            with contextlib.suppress(ValueError, AttributeError, TypeError):
-                return int(json.loads(line).get("step", 0))
+        for newest in self._unfinished():
+            with newest.open("rb") as file:
+                file.seek(max(0, newest.stat().st_size - _LAST))
+                lines = file.read().splitlines()
+            for line in reversed(lines):
+                with contextlib.suppress(ValueError, AttributeError, TypeError):
+                    return int(json.loads(line).get("step", 0))
         return 0
+
+    def _unfinished(self) -> list[Path]:
+        """The metrics of the run that goes on: of the newest that has not ended, where there is one."""
+        newest = max(self._runs.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
+        return [] if newest is None or newest.with_name("summary.json").exists() else [newest]
+
+    def validations(self) -> list[tuple[int, dict[str, Any]]]:
+        """Step and metrics of each evaluation on validation data so far."""
+        found = []
+        for file in self._unfinished():
+            for line in file.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a line that is being written
+                    event = json.loads(line)
+                    if event.get("event") == "Evaluated" and event["split"] == "validation":
+                        found.append((int(event["step"]), event["metrics"]))
+        return found
 
     def stop(self) -> None:
         """Ask it to save and leave."""

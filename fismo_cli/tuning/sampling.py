@@ -5,6 +5,7 @@ telling what the finished runs on disk say; no database is needed. (`fismo tune`
 """
 
 import math
+from typing import Any
 
 from fismo_cli.tuning.search_space import Choice, Range, Space
 
@@ -59,5 +60,6 @@ class Sampling:
 
     def _draw(self, name: str, where: Range | Choice) -> float:
         if isinstance(where, Choice):
-            return float(self._trial.suggest_categorical(name, where.values))
+            drawn: Any = self._trial.suggest_categorical(name, where.values)
+            return float(drawn)
         return float(self._trial.suggest_float(name, where.low, where.high, log=True))

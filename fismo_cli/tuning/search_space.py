@@ -1,57 +1,67 @@
-"""Which settings of an optimizer are searched, and where: pure data, made from the optimizer's own section.
+"""Which settings are searched, and where: pure data, made from a preset. Knows nothing of Optuna.
 
-Every optimizer gets its learning rate and weight decay, and the knobs that are its own: the same number of trials for
-each, centred on what it starts from. Knows nothing of Optuna.
+Every optimizer gets its learning rate and weight decay, and the knobs that are its own. Names are keys of the preset,
+as `fismo_cli.preset.settings` has them: `1 - optimizer.momentum` is searched in place of what nears 1.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, NO_WEIGHT_DECAY
-from fismo_cli.preset.schema import BaselineConfig, FismoConfig
+from fismo_cli.preset.reference import shown
+from fismo_cli.preset.schema import BaselineConfig, FismoConfig, Preset
+from fismo_cli.preset.schema_tune import SearchedConfig
+from fismo_cli.preset.settings import BETAS, COMPLEMENT, NEAR_ONE, get_setting
 
-__all__ = ["Choice", "Range", "Space", "default_space", "near_bounds", "with_settings"]
-
-_BETAS: dict[str, tuple[float, float]] = {
-    "adam": (0.9, 0.999),
-    "adamw": (0.9, 0.999),
-    "adamax": (0.9, 0.999),
-    "nadam": (0.9, 0.999),
-    "radam": (0.9, 0.999),
-    "soap": (0.95, 0.95),
-    "lion": (0.9, 0.99),
-}
-"""Optimizers with two decay rates, and the rates they start from."""
+__all__ = [
+    "Choice",
+    "Range",
+    "Space",
+    "Value",
+    "default_space",
+    "near_bounds",
+    "short_name",
+    "short_settings",
+    "short_value",
+    "tuning_space",
+]
 
 _MOMENTUM = {"muon": 0.95, "sgd": 0.9}
 """Optimizers with a momentum, and the one they start from."""
 
+Value = bool | int | float | str | None
+
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two bounds, both included, searched on a logarithmic scale; `start` is tried first."""
+    """A number between two bounds, both included; `start` is tried first."""
 
     low: float
     high: float
     start: float
+    log: bool = True
+    integer: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
     """One of a few values; `start` is tried first."""
 
-    values: tuple[float, ...]
-    start: float
+    values: tuple[Value, ...]
+    start: Value
 
 
 Space = dict[str, Range | Choice]
-"""Name of a setting -> where it is searched. `1 - momentum` and the like are searched in place of what nears 1."""
+"""Name of a setting -> where it is searched."""
 
 
 MIN_POLYNOMIAL_DAMPING = 1e-4
 """Below it the schema refuses polynomial roots."""
+
+BATCH_FACTORS = (0.5, 1, 2, 4)
+"""Batch sizes that are tried, in terms of the preset's."""
 
 
 def default_space(config: FismoConfig | BaselineConfig) -> Space:
@@ -65,59 +75,140 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
     if isinstance(config, FismoConfig):
         space = {"trust_radius": _around(config.trust_radius), **space, "1 - momentum": _complement(config.momentum)}
         if config.damping > 0:
-            low = MIN_POLYNOMIAL_DAMPING if config.roots == "polynomial" else 0.0
-            space["damping"] = _around(config.damping, low)
-        return space
+            space["damping"] = _around(config.damping, least=_least_damping(config))
+        return _in_section(space)
     lr = config.lr or DEFAULTS.get(config.name, {}).get("lr")
     if lr is None:
         raise ValueError("give its learning rate (lr), around which to tune")
     space = {"lr": _around(lr), **({} if config.name in NO_WEIGHT_DECAY else space)}
     if config.name in _MOMENTUM:
         space["1 - momentum"] = _complement(config.momentum if config.momentum is not None else _MOMENTUM[config.name])
-    elif config.name in _BETAS:
-        first, second = config.betas or _BETAS[config.name]
+    elif config.name in BETAS:
+        first, second = config.betas or BETAS[config.name]
         space["1 - beta1"], space["1 - beta2"] = _complement(first), _complement(second)
     fixed = {"betas": ("1 - beta1", "1 - beta2"), "momentum": ("1 - momentum",)}
     for key in config.args:  # what is given there wins over everything, so there is nothing to search
         for name in fixed.get(key, (key,)):
             space.pop(name, None)
+    return _in_section(space)
+
+
+def tuning_space(preset: Preset, train_samples: int) -> Space:
+    """What `fismo tune` searches: the optimizer's space, widened to hold this tool's defaults as well as the preset's
+    values; the batch size; and what the preset's `tune.space` adds, narrows or takes out.
+
+    FISMO's weight decay stays as it is unless `tune.space` names it.
+
+    Raises:
+        ValueError: if there is no learning rate to start from, or nothing to search.
+    """
+    config = preset.optimizer
+    try:
+        space = default_space(config)
+    except ValueError:
+        if not preset.tune.space:
+            raise
+        space = {}
+    if isinstance(config, FismoConfig):
+        space.pop("optimizer.weight_decay")
+        usual = FismoConfig(name="fismo", form=config.form)
+        if config.damping > 0 and usual.damping_scale == config.damping_scale:
+            space["optimizer.damping"] = _around(config.damping, usual.damping, least=_least_damping(config))
+        space["optimizer.trust_radius"] = _around(config.trust_radius, usual.trust_radius)
+    elif "optimizer.lr" in space and config.name in DEFAULTS:
+        space["optimizer.lr"] = _around(config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"])
+    train = preset.train
+    fitting = sorted(
+        size
+        for size in {int(train.batch_size * factor) for factor in BATCH_FACTORS}
+        if 0 < size <= train_samples and size % train.accumulate == 0
+    )
+    if len(fitting) > 1:
+        space["train.batch_size"] = Choice(tuple(fitting), train.batch_size)
+    values = preset.model_dump()
+    for name, searched in preset.tune.space.items():
+        for known in (name, COMPLEMENT + name):
+            space.pop(known, None)
+        if searched is not None:
+            key, where = _asked_for(name, searched, values)
+            space[key] = where
+    batch = space.get("train.batch_size")
+    ends = () if batch is None else (batch.high,) if isinstance(batch, Range) else batch.values
+    for size in ends:
+        if isinstance(size, int | float) and size > train_samples:
+            raise ValueError(
+                f"tune.space: train.batch_size: {size:g} is more than the {train_samples} samples of the training part"
+            )
+    if not space:
+        raise ValueError("tune.space takes out everything: there is nothing to search")
     return space
 
 
-def with_settings(config: FismoConfig | BaselineConfig, settings: Mapping[str, float]) -> dict[str, Any]:
-    """The values of an optimizer section with what was drawn from its space, to be validated anew."""
-    values = config.model_dump()
-    started: tuple[float, ...] = values.get("betas") or _BETAS.get(config.name) or ()
-    betas = list(started)
-    for name, value in settings.items():
-        match name:
-            case "1 - momentum":
-                values["momentum"] = 1.0 - value
-            case "1 - beta1":
-                betas[0] = 1.0 - value
-            case "1 - beta2":
-                betas[1] = 1.0 - value
-            case _:
-                values[name] = value
-    if any(name.startswith("1 - beta") for name in settings):
-        values["betas"] = tuple(betas)
-    return values
-
-
-def near_bounds(space: Space, settings: Mapping[str, float], share: float = 0.05) -> tuple[str, ...]:
-    """Settings that lie within a share of their range, on its logarithmic scale, from a bound."""
+def near_bounds(space: Space, settings: Mapping[str, Any], share: float = 0.05) -> tuple[str, ...]:
+    """Settings that lie within a share of their range, on the scale that is searched, from a bound."""
     found = []
     for name, value in settings.items():
         where = space[name]
         if isinstance(where, Range):
-            position = math.log(value / where.low) / math.log(where.high / where.low)
+            scale = math.log if where.log else float
+            position = (scale(value) - scale(where.low)) / (scale(where.high) - scale(where.low))
             if min(position, 1.0 - position) <= share:
                 found.append(name)
     return tuple(found)
 
 
-def _around(start: float, least: float = 0.0) -> Range:
-    return Range(max(start / 10.0, min(least, start)), start * 10.0, start)
+def short_name(name: str) -> str:
+    """A setting's name as tables have it: without its section."""
+    return name.replace("optimizer.", "").replace("train.", "")
+
+
+def short_value(value: Value) -> str:
+    """A value as tables have it: numbers with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else shown(value)
+
+
+def short_settings(settings: Mapping[str, Value]) -> str:
+    """Settings in one line."""
+    return ", ".join(f"{short_name(name)} {short_value(value)}" for name, value in settings.items())
+
+
+def _asked_for(name: str, searched: SearchedConfig, values: Mapping[str, Any]) -> tuple[str, Range | Choice]:
+    start = get_setting(values, name)
+    if searched.choices is not None:
+        return name, Choice(searched.choices, start if start in searched.choices else searched.choices[0])
+    assert searched.low is not None
+    assert searched.high is not None
+    low, high = searched.low, searched.high
+    whole = isinstance(low, int) and isinstance(high, int)
+    where = Range(low, high, low, log=searched.log, integer=whole and (start is None or isinstance(start, int)))
+    if searched.log and name.rsplit(".", 1)[-1] in NEAR_ONE:
+        name, where = COMPLEMENT + name, replace(where, low=1.0 - high, high=1.0 - low, integer=False)
+        start = None if start is None else 1.0 - start
+    first = math.sqrt(where.low * where.high) if where.log else (where.low + where.high) / 2
+    if isinstance(start, int | float):
+        first = min(max(start, where.low), where.high)
+    return name, replace(where, start=round(first) if where.integer else first)
+
+
+def _in_section(space: Space) -> Space:
+    """The names with the section that they are keys of."""
+    return {
+        f"{COMPLEMENT}optimizer.{name.removeprefix(COMPLEMENT)}"
+        if name.startswith(COMPLEMENT)
+        else f"optimizer.{name}": where
+        for name, where in space.items()
+    }
+
+
+def _least_damping(config: FismoConfig) -> float:
+    return MIN_POLYNOMIAL_DAMPING if config.roots == "polynomial" else 0.0
+
+
+def _around(start: float, usual: float | None = None, least: float = 0.0) -> Range:
+    """A decade to each side of a value, and of another one where it is given."""
+    usual = start if usual is None else usual
+    low, high = min(start, usual) / 10.0, max(start, usual) * 10.0
+    return Range(max(low, min(least, start)), high, start)
 
 
 def _complement(rate: float) -> Range:

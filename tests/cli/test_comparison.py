@@ -11,8 +11,9 @@ from fismo_cli.comparison.plan import TUNING_SEED_OFFSET
 from fismo_cli.comparison.records import Point, Record
 from fismo_cli.errors import FismoError
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.settings import with_settings
 from fismo_cli.tuning.sampling import Sampling
-from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bounds, with_settings
+from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bounds
 
 
 def contenders(*overrides: str, baselines: tuple[str, ...]) -> dict[str, Contender]:
@@ -54,7 +55,7 @@ def test_a_variant_of_the_candidate_starts_from_its_settings():
 
 def test_runs_differ_by_seed_and_settings_alone():
     muon = contenders(baselines=("muon",))["muon"]
-    run = muon.run(7, {"lr": 0.5, "weight_decay": 0.1, "1 - momentum": 0.25}).preset
+    run = muon.run(7, {"optimizer.lr": 0.5, "optimizer.weight_decay": 0.1, "1 - optimizer.momentum": 0.25}).preset
     assert (run.train.seed, run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (7, 0.5, 0.75, 0.1)
     assert run.model_copy(update={"train": muon.loaded.preset.train, "optimizer": muon.loaded.preset.optimizer}) == (
         muon.loaded.preset
@@ -71,7 +72,8 @@ def test_every_space_holds_its_start_and_builds_the_optimizer(name):
     from fismo_cli.optimizers import build_optimizer
 
     overrides = [] if name == "fismo" else [f"optimizer.name={name}", "optimizer.lr=0.01"]
-    config = load_preset("digits-vit", overrides).preset.optimizer
+    preset = load_preset("digits-vit", overrides).preset
+    config = preset.optimizer
     space = default_space(config)
     for where in space.values():
         if isinstance(where, Range):
@@ -82,7 +84,7 @@ def test_every_space_holds_its_start_and_builds_the_optimizer(name):
         settings = {
             key: getattr(where, edge) if isinstance(where, Range) else where.values[-1] for key, where in space.items()
         }
-        values = with_settings(config, settings)
+        values = with_settings(preset.model_dump(), settings)["optimizer"]
         build_optimizer(type(config).model_validate(values), torch.nn.Sequential(torch.nn.Linear(4, 4)))
 
 
@@ -159,12 +161,12 @@ def test_every_draw_from_a_legal_fismo_section_is_legal(damping, momentum):
     while not sampling.done:
         settings = sampling.ask()
         assert fismo.run(1, settings).preset.optimizer.damping >= 0
-        sampling.tell(settings, settings["trust_radius"])
+        sampling.tell(settings, settings["optimizer.trust_radius"])
 
 
 def test_what_args_fix_is_not_searched():
     found = contenders("compare.adam={args: {betas: [0.5, 0.9], lr: 0.1}}", baselines=("adam",))
-    assert set(found["adam"].space) == {"weight_decay"}
+    assert set(found["adam"].space) == {"optimizer.weight_decay"}
 
 
 def test_tuning_needs_a_learning_rate_to_start_from():

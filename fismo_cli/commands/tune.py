@@ -1,0 +1,125 @@
+"""`fismo tune`: good settings for a model and its data, found by Optuna, here or on several hosts."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fismo_cli.commands.output import print_json
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.locate import DEFAULT_PRESET
+
+__all__ = ["tune"]
+
+
+def tune(
+    preset: Annotated[
+        str | None,
+        typer.Argument(metavar="PRESET", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Trials that the study has in the end, earlier ones included.")] = 50,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Trials side by side on this host; by default 1 on an accelerator, else up to 4, by cores."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="FISMO_STORAGE",
+            help="A database that several hosts share (postgresql+psycopg://...); by default a file, for one host.",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the study; by default made of the preset and its space.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, qmc or random.")] = "tpe",
+    pruner: Annotated[
+        str, typer.Option(help="none; median (from half of the budget on) or halving (earlier, at a risk).")
+    ] = "none",
+    repeats: Annotated[int, typer.Option(help="Runs of a trial, on seeds of their own; their mean counts.")] = 1,
+    max_step_seconds: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Trials with a slower training step are not eligible.")
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Trials that take more memory are not eligible.")
+    ] = None,
+    directory: Annotated[
+        Path, typer.Option("--studies-dir", metavar="DIR", help="Where studies are kept.", file_okay=False)
+    ] = Path("studies"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:
+    """Search good settings for a preset.
+
+    Damping, trust radius, momentum and batch size, or what the optimizer has; `tune.space` of the preset says more. The
+    same command again goes on, also on other hosts that share the storage.
+    """
+    given = list(overrides or ())
+    if preset is not None and "=" in preset:
+        given, preset = [preset, *given], None
+    loaded = load_preset(preset or DEFAULT_PRESET, given)
+    from fismo_cli.tuning.plan import PRUNERS, SAMPLERS, Judging
+
+    _check(
+        (trials < 1, f"--trials {trials}: must be at least 1"),
+        (workers is not None and workers < 1, f"--workers {workers}: must be at least 1"),
+        (repeats < 1, f"--repeats {repeats}: must be at least 1"),
+        (sampler not in SAMPLERS, f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}"),
+        (pruner not in PRUNERS, f"--pruner {pruner}: must be one of {', '.join(PRUNERS)}"),
+        (
+            max_step_seconds is not None and max_step_seconds <= 0,
+            f"--max-step-seconds {max_step_seconds}: must be positive",
+        ),
+        (max_memory is not None and max_memory <= 0, f"--max-memory {max_memory}: must be positive"),
+        (
+            study is not None and (study in ("", ".", "..") or "/" in study),
+            f"--study {study}: must be fit for a folder's name",
+        ),
+    )
+    with contextlib.suppress(OSError, ValueError):
+        chosen = "" if preset else " (the default preset)"
+        print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
+    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.tuning_progress import tuning_progress
+    from fismo_cli.reporting.tuning_report import print_study, write_study
+    from fismo_cli.tuning.analysis import summarise_study
+    from fismo_cli.tuning.plan import default_workers
+    from fismo_cli.tuning.running import carry_out
+    from fismo_cli.tuning.storage import storage_errors
+    from fismo_cli.tuning.studies import open_study
+
+    console = stderr_console()
+    judging = Judging(loaded.preset.tune.metric, repeats, pruner, max_step_seconds, max_memory)
+    plan, optuna_study = open_study(
+        loaded,
+        judging,
+        name=study,
+        root=directory,
+        url=storage,
+        sampler=sampler,
+        trials=trials,
+        workers=workers,
+    )
+    side_by_side = workers or default_workers(plan.environment.device)
+    begun = f"study {plan.name}: {side_by_side} at a time, {plan.environment.threads} threads each, in {plan.directory}"
+    for line in (*(f"note: {note}" for note in loaded.notes), begun):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with tuning_progress(console, plan) as tell:
+        carry_out(plan, optuna_study, trials=trials, workers=side_by_side, tell=tell)
+    with storage_errors(plan.url, plan.directory):
+        summary = write_study(plan, summarise_study(plan, optuna_study))
+    print_study(console, summary)
+    if as_json:
+        print_json(summary)
+
+
+def _check(*checks: tuple[bool, str]) -> None:
+    problems = [message for wrong, message in checks if wrong]
+    if problems:
+        raise UsageError("\n       ".join(problems))

@@ -1,0 +1,86 @@
+"""What all report pages share: one self-contained page without any network, light and dark, also on a phone."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+__all__ = ["GREY", "document", "figure", "styled", "table"]
+
+GREY = "#8a929a"
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c1f23; --back: #ffffff; --soft: #5d6670; --line: #d9dee3; --panel: #f5f7f9;
+  --better: #1a7f4b; --worse: #b3261e; --other: #8a6100; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --back: #14171a; --soft: #a0a8b0; --line: #343a40;
+  --panel: #1d2125; --better: #5fd39a; --worse: #ff8a80; --other: #ffcf66; } }
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; color: var(--text); background: var(--back);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.verdict { border-left: .3rem solid var(--other); background: var(--panel); padding: .6rem .9rem; margin: .6rem 0; }
+.better { border-color: var(--better); } .worse { border-color: var(--worse); }
+.soft, figcaption { color: var(--soft); font-size: .9rem; } figure { margin: 0 0 1.5rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, td.text { text-align: left; } a { color: inherit; }
+pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; } summary { cursor: pointer; }
+"""
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A whole page, with plotly in it.
+
+    Args:
+        title: plain text.
+        body: its parts, as HTML.
+    """
+    from plotly.offline import get_plotlyjs
+
+    return "\n".join(
+        (
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>",
+            '<link rel="icon" href="data:,">',
+            f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
+            *body,
+            "</body></html>\n",
+        )
+    )
+
+
+def figure(name: str, drawing: Any, caption: str, height: str = "420px") -> str:
+    """A plotly figure with its caption."""
+    drawn = drawing.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        default_height=height,
+        config={"responsive": True, "displaylogo": False},
+    )
+    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of HTML cells."""
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def styled(drawing: Any) -> Any:
+    """Make a plotly figure readable on light and dark ground."""
+    clear = "rgba(0,0,0,0)"
+    drawing.update_layout(
+        template="none",
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        font={"color": GREY, "size": 13},
+        margin={"l": 60, "r": 10, "t": 20, "b": 50},
+        legend={"orientation": "h", "y": 1.12},
+        modebar={"bgcolor": clear, "color": GREY},
+    )
+    axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
+    drawing.update_xaxes(**axis)
+    drawing.update_yaxes(**axis)
+    return drawing

@@ -1,0 +1,142 @@
+"""`tune.html`: a study as one page without any network, from its summary alone. The best settings come first."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.reporting.page import document, figure, styled, table
+from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
+from fismo_cli.tuning.plan import space_from_plain
+from fismo_cli.tuning.search_space import short_name
+
+__all__ = ["tuning_page"]
+
+LEAST_TRIALS = 2
+"""Finished trials below which there is nothing to draw."""
+
+
+def tuning_page(summary: Mapping[str, Any], directory: Path) -> str:
+    """The whole page.
+
+    Args:
+        summary: what `summarise_study` returned.
+        directory: where the page will be, to which links are relative.
+    """
+    body = (*_result(summary), *_figures(summary), *_trials(summary, directory), *_settings(summary))
+    return document(f"fismo tune: {summary['study']}", body)
+
+
+def _result(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h1>{escape(summary['study'])}</h1><p>{escape(opening(summary))}</p>"
+    yield f'<p class="verdict better">{escape(result_sentence(summary))}</p>'
+    found = notes(summary)
+    if found:
+        yield f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in found)}</ul>'
+    for title, (headings, rows) in (
+        ("Best trials", best_table(summary, 10)),
+        ("Importance", importance_table(summary)),
+    ):
+        if rows:
+            yield f"<h2>{title}</h2>"
+            yield table([escape(heading) for heading in headings], [[escape(cell) for cell in row] for row in rows])
+    yield '<p class="soft">Importance: share of a setting in what sets the better trials apart (PED-ANOVA).</p>'
+
+
+def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
+    if summary["trials"]["finished"] < LEAST_TRIALS:
+        return
+    yield "<h2>Figures</h2>"
+    for name, (drawing, caption, height) in figures(summary).items():
+        yield figure(name, drawing, caption, height)
+
+
+def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
+    """Name -> plotly figure, caption and height, drawn by Optuna."""
+    import optuna
+    from optuna import visualization
+
+    from fismo_cli.tuning.samplers import frozen
+    from fismo_cli.tuning.storage import quiet_optuna
+
+    quiet_optuna()
+    metric = summary["plan"]["judging"]["metric"]
+    space = {short_name(name): where for name, where in space_from_plain(summary["plan"]["space"]).items()}
+    study = optuna.create_study(direction="maximize" if metric.startswith("top") else "minimize")
+    for trial in summary["trial_list"]:
+        if all(value <= 0 for value in trial["limits"].values()):
+            params = {short_name(name): value for name, value in trial["params"].items()}
+            study.add_trial(frozen(space, {**trial, "params": params}))
+    most = [short_name(name) for name in summary["importances"]][:3] or list(space)[:3]
+    drawn: dict[str, tuple[Callable[[], Any], str, str]] = {
+        "history": (
+            lambda: visualization.plot_optimization_history(study, target_name=metric),
+            "Every finished trial, and the best so far.",
+            "420px",
+        ),
+        "importance": (
+            lambda: visualization.plot_param_importances(study, target_name=metric),
+            "Share of a setting in what sets the better trials apart.",
+            "320px",
+        ),
+        "slice": (
+            lambda: visualization.plot_slice(study, target_name=metric),
+            "The metric against each setting alone; darker points are later trials.",
+            "420px",
+        ),
+        "contour": (
+            lambda: visualization.plot_contour(study, params=most, target_name=metric),
+            f"The metric over two settings at a time: {', '.join(most)}. Points are trials; what is "
+            "between them is drawn, not measured.",
+            "620px",
+        ),
+        "parallel": (
+            lambda: visualization.plot_parallel_coordinate(study, target_name=metric),
+            "One line a trial, through all its settings; an axis can be dragged over to choose lines.",
+            "460px",
+        ),
+    }
+    if len(most) < 2:
+        del drawn["contour"]
+    made = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, (draw, caption, height) in drawn.items():
+            made[name] = (styled(draw().update_layout(title=None)), caption, height)
+    return made
+
+
+def _trials(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+    space = summary["plan"]["space"]
+    yield "<h2>Trials</h2><details><summary>all of them, with their run directories</summary>"
+    rows = []
+    for trial in summary["trial_list"]:
+        links = [
+            f'<a href="{escape(os.path.relpath(run, directory))}">{index}</a>'
+            for index, run in enumerate(trial["run_dirs"] or (), start=1)
+        ]
+        outcome = trial["failure"]["reason"] if trial["failure"] else trial["state"]
+        rows.append(
+            [
+                str(trial["number"]),
+                escape(outcome),
+                "" if trial["value"] is None else f"{trial['value']:.5g}",
+                *(escape(_cell(trial["params"].get(name))) for name in space),
+                " ".join(links),
+            ]
+        )
+    headings = ("trial", "outcome", summary["plan"]["judging"]["metric"], *map(short_name, space), "runs")
+    yield table([escape(heading) for heading in headings], rows)
+    yield "</details>"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
+    plan = json.dumps({"storage": summary["storage"], **summary["plan"]}, indent=1)
+    yield f"<details><summary>what was searched, and how it was judged</summary><pre>{escape(plan)}</pre></details>"

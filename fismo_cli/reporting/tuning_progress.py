@@ -1,0 +1,67 @@
+"""How far a study is: a live table on a terminal, a line for each trial that ended elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fismo_cli.tuning.ledger import best_of
+from fismo_cli.tuning.plan import StudyPlan
+from fismo_cli.tuning.running import Status
+from fismo_cli.tuning.search_space import short_name, short_value
+
+__all__ = ["tuning_progress"]
+
+
+@contextmanager
+def tuning_progress(console: Console, plan: StudyPlan) -> Iterator[Callable[[Status], None]]:
+    """Give a function that shows a status."""
+    if not console.is_terminal:
+        yield lambda status: _print_line(console, status)
+        return
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def show(status: Status) -> None:
+            _print_line(live.console, status)
+            live.update(_table(plan, status))
+
+        yield show
+
+
+def _print_line(console: Console, status: Status) -> None:
+    if status.finished is not None:
+        text = f"{len(status.ledger.counted)}/{status.trials}  {status.finished}{_left(status)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _left(status: Status) -> str:
+    missing = status.trials - len(status.ledger.counted)
+    if status.fresh == 0 or missing <= 0:
+        return ""
+    seconds = status.seconds / status.fresh * missing
+    return f"  (about {time.strftime('%H:%M:%S', time.gmtime(seconds))} left)"
+
+
+def _table(plan: StudyPlan, status: Status) -> Table:
+    ledger, metric = status.ledger, plan.judging.metric
+    states = {"done": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+    counts = ", ".join(f"{len(ledger.of(state))} {name}" for name, state in states.items() if ledger.of(state))
+    elsewhere = f", {status.elsewhere} elsewhere" if status.elsewhere else ""
+    caption = f"{len(ledger.counted)} of {status.trials} trials ({counts or 'none yet'}{elsewhere}){_left(status)}"
+    table = Table(box=None, pad_edge=False, caption=caption)
+    table.add_column("trial")
+    table.add_column(metric, justify="right")
+    for name in plan.space:
+        table.add_column(short_name(name), justify="right")
+    best = best_of(ledger.counted, higher_is_better=plan.judging.higher_is_better)
+    if best is not None:
+        settings = [short_value(best.params[name]) for name in plan.space]
+        table.add_row(f"best: {best.number}", f"{best.value:.4f}", *settings)
+    for active in status.active:
+        settings = [short_value(active.settings[name]) for name in plan.space]
+        table.add_row(f"{active.number}", f"{active.step}/{active.total}", *settings)
+    return table

@@ -1,0 +1,97 @@
+"""Writes what a study came to: `best.yaml`, `summary.json` and `tune.html`; and shows it on the terminal."""
+
+import json
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fismo_cli.errors import FismoError
+from fismo_cli.files import whole_file
+from fismo_cli.preset.loading import resolved_yaml
+from fismo_cli.reporting.tuning_html import tuning_page
+from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
+from fismo_cli.runs.directory import json_safe, write_json
+from fismo_cli.tuning.plan import StudyPlan
+
+__all__ = ["print_study", "rebuild_study_page", "write_study"]
+
+
+def write_study(plan: StudyPlan, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the files of a study and return its summary with their places."""
+    directory = plan.directory
+    best, file = summary["best"], None
+    if best is not None:
+        file = directory / "best.yaml"
+        with whole_file(file) as temporary:
+            temporary.write_text(_origin(summary) + resolved_yaml(plan.best_preset(best["params"])), encoding="utf-8")
+    report = directory / "tune.html"
+    full: dict[str, Any] = json_safe(
+        {**summary, "best_preset": None if file is None else str(file), "report": str(report)}
+    )
+    write_json(directory / "summary.json", full)
+    with whole_file(report) as temporary:
+        temporary.write_text(tuning_page(full, directory), encoding="utf-8")
+    return full
+
+
+def rebuild_study_page(directory: Path) -> dict[str, Any]:
+    """Write `tune.html` again from `summary.json` alone.
+
+    Raises:
+        FismoError: if that cannot be read.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+        html = tuning_page(summary, directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FismoError(f"{directory / 'summary.json'}: cannot be read ({error}); run fismo tune again") from error
+    with whole_file(directory / "tune.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return summary
+
+
+def print_study(console: Console, summary: Mapping[str, Any]) -> None:
+    """The result in words, the best trials, what matters, and where everything is."""
+    plain = {"markup": False, "highlight": False, "soft_wrap": True}
+    console.print(opening(summary), **plain)  # type: ignore[arg-type]
+    console.print(result_sentence(summary), style="bold", **plain)  # type: ignore[arg-type]
+    for headings, rows in (best_table(summary), importance_table(summary)):
+        if rows:
+            table = Table(box=None, pad_edge=False)
+            for index, heading in enumerate(headings):
+                table.add_column(heading, justify="right" if index else "left", overflow="fold")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+    for note in notes(summary):
+        console.print(f"note: {note}", **plain)  # type: ignore[arg-type]
+    console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
+    if summary["best_preset"] is not None:
+        console.print(f"best preset: fismo train {shlex.quote(summary['best_preset'])}", **plain)  # type: ignore[arg-type]
+    console.print(f"live view: pip install optuna-dashboard && {_dashboard(summary)}", **plain)  # type: ignore[arg-type]
+
+
+def _dashboard(summary: Mapping[str, Any]) -> str:
+    storage = summary["storage"]
+    return f"optuna-dashboard {shlex.quote(storage) if '://' not in storage else 'DATABASE_URL'}"
+
+
+def _origin(summary: Mapping[str, Any]) -> str:
+    best, plan = summary["best"], summary["plan"]
+    judging, trials = plan["judging"], summary["trials"]
+    repeats = judging["repeats"]
+    of = f"the mean of {repeats} seeds, of which this is the first" if repeats > 1 else "which this preset repeats"
+    lines = [
+        f"The best of {sum(trials.values())} trials of the study {summary['study']}, written by fismo tune on "
+        f"{time.strftime('%Y-%m-%d %H:%M')}:",
+        f"validation {judging['metric']} {best['value']!r} in trial {best['trial']} ({of}",
+        "on the same machine and versions, to the last digit).",
+        *(f"  {name} = {value!r}" for name, value in best["params"].items()),
+        "It was chosen by this seed and validation part: judge it on other seeds, such as by fismo compare.",
+    ]
+    return "".join(f"# {line}\n" for line in lines)

@@ -1,0 +1,85 @@
+"""A study in words, and its tables, from its summary alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fismo_cli.tuning.search_space import short_name, short_settings, short_value
+
+__all__ = ["best_table", "importance_table", "notes", "opening", "result_sentence"]
+
+Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+"""Headings, and rows."""
+
+SHOWN = 5
+"""Trials in the table on the terminal."""
+
+
+def opening(summary: Mapping[str, Any]) -> str:
+    """What was searched, by how many trials."""
+    plan, trials = summary["plan"], summary["trials"]
+    names = ", ".join(short_name(name) for name in plan["space"])
+    repeats = plan["judging"]["repeats"]
+    each = f", each the mean of {repeats} seeds" if repeats > 1 else ""
+    return (
+        f"{plan['optimizer']} on {plan['preset']}: {trials['finished']} trials finished, {trials['failed']} failed, "
+        f"{trials['pruned']} pruned, of {plan['samples']:,} samples{each}; searched: {names}."
+    )
+
+
+def result_sentence(summary: Mapping[str, Any]) -> str:
+    """The best trial, and what it gained over the starting point."""
+    best, metric = summary["best"], summary["plan"]["judging"]["metric"]
+    if best is None:
+        return "No trial kept all limits." if summary["trials"]["finished"] else "No trial finished."
+    text = f"best: validation {metric} {best['value']:.5g} in trial {best['trial']} ({short_settings(best['params'])})"
+    start = next((t["value"] for t in summary["trial_list"] if (t["repeats_trial"] or t["number"]) == 0), None)
+    return text if start is None else f"{text}; the preset's own settings gave {start:.5g}"
+
+
+def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
+    """The best trials, best first."""
+    judging, space = summary["plan"]["judging"], summary["plan"]["space"]
+    higher = judging["metric"].startswith("top")
+    done = [trial for trial in summary["trial_list"] if trial["state"] == "complete"]
+    kept = [trial for trial in done if all(value <= 0 for value in trial["limits"].values())]
+    kept.sort(key=lambda trial: (-trial["value"] if higher else trial["value"], trial["number"]))
+    headings = ("trial", judging["metric"], *(short_name(name) for name in space), "seconds", "ms a step")
+    rows = [
+        (
+            str(trial["number"]),
+            f"{trial['value']:.5g}",
+            *(short_value(trial["params"][name]) for name in space),
+            f"{trial['seconds']:.1f}",
+            f"{1000 * trial['step_seconds']:.1f}",
+        )
+        for trial in kept[:count]
+    ]
+    return headings, rows
+
+
+def importance_table(summary: Mapping[str, Any]) -> Rows:
+    """Which settings matter."""
+    rows: list[tuple[str, ...]] = [
+        (short_name(name), f"{100 * share:.0f} %") for name, share in summary["importances"].items()
+    ]
+    return ("setting", "importance"), rows
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What weakens the result, and what to do next."""
+    found = []
+    if summary["at_bound"]:
+        names = ", ".join(map(short_name, summary["at_bound"]))
+        found.append(f"the best trial lies at the edge of what was searched ({names}): better ones may lie beyond")
+    left_out = summary["trials"]["finished"] - summary["eligible"]
+    if left_out:
+        found.append(f"{left_out} trials finished, but broke a limit that was set")
+    reasons: dict[str, int] = {}
+    for trial in summary["trial_list"]:
+        if trial["failure"]:
+            reasons[trial["failure"]["reason"]] = reasons.get(trial["failure"]["reason"], 0) + 1
+    found += [f"failed, {count} times: {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])[:3]]
+    finished = summary["trials"]["finished"]
+    if 0 < finished < 10 * len(summary["plan"]["space"]):
+        found.append(f"{finished} trials are few for {len(summary['plan']['space'])} settings: run more by --trials")
+    return found

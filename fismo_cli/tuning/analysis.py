@@ -1,0 +1,70 @@
+"""What a study came to, as one summary that holds everything that tables and the page show. From its storage alone."""
+
+import contextlib
+import warnings
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from fismo_cli.tuning.ledger import FAILURE, best_of, read_ledger, root
+from fismo_cli.tuning.plan import StudyPlan
+from fismo_cli.tuning.search_space import near_bounds
+from fismo_cli.tuning.storage import journal_file, shown_url
+
+__all__ = ["summarise_study"]
+
+
+def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
+    """Summarise a study.
+
+    Returns:
+        `study`, `storage`, `trials.{finished,failed,pruned}`, `best.{value,params,trial}` (None if no trial is
+        eligible), `importances` by setting, `at_bound` (settings of the best trial near a bound), `trial_list`, `plan`.
+    """
+    ledger = read_ledger(study)
+    best = best_of(ledger.counted, higher_is_better=plan.judging.higher_is_better)
+    complete = ledger.of(TrialState.COMPLETE)
+    return {
+        "study": plan.name,
+        "directory": str(plan.directory),
+        "storage": str(journal_file(plan.directory)) if plan.url is None else shown_url(plan.url),
+        "plan": plan.as_plain(),
+        "trials": {
+            "finished": len(complete),
+            "failed": len(ledger.of(TrialState.FAIL)),
+            "pruned": len(ledger.of(TrialState.PRUNED)),
+        },
+        "best": None if best is None else {"value": best.value, "params": best.params, "trial": best.number},
+        "at_bound": [] if best is None else list(near_bounds(plan.space, best.params)),
+        "eligible": sum(all(value <= 0 for value in trial.constraints.values()) for trial in complete),
+        "importances": importances(study),
+        "trial_list": [_as_plain(trial) for trial in ledger.counted],
+    }
+
+
+def importances(study: Study) -> dict[str, float]:
+    """Share of each setting in what makes trials good, by PED-ANOVA (Watanabe et al. 2023); empty if too few ended."""
+    with contextlib.suppress(ValueError, RuntimeError, ZeroDivisionError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(optuna.importance.get_param_importances(study))
+    return {}
+
+
+def _as_plain(trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "number": trial.number,
+        "repeats_trial": root(trial) if root(trial) != trial.number else None,
+        "state": trial.state.name.lower(),
+        "value": trial.value,
+        "params": trial.params,
+        "failure": attributes.get(FAILURE),
+        "limits": dict(trial.constraints),
+        "intermediate": dict(trial.intermediate_values),
+        **{key: attributes.get(key) for key in ("run_dirs", "metrics", "host", "worker")},
+        **{key: attributes.get(key) for key in ("seconds", "step_seconds", "memory_gib")},
+        "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(timespec="seconds"),
+        "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),
+    }

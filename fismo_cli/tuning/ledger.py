@@ -1,0 +1,151 @@
+"""Which trials of a study count, and what happens to those whose worker died: pure reading, and one write.
+
+A trial ends as complete, pruned, or failed with a reason. One that failed without a reason was lost: its worker was
+killed or left. Its parameters are queued again, as a new trial that knows which one it repeats; the lost one never
+counts.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+__all__ = ["FAILURE", "OWNER", "Ledger", "Worker", "give_up", "read_ledger", "requeue", "root", "worker"]
+
+FAILURE = "failure"
+"""User attribute of a failed trial: why."""
+
+OWNER = "worker"
+"""User attribute of a trial: the worker that runs it."""
+
+UNOWNED_SECONDS = 60.0
+"""A running trial that nobody has claimed after so long was lost between being drawn and being claimed."""
+
+_ORIGINAL, _HISTORY = "failed_trial", "retry_history"
+"""System attributes by which Optuna knows retried trials too."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The trials of a study that matter.
+
+    Attributes:
+        counted: finished ones, lost ones left out.
+        running: those that somebody runs.
+        waiting: those that are queued again.
+    """
+
+    counted: tuple[FrozenTrial, ...]
+    running: tuple[FrozenTrial, ...]
+    waiting: tuple[FrozenTrial, ...]
+
+    def of(self, state: TrialState) -> list[FrozenTrial]:
+        """The counted trials that ended so."""
+        return [trial for trial in self.counted if trial.state == state]
+
+
+def read_ledger(study: Study) -> Ledger:
+    """Read all trials of a study."""
+    trials = study.get_trials(deepcopy=False)
+    return Ledger(
+        counted=tuple(
+            t for t in trials if t.state.is_finished() and (t.state != TrialState.FAIL or FAILURE in t.user_attrs)
+        ),
+        running=tuple(trial for trial in trials if trial.state == TrialState.RUNNING),
+        waiting=tuple(trial for trial in trials if trial.state == TrialState.WAITING),
+    )
+
+
+def root(trial: FrozenTrial) -> int:
+    """The number of the trial that this one repeats, after any number of repetitions; its own if it repeats none."""
+    return int(trial.system_attrs.get(_ORIGINAL, trial.number))
+
+
+def requeue(study: Study, lost: FrozenTrial) -> None:
+    """Queue the parameters of a lost trial again."""
+    history = [*lost.system_attrs.get(_HISTORY, ()), lost.number]
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=lost.params,
+            distributions=lost.distributions,
+            system_attrs={_ORIGINAL: root(lost), _HISTORY: history},
+        )
+    )
+
+
+def give_up(study: Study, trial: FrozenTrial) -> None:
+    """Declare a running trial lost and queue it again; nothing happens if somebody else was first."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, UpdateFinishedTrialError):
+        return
+    requeue(study, trial)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that runs trials: alive as long as it, or a run that it started, holds the lock on its file."""
+
+    name: str
+    directory: Path
+    descriptor: int
+
+    def lost(self, trial: FrozenTrial, others_have_heartbeats: bool) -> bool:
+        """Whether the worker of a running trial is known to be gone from this host.
+
+        Args:
+            trial: the trial.
+            others_have_heartbeats: whether the storage itself notices workers elsewhere that have gone.
+        """
+        owner = trial.user_attrs.get(OWNER)
+        if owner == self.name:
+            return False
+        if owner is None:
+            started = trial.datetime_start
+            return started is not None and time.time() - started.timestamp() > UNOWNED_SECONDS
+        try:
+            descriptor = os.open(_lock_file(self.directory, owner), os.O_RDWR)
+        except OSError:
+            return not others_have_heartbeats
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return True
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def worker(directory: Path, name: str) -> Iterator[Worker]:
+    """Be a worker of the study in a directory; others see that it is gone however it ends."""
+    path = _lock_file(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield Worker(name, directory, descriptor)
+        path.unlink(missing_ok=True)  # not after an error: its trials may still be running in the study's eyes
+    finally:
+        os.close(descriptor)
+
+
+def _lock_file(directory: Path, name: str) -> Path:
+    return directory / "workers" / f"{name}.lock"
+
+
+def best_of(trials: Sequence[FrozenTrial], *, higher_is_better: bool) -> FrozenTrial | None:
+    """The best complete trial that keeps all limits, the first of equals."""
+    sign = -1.0 if higher_is_better else 1.0
+    kept = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
+    return min(kept, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)

@@ -1,0 +1,186 @@
+"""What a study consists of, fixed before anything runs: what is searched, how a trial is judged, where it is kept."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.environment import usable_cores
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig, preset_adapter
+from fismo_cli.preset.settings import with_settings
+from fismo_cli.runs.executor import Failure, dry_run_elsewhere
+from fismo_cli.training.schedule import total_steps
+from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
+
+__all__ = ["PRUNERS", "SAMPLERS", "Environment", "Judging", "StudyPlan", "make_study_plan", "study_identity"]
+
+SAMPLERS = ("tpe", "gp", "qmc", "random")
+PRUNERS = ("none", "median", "halving")
+
+REPORTS = 10
+"""Into how many parts the budget of a trial is cut for a pruner."""
+
+MOST_WORKERS = 4
+"""Workers that are started on a CPU without being asked for."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a trial is judged.
+
+    Attributes:
+        metric: of the validation part, after the last step.
+        repeats: runs of a trial, on seeds one after the other; their mean counts.
+        pruner: one of `PRUNERS`.
+        max_step_seconds: a trial with a slower training step is not eligible.
+        max_memory_gib: nor is one that took more memory.
+    """
+
+    metric: str = "loss"
+    repeats: int = 1
+    pruner: str = "none"
+    max_step_seconds: float | None = None
+    max_memory_gib: float | None = None
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher value of the metric is the better one."""
+        return self.metric.startswith("top")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What all trials of a study have in common, besides their preset: found by the first worker, kept in the study."""
+
+    threads: int
+    device: str
+    train_samples: int
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A whole study.
+
+    Attributes:
+        name: of the study, in its storage too.
+        directory: where everything of it on this host is.
+        loaded: the preset that trials vary.
+        judging: how they are judged.
+        environment: what they have in common.
+        space: where they are searched.
+        url: of the database; None: the journal file.
+    """
+
+    name: str
+    directory: Path
+    loaded: LoadedPreset
+    judging: Judging
+    environment: Environment
+    space: Space
+    url: str | None
+
+    def trial(self, settings: Mapping[str, Any], repeat: int = 0) -> LoadedPreset:
+        """The preset of one run of a trial. What it does not need is left out: baselines, the search, evaluations."""
+        values = with_settings(self.loaded.preset.model_dump(), settings)
+        values["train"] = {
+            **values["train"],
+            "seed": self.loaded.preset.train.seed + repeat,
+            "threads": self.environment.threads,
+        }
+        preset = preset_adapter.validate_python({**values, "compare": {}, "tune": TuneConfig().model_dump()})
+        every = None
+        if self.judging.pruner != "none":
+            every = max(1, total_steps(preset.train, self.environment.train_samples) // REPORTS)
+        # One batch size for all evaluations: another one would give other last digits.
+        train = self.loaded.preset.train
+        batch_size = preset.evaluate.batch_size or train.batch_size // train.accumulate
+        changed = {
+            "evaluate": EvaluateConfig(every=every, batch_size=batch_size),
+            "checkpoint": CheckpointConfig(every=preset.checkpoint.every, keep=1),
+        }
+        return replace(self.loaded, preset=preset.model_copy(update=changed))
+
+    def best_preset(self, settings: Mapping[str, Any]) -> LoadedPreset:
+        """The preset of a trial with everything that the user's own has besides."""
+        own, found = self.loaded.preset, self.trial(settings).preset
+        kept = {"compare": own.compare, "tune": own.tune, "checkpoint": own.checkpoint}
+        evaluate = own.evaluate.model_copy(update={"batch_size": found.evaluate.batch_size})
+        return replace(self.loaded, preset=found.model_copy(update={**kept, "evaluate": evaluate}))
+
+    def steps(self, settings: Mapping[str, Any]) -> int:
+        """Optimizer steps of a run of a trial."""
+        return total_steps(self.trial(settings).preset.train, self.environment.train_samples)
+
+    def as_plain(self) -> dict[str, Any]:
+        """What a report has to know of it, as JSON can hold it."""
+        return {
+            "preset": self.loaded.name,
+            "optimizer": self.loaded.preset.optimizer.name,
+            "samples": self.loaded.preset.train.batch_size * self.steps({}),
+            "judging": asdict(self.judging),
+            "environment": asdict(self.environment),
+            "space": {name: asdict(where) for name, where in self.space.items()},
+        }
+
+
+def space_from_plain(plain: Mapping[str, Mapping[str, Any]]) -> Space:
+    """The space that `StudyPlan.as_plain` wrote."""
+    return {
+        name: Choice(tuple(where["values"]), where["start"]) if "values" in where else Range(**where)
+        for name, where in plain.items()
+    }
+
+
+def study_identity(loaded: LoadedPreset, judging: Judging) -> str:
+    """A hash of the preset, what is searched and how it is judged: another one is another study."""
+    values = loaded.preset.model_dump(mode="json", exclude={"compare", "logging"})
+    text = json.dumps([values, asdict(judging)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def default_workers(device: str) -> int:
+    """Trials side by side: as many as there are cores, up to a few, on a CPU; else one."""
+    return min(MOST_WORKERS, usable_cores() or 1) if device == "cpu" else 1
+
+
+def try_out(loaded: LoadedPreset, workers: int | None) -> Environment:
+    """Take a few steps: what is wrong with the preset shows now.
+
+    Raises:
+        UsageError: with what is wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml")
+    if isinstance(result, Failure):
+        raise UsageError(result.message)
+    if result["validation_samples"] is None:
+        raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
+    device = str(result["device"])
+    share = max(1, (usable_cores() or 1) // (workers or default_workers(device)))
+    return Environment(loaded.preset.train.threads or share, device, int(result["train_samples"]))
+
+
+def make_study_plan(
+    loaded: LoadedPreset,
+    *,
+    name: str,
+    directory: Path,
+    judging: Judging,
+    environment: Environment,
+    url: str | None,
+) -> StudyPlan:
+    """Fix a study.
+
+    Raises:
+        UsageError: if there is nothing to search, or what is searched does not fit the data.
+    """
+    try:
+        space = tuning_space(loaded.preset, environment.train_samples)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return StudyPlan(name, directory, loaded, judging, environment, space, url)

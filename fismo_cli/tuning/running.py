@@ -1,0 +1,394 @@
+"""Runs the trials of a study, some at a time, until it has as many as were asked for; other workers may share it.
+
+State is in the study's storage and in the run directories: a trial that was lost is run again with the same parameters,
+from its last checkpoint where its directory is on this host.
+"""
+
+import json
+import math
+import os
+import shutil
+import socket
+import statistics
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from fismo_cli.errors import DivergedError, ExitCode, FismoError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.executor import RunProcess, finished_run
+from fismo_cli.training.signals import StopRequest
+from fismo_cli.tuning.ledger import FAILURE, OWNER, Ledger, Worker, best_of, give_up, read_ledger, root, worker
+from fismo_cli.tuning.plan import REPORTS, StudyPlan
+from fismo_cli.tuning.samplers import distributions
+from fismo_cli.tuning.search_space import short_settings
+from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
+
+__all__ = ["Active", "Status", "StoppedError", "carry_out"]
+
+POLL_SECONDS = 0.1
+LOOK_SECONDS = 2.0
+"""How often the storage is read for what other workers did."""
+
+HOPELESS_ERRORS, HOPELESS_DIVERGENCES = 3, 12
+"""Failed trials after which a study stops if none has ended well: by errors, and by divergence as well."""
+
+RESTARTS = 1
+"""How often a run that the system killed is started again, before the trial counts as failed."""
+
+
+class StoppedError(FismoError):
+    """A signal ended the search; runs in flight were saved."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(128 + number)
+
+
+@dataclass(frozen=True)
+class Active:
+    """A trial that this worker runs: its number, settings, step and steps in all (of all its repeats)."""
+
+    number: int
+    settings: dict[str, Any]
+    step: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a study is, told at every change and a few times a second.
+
+    Attributes:
+        ledger: its trials.
+        active: what this worker runs now.
+        elsewhere: trials that other workers run.
+        trials: how many are wanted.
+        fresh: trials ended by this worker, and the seconds since it began: for what is left.
+        seconds: see `fresh`.
+        finished: what has just happened, as a line of text.
+    """
+
+    ledger: Ledger
+    active: tuple[Active, ...]
+    elsewhere: int
+    trials: int
+    fresh: int
+    seconds: float
+    finished: str | None = None
+
+
+@dataclass
+class _Job:
+    """A trial that this worker runs; `done` are the runs of it that have ended, `process` is the one that goes on."""
+
+    trial: Trial
+    runs: list[LoadedPreset]
+    runs_dir: Path
+    steps: int
+    process: RunProcess | None = None
+    done: list[RunDirectory] = field(default_factory=list)
+    reported: set[int] = field(default_factory=set)
+    restarts: int = 0
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+    def wait(self) -> None:
+        if self.process is not None:
+            self.process.wait()
+
+
+def carry_out(plan: StudyPlan, study: Study, *, trials: int, workers: int, tell: Callable[[Status], None]) -> None:
+    """Run trials until the study has as many, whoever ran them.
+
+    Raises:
+        StoppedError: if a signal asked to stop; what ran was saved and will be run again with the same parameters.
+        FismoError: if the storage went away, or trial after trial fails and none ends well.
+    """
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    with (
+        storage_errors(plan.url, plan.directory),
+        worker(plan.directory, name) as me,
+        StopRequest() as stop,
+    ):
+        _Pool(plan, study, trials, workers, tell, me, stop).work()
+
+
+class _Pool:
+    """The trials that this worker runs side by side."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        study: Study,
+        trials: int,
+        workers: int,
+        tell: Callable[[Status], None],
+        me: Worker,
+        stop: StopRequest,
+    ) -> None:
+        self.plan, self.study, self.trials, self.workers = plan, study, trials, workers
+        self.tell, self.me, self.stop = tell, me, stop
+        self.jobs: list[_Job] = []
+        self.ledger = read_ledger(study)
+        self.fresh, self.started = 0, time.monotonic()
+        self._looked = self._told = self._beat = -math.inf
+
+    def work(self) -> None:
+        try:
+            while not self.stop.requested():
+                self._look()
+                if not self.jobs and len(self.ledger.counted) >= self.trials:
+                    check_hope(self.ledger, over=True)
+                    return
+                while self._wanted():
+                    self._start()
+                self._show_life()
+                for job in list(self.jobs):
+                    self._advance(job)
+                self._say()
+                time.sleep(POLL_SECONDS)
+        except BaseException:  # the storage went away, or nothing ends well
+            self._end_runs()
+            raise
+        self._end_runs()
+        for job in self.jobs:
+            give_up(self.study, self._frozen(job.trial))
+        assert self.stop.signal is not None
+        raise StoppedError("stopped; the same command goes on from here", self.stop.signal)
+
+    def _end_runs(self) -> None:
+        for job in self.jobs:
+            job.stop()
+        try:
+            for job in self.jobs:
+                job.wait()
+        except KeyboardInterrupt:
+            for job in self.jobs:
+                job.kill()
+
+    def _wanted(self) -> bool:
+        """Whether to start one more: not more are begun, by all workers together, than are missing."""
+        begun = len(self.ledger.counted) + len(self.ledger.running)
+        return len(self.jobs) < self.workers and begun < self.trials
+
+    def _look(self, at_once: bool = False) -> None:
+        """Read the storage, at times; give up the trials of workers that have gone, drop those that others took."""
+        if not at_once and time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        database = self.plan.url is not None
+        if database:
+            optuna.storages.fail_stale_trials(self.study)
+        for trial in read_ledger(self.study).running:
+            if self.me.lost(trial, others_have_heartbeats=database):
+                give_up(self.study, trial)
+        self.ledger = read_ledger(self.study)
+        check_hope(self.ledger)
+        still_ours = {trial.number for trial in self.ledger.running}
+        for job in [job for job in self.jobs if job.trial.number not in still_ours]:
+            job.kill()  # taken for dead: it is somebody else's now
+            job.wait()
+            self.jobs.remove(job)
+
+    def _start(self) -> None:
+        trial = self.study.ask(distributions(self.plan.space))
+        trial.set_user_attr(OWNER, self.me.name)
+        self._heartbeat(trial)
+        self.jobs.append(
+            _Job(
+                trial,
+                runs=[self.plan.trial(trial.params, repeat) for repeat in range(self.plan.judging.repeats)],
+                runs_dir=self.plan.directory / "trials" / str(root(self._frozen(trial))),
+                steps=self.plan.steps(trial.params),
+            )
+        )
+        self._look(at_once=True)
+
+    def _advance(self, job: _Job) -> None:
+        """Begin the next run of a trial, or take up what has become of the one that goes on."""
+        if job.process is None:
+            found = finished_run(job.runs_dir, job.runs[len(job.done)])
+            if found is None:
+                job.process = self._run(job)
+            else:  # by a worker that died before it could tell
+                self._take(job, found)
+            return
+        outcome = job.process.poll()
+        if outcome is None:
+            self._report(job)
+        elif isinstance(outcome, RunDirectory):
+            job.process = None
+            self._take(job, outcome)
+        elif (outcome.code < 0 or outcome.code > 128) and job.restarts < RESTARTS:  # by a signal, saved or not
+            job.process, job.restarts = None, job.restarts + 1
+        else:
+            by = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"exit code {outcome.code}"
+            self._fail(job, "error", f"{by}: {outcome.message}")
+
+    def _run(self, job: _Job) -> RunProcess:
+        number = job.trial.number
+        return RunProcess(
+            job.runs[len(job.done)],
+            preset_file=self.plan.directory / "presets" / f"trial-{number}.yaml",
+            runs_dir=job.runs_dir,
+            log=self.plan.directory / "logs" / f"trial-{number}.log",
+            keep_open=(self.me.descriptor,),
+        )
+
+    def _take(self, job: _Job, run: RunDirectory) -> None:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a finished run
+        summary = json.loads(run.summary.read_text())
+        value = _value(summary, self.plan.judging.metric)
+        if value is None:
+            diverged = summary["status"] == "diverged"
+            missing = f"{self.plan.judging.metric} was not measured, or is not finite"
+            self._fail(job, "diverged" if diverged else "error", summary["reason"] if diverged else missing)
+            return
+        job.done.append(run)
+        if len(job.done) == len(job.runs):
+            self._complete(job)
+
+    def _complete(self, job: _Job) -> None:
+        judging, trial = self.plan.judging, job.trial
+        summaries = [json.loads(run.summary.read_text()) for run in job.done]
+        value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
+        step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
+        memory = max((summary["peak_memory_bytes"] or 0 for summary in summaries), default=0) / 2**30
+        for name, measured, limit in (
+            ("step seconds", step_seconds, judging.max_step_seconds),
+            ("memory", memory, judging.max_memory_gib),
+        ):
+            if limit is not None:
+                trial.set_constraint(name, measured / limit - 1.0)
+        for key, known in (
+            ("run_dirs", [str(run.path) for run in job.done]),
+            ("metrics", [summary["metrics"] for summary in summaries]),
+            ("host", socket.gethostname()),
+            ("seconds", sum(summary["seconds"] for summary in summaries)),
+            ("step_seconds", step_seconds),
+            ("memory_gib", memory),
+        ):
+            trial.set_user_attr(key, known)
+        self.study.tell(trial.number, value, skip_if_finished=True)
+        self._ended(job, f"{judging.metric} {value:.4f}")
+        self._keep_the_best_model(job)
+
+    def _fail(self, job: _Job, kind: str, reason: str) -> None:
+        job.trial.set_user_attr(FAILURE, {"kind": kind, "reason": reason})
+        self.study.tell(job.trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        self._ended(job, reason)
+
+    def _report(self, job: _Job) -> None:
+        """Tell the pruner of the evaluations of a trial's first run, and stop it if it says so."""
+        if self.plan.judging.pruner == "none" or job.done or job.process is None:
+            return
+        for step, metrics in job.process.validations():
+            percent = 100 // REPORTS * round(REPORTS * step / job.steps)
+            value = metrics.get(self.plan.judging.metric)
+            if value is None or percent in job.reported or percent >= 100:
+                continue
+            job.reported.add(percent)
+            job.trial.report(value, percent)
+            if job.trial.should_prune():
+                job.kill()
+                job.wait()
+                shutil.rmtree(job.runs_dir, ignore_errors=True)
+                self.study.tell(job.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+                self._ended(job, f"pruned at {percent} % with {self.plan.judging.metric} {value:.4f}")
+                return
+
+    def _ended(self, job: _Job, what: str) -> None:
+        self.jobs.remove(job)
+        self.fresh += 1
+        self._look(at_once=True)
+        self._say(f"trial {job.trial.number}: {what}  ({short_settings(job.trial.params)})")
+
+    def _keep_the_best_model(self, job: _Job) -> None:
+        """Of all trials on this host, only the best one's models stay: models are large, and can be made again."""
+        best = best_of(self.ledger.counted, higher_is_better=self.plan.judging.higher_is_better)
+        for trial in self.ledger.counted:
+            if best is not None and trial.number != best.number:
+                for run in map(RunDirectory, map(Path, trial.user_attrs.get("run_dirs", ()))):
+                    shutil.rmtree(run.model, ignore_errors=True)
+                    run.weights.unlink(missing_ok=True)
+
+    def _show_life(self) -> None:
+        if time.monotonic() - self._beat >= HEARTBEAT_SECONDS:
+            self._beat = time.monotonic()
+            for job in self.jobs:
+                self._heartbeat(job.trial)
+
+    def _heartbeat(self, trial: Trial) -> None:
+        if self.plan.url is not None:
+            trial.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.number]
+
+    def _say(self, finished: str | None = None) -> None:
+        now = time.monotonic()
+        if finished is None and now - self._told < 0.5:
+            return
+        self._told = now
+        ours = {job.trial.number for job in self.jobs}
+        self.tell(
+            Status(
+                ledger=self.ledger,
+                active=tuple(_active(job) for job in self.jobs),
+                elsewhere=len([trial for trial in self.ledger.running if trial.number not in ours]),
+                trials=self.trials,
+                fresh=self.fresh,
+                seconds=now - self.started,
+                finished=finished,
+            )
+        )
+
+
+def check_hope(ledger: Ledger, *, over: bool = False) -> None:
+    """Stop a search in which trials fail and none ends well.
+
+    Args:
+        ledger: the study's trials.
+        over: whether there will be no more.
+
+    Raises:
+        DivergedError: if all of them diverged.
+        FismoError: if some failed for another reason, which is given.
+    """
+    failures = [trial.user_attrs[FAILURE] for trial in ledger.of(TrialState.FAIL)]
+    if len(failures) < len(ledger.counted) or not failures:
+        return
+    errors = [failure["reason"] for failure in failures if failure["kind"] == "error"]
+    if len(errors) >= HOPELESS_ERRORS or (over and errors):
+        raise FismoError(f"all {len(failures)} trials failed, the last one so: {errors[-1]}")
+    if len(failures) >= HOPELESS_DIVERGENCES or over:
+        raise DivergedError(f"all {len(failures)} trials diverged: start from a smaller learning rate or trust radius")
+
+
+def _active(job: _Job) -> Active:
+    step = len(job.done) * job.steps + (0 if job.process is None else job.process.step())
+    return Active(job.trial.number, dict(job.trial.params), step, job.steps * len(job.runs))
+
+
+def _value(summary: dict[str, Any], metric: str) -> float | None:
+    """The final validation metric of a run; None if it diverged."""
+    metrics = summary["metrics"]["validation"] or {}
+    value = metrics.get(metric)
+    if summary["status"] != "completed" or value is None or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,94 @@
+"""Begins a study, or joins the one that is in the storage already."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import Study
+
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
+from fismo_cli.tuning.samplers import StartThenSample, make_pruner
+from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, shown_url, storage_errors
+
+__all__ = ["open_study"]
+
+_IDENTITY, _ENVIRONMENT = "fismo:identity", "fismo:environment"
+
+
+def open_study(
+    loaded: LoadedPreset,
+    judging: Judging,
+    *,
+    name: str | None,
+    root: Path,
+    url: str | None,
+    sampler: str,
+    trials: int,
+    workers: int | None,
+) -> tuple[StudyPlan, Study]:
+    """The study of a preset: joined if the storage has it, else begun after a few steps of the preset were tried.
+
+    Args:
+        loaded: the preset.
+        judging: how trials are judged.
+        name: of the study; None: made of the preset's name and of what is searched how.
+        root: under which the study's directory is, or is made.
+        url: of a database; None: a journal file in that directory.
+        sampler: one of `SAMPLERS`.
+        trials: how many are planned.
+        workers: how many runs share this host; None: the default for the device.
+
+    Raises:
+        UsageError: if the storage cannot be used, the preset does not run, or a study of this name is another one.
+        FismoError: if the storage goes away.
+    """
+    quiet_optuna()
+    identity = study_identity(loaded, judging)
+    name = name or f"{loaded.name}-{identity}"
+    directory = root / name
+    storage = None if url is None and not journal_file(directory).exists() else open_storage(url, directory)
+    with storage_errors(url, directory):
+        environment = _joined(storage, name, identity, url, directory)
+        if environment is None:
+            environment = try_out(loaded, workers)
+        plan = make_study_plan(
+            loaded, name=name, directory=directory, judging=judging, environment=environment, url=url
+        )
+        storage = open_storage(url, directory) if storage is None else storage
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize" if judging.higher_is_better else "minimize",
+            sampler=StartThenSample(sampler, plan.space, seed=loaded.preset.train.seed, trials=trials),
+            pruner=make_pruner(judging.pruner),
+            load_if_exists=True,
+        )
+        if _IDENTITY not in study.user_attrs:
+            study.set_user_attr(_ENVIRONMENT, asdict(environment))
+            study.set_user_attr(_IDENTITY, identity)
+    return plan, study
+
+
+def _joined(
+    storage: BaseStorage | None, name: str, identity: str, url: str | None, directory: Path
+) -> Environment | None:
+    """The environment of the study in a storage; None if it has no such study yet.
+
+    Raises:
+        UsageError: if a study of this name searches something else.
+    """
+    if storage is None or name not in optuna.get_all_study_names(storage):
+        return None
+    attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    if _IDENTITY not in attributes:
+        return None
+    if attributes[_IDENTITY] != identity:
+        place = str(journal_file(directory)) if url is None else shown_url(url)
+        raise UsageError(
+            f"--study {name}: {place} has a study of this name with another preset, space, metric, repeats, pruner or "
+            "limits; give another name, or leave it out: a name is then made of all of these"
+        )
+    return Environment(**attributes[_ENVIRONMENT])

@@ -33,10 +33,10 @@ from fismo_core.routing import layout_from_plain
 
 Shapes = list[tuple[int, int]]
 
-INTERVAL = 20
+INTERVAL = 40
 """Rounds are measured by the longest refresh interval; the default form's divides it."""
 
-WARM_UP = 17
+WARM_UP = 33
 """Steps before the timing: beyond the early refreshes, so that each interval has the same number."""
 
 
@@ -85,7 +85,7 @@ SETS: dict[str, Callable[[], Shapes]] = {
 
 MUON = "Muon"
 DEFAULT = "FISMO"
-DENSE = "FISMO, all sides dense, roots every 20"
+DENSE = "FISMO, all sides dense, roots every 40"
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -93,7 +93,7 @@ CONTENDERS: dict[str, Make] = {
     MUON: lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.0),
     "Muon, QKV as one matrix": lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.0),
     DEFAULT: FISMO,
-    DENSE: lambda p: FISMO(p, max_factor_ratio=None, refresh_interval=20),
+    DENSE: lambda p: FISMO(p, max_factor_ratio=None, refresh_interval=40),
     "FISMO.dense": FISMO.dense,
     "FISMO.paper": FISMO.paper,
     "AdamW, foreach": lambda p: torch.optim.AdamW(p, foreach=True),

@@ -11,6 +11,7 @@ from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.preset.schema import FORMS
 from fismo_cli.preset.schema_data import unused_keys
+from fismo_cli.preset.schema_tune import SearchedConfig
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
@@ -52,10 +53,18 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[tuple[st
             problems.append((text, "must be KEY=VALUE with a key such as train.seed"))
         else:
             try:
-                overrides.append(Override(parts, parse_scalar(value), text))
+                overrides.append(Override(_joined(parts), parse_scalar(value), text))
             except DocumentError as error:
                 problems.append((text, error.problems[0][1]))
     return overrides, problems
+
+
+def _joined(path: tuple[str, ...]) -> tuple[str, ...]:
+    """`tune.space.optimizer.damping.low`: the keys of `tune.space` are paths themselves."""
+    if path[:2] != ("tune", "space") or len(path) < 4:
+        return path
+    own = path[2:-1] if path[-1] in SearchedConfig.model_fields else path[2:]
+    return (*path[:2], ".".join(own), *path[2 + len(own) :])
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[Override], source: str) -> Layered:

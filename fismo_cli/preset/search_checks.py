@@ -58,13 +58,13 @@ def space_problems(preset: Preset) -> Iterator[tuple[Path, str]]:
                 yield (*place, "low"), f"must be above 0 where log is true, got {searched.low:g}"
 
 
-def changed_values(preset: Preset, name: str, searched: SearchedConfig) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+def changed_values(preset: Preset, name: str, searched: SearchedConfig) -> Iterator[tuple[Path, Any, dict[str, Any]]]:
     """For each value that a search could end at: where it stands, the value, and the preset's values with it."""
     values = preset.model_dump(exclude={"tune"})
     if searched.choices is not None:
-        ends: list[tuple[str, Any]] = [("choices", value) for value in searched.choices]
+        ends: list[tuple[Path, Any]] = [(("choices", index), value) for index, value in enumerate(searched.choices)]
     else:
-        ends = [("low", searched.low), ("high", searched.high)]
+        ends = [(("low",), searched.low), (("high",), searched.high)]
         if isinstance(get_setting(values, name), float):
             ends = [(end, float(value)) for end, value in ends]
     for end, value in ends:

@@ -51,12 +51,9 @@ def with_settings(values: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     changed = dict(values)
     for name, given in settings.items():
         value = 1.0 - given if name.startswith(COMPLEMENT) else given
-        last = name.rsplit(".", 1)[-1]
+        section, _, last = name.removeprefix(COMPLEMENT).rpartition(".")
         if last in _BETA:
-            value = tuple(
-                value if index == _BETA[last] else get_setting(changed, f"optimizer.{beta}")
-                for beta, index in _BETA.items()
-            )
+            value = tuple(value if beta == last else get_setting(changed, f"{section}.{beta}") for beta in _BETA)
         changed = _put(changed, key_path(name), value)
     before, after = values["train"]["batch_size"], changed["train"]["batch_size"]
     steps = changed["train"]["steps"]

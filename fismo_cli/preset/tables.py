@@ -29,7 +29,7 @@ def fill(text: str) -> str:
         "optimizer-baseline": _table(_under(baseline, ("optimizer",))),
         "optimizer-names": f"torch.optim: {_names(TORCH_NAMES)}\n\n"
         f"pytorch-optimizer: {_names(PYTORCH_OPTIMIZER_NAMES)}\n",
-        **{name: _table(_under(images, (name,))) for name in ("train", "evaluate", "checkpoint", "logging")},
+        **{name: _table(_under(images, (name,))) for name in ("train", "evaluate", "checkpoint", "logging", "tune")},
     }
     for name, body in parts.items():
         begin = BEGIN.format(name)

@@ -15,6 +15,7 @@ from fismo_cli.preset.document import Path, dotted
 from fismo_cli.preset.optimizer_names import is_optimizer_name, optimizer_names
 from fismo_cli.preset.reference import TASKS, OptimizerKind, reference, shown
 from fismo_cli.preset.schema import KeyedError, Preset, preset_adapter
+from fismo_cli.preset.schema_tune import SearchedConfig
 from fismo_cli.preset.search_checks import changed_values, space_problems
 from fismo_cli.preset.suggestions import did_you_mean, near, unknown_key
 
@@ -59,7 +60,8 @@ def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
         for finding in sorted(explained, key=lambda finding: not finding.meant):
             if _is_news(finding, findings):
                 findings[finding.path] = finding
-                work = _without(work, finding.path)
+                # An entry of tune.space without one of its keys would be wrong for another reason.
+                work = _without(work, finding.path[:3] if finding.path[:2] == ("tune", "space") else finding.path)
         if len(findings) == before:
             return None, list(findings.values())
 
@@ -75,7 +77,7 @@ def _search_findings(preset: Preset) -> Iterator[Finding]:
             for finding in validate(values)[1]:
                 where = dotted(finding.path)
                 message = finding.message if where == name else f"{where}: {finding.message}"
-                yield Finding(("tune", "space", name, end), f"{shown(value)} cannot be: {message}")
+                yield Finding(("tune", "space", name, *end), f"with {shown(value)}: {message}")
 
 
 def _is_news(finding: Finding, findings: dict[Path, Finding]) -> bool:
@@ -167,6 +169,10 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
             for key, message, others in cause.problems:
                 looked_at = tuple((*path, *other.split(".")) for other in others)
                 yield Finding((*path, *key.split(".")), message, looked_at, follows=True)
+        elif detail["type"] == "extra_forbidden" and path[:2] == ("tune", "space"):
+            known = tuple(SearchedConfig.model_fields)
+            text = f"unknown key; must be one of {', '.join(known)}.{did_you_mean(near(str(path[-1]), known))}"
+            yield Finding(path, text, meant=tuple((*path[:-1], key) for key in known))
         elif detail["type"] == "extra_forbidden":
             alias, owner, owner_name = _owner(path, work, kind, name)
             text, meant = unknown_key(tuple(map(str, alias)), task, owner, owner_name)

@@ -105,7 +105,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, (draw, caption, height) in drawn.items():
-            made[name] = (styled(draw().update_layout(title=None)), caption, height)
+            made[name] = (styled(draw().update_layout(title=None, width=None, height=None)), caption, height)
     return made
 
 

@@ -32,8 +32,8 @@ def result_sentence(summary: Mapping[str, Any]) -> str:
     if best is None:
         return "No trial kept all limits." if summary["trials"]["finished"] else "No trial finished."
     text = f"best: validation {metric} {best['value']:.5g} in trial {best['trial']} ({short_settings(best['params'])})"
-    start = next((t["value"] for t in summary["trial_list"] if (t["repeats_trial"] or t["number"]) == 0), None)
-    return text if start is None else f"{text}; the preset's own settings gave {start:.5g}"
+    start = next((trial["value"] for trial in summary["trial_list"] if trial["original"] == 0), None)
+    return text if start is None else f"{text}; the starting point gave {start:.5g}"
 
 
 def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:

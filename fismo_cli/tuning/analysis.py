@@ -56,7 +56,7 @@ def _as_plain(trial: FrozenTrial) -> dict[str, Any]:
     attributes = trial.user_attrs
     return {
         "number": trial.number,
-        "repeats_trial": root(trial) if root(trial) != trial.number else None,
+        "original": root(trial),  # another number for a trial that repeats one that was lost
         "state": trial.state.name.lower(),
         "value": trial.value,
         "params": trial.params,

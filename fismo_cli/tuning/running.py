@@ -145,6 +145,7 @@ class _Pool:
         self.tell, self.me, self.stop = tell, me, stop
         self.jobs: list[_Job] = []
         self.ledger = read_ledger(study)
+        self.before = 0 if len(self.ledger.counted) >= trials else len(self.ledger.counted)
         self.fresh, self.started = 0, time.monotonic()
         self._looked = self._told = self._beat = -math.inf
 
@@ -152,8 +153,9 @@ class _Pool:
         try:
             while not self.stop.requested():
                 self._look()
-                if not self.jobs and len(self.ledger.counted) >= self.trials:
-                    check_hope(self.ledger, over=True)
+                over = not self.jobs and len(self.ledger.counted) >= self.trials
+                check_hope(self.ledger, over=over, before=self.before)
+                if over:
                     return
                 while self._wanted():
                     self._start()
@@ -198,7 +200,6 @@ class _Pool:
             if self.me.lost(trial, others_have_heartbeats=database):
                 give_up(self.study, trial)
         self.ledger = read_ledger(self.study)
-        check_hope(self.ledger)
         still_ours = {trial.number for trial in self.ledger.running}
         for job in [job for job in self.jobs if job.trial.number not in still_ours]:
             job.kill()  # taken for dead: it is somebody else's now
@@ -359,12 +360,13 @@ class _Pool:
         )
 
 
-def check_hope(ledger: Ledger, *, over: bool = False) -> None:
+def check_hope(ledger: Ledger, *, over: bool = False, before: int = 0) -> None:
     """Stop a search in which trials fail and none ends well.
 
     Args:
         ledger: the study's trials.
         over: whether there will be no more.
+        before: how many had ended when this process began; what failed then may have been put right.
 
     Raises:
         DivergedError: if all of them diverged.
@@ -374,9 +376,10 @@ def check_hope(ledger: Ledger, *, over: bool = False) -> None:
     if len(failures) < len(ledger.counted) or not failures:
         return
     errors = [failure["reason"] for failure in failures if failure["kind"] == "error"]
-    if len(errors) >= HOPELESS_ERRORS or (over and errors):
+    new = 0 if over else before
+    if len(errors) >= HOPELESS_ERRORS + new or (over and errors):
         raise FismoError(f"all {len(failures)} trials failed, the last one so: {errors[-1]}")
-    if len(failures) >= HOPELESS_DIVERGENCES or over:
+    if len(failures) >= HOPELESS_DIVERGENCES + new or over:
         raise DivergedError(f"all {len(failures)} trials diverged: start from a smaller learning rate or trust radius")
 
 

@@ -205,9 +205,9 @@ def _least_damping(config: FismoConfig) -> float:
 
 
 def _around(start: float, usual: float | None = None, least: float = 0.0) -> Range:
-    """A decade to each side of a value, and of another one where it is given."""
+    """A decade to each side of the usual value, which is `start` itself by default; half a decade beyond `start`."""
     usual = start if usual is None else usual
-    low, high = min(start, usual) / 10.0, max(start, usual) * 10.0
+    low, high = min(start / 3.0, usual / 10.0), max(start * 3.0, usual * 10.0)
     return Range(max(low, min(least, start)), high, start)
 
 

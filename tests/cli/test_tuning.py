@@ -1,0 +1,450 @@
+"""Search spaces, sampling, the ledger of trials and storages: all of tuning that trains nothing."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from fismo_cli.errors import DivergedError, FismoError, PresetError, UsageError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.settings import get_setting, with_settings
+from fismo_cli.runs.directory import run_identity
+from fismo_cli.training.schedule import total_steps
+from fismo_cli.tuning import ledger as ledgers
+from fismo_cli.tuning.analysis import summarise_study
+from fismo_cli.tuning.ledger import FAILURE, OWNER, best_of, give_up, read_ledger, worker
+from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, space_from_plain, study_identity
+from fismo_cli.tuning.running import check_hope
+from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
+from fismo_cli.tuning.search_space import Choice, Range, tuning_space
+from fismo_cli.tuning.storage import open_storage, shown_url
+
+ROOT = Path(__file__).parents[2]
+SPACE = {"x": Range(1e-3, 1.0, 0.4), "n": Range(1, 8, 2, log=False, integer=True), "kind": Choice(("a", "b"), "b")}
+
+
+def space(*overrides: str, samples: int = 1222):
+    return tuning_space(load_preset("digits-vit", overrides).preset, samples)
+
+
+def plan(tmp_path, *overrides: str, judging: Judging = Judging()) -> StudyPlan:
+    return make_study_plan(
+        load_preset("digits-vit", overrides),
+        name="study",
+        directory=tmp_path,
+        judging=judging,
+        environment=Environment(threads=1, device="cpu", train_samples=1222),
+        url=None,
+    )
+
+
+# The space.
+
+
+def test_fismo_is_searched_by_damping_trust_radius_momentum_and_batch_size():
+    found = space()
+    assert found == {
+        "optimizer.trust_radius": Range(0.002, 0.2, 0.02),
+        "1 - optimizer.momentum": Range(pytest.approx(0.01), pytest.approx(0.25), pytest.approx(0.05)),
+        "optimizer.damping": Range(0.01, 1.0, 0.1),
+        "train.batch_size": Choice((32, 64, 128, 256), 64),
+    }
+
+
+def test_a_bad_start_is_searched_from_but_not_around_alone():
+    radius = space("optimizer.trust_radius=0.6")["optimizer.trust_radius"]
+    assert (radius.low, radius.high, radius.start) == pytest.approx((0.002, 1.8, 0.6))
+
+
+def test_other_optimizers_have_spaces_of_their_own():
+    assert set(space("optimizer.name=adamw")) == {
+        *("optimizer.lr", "optimizer.weight_decay", "1 - optimizer.beta1", "1 - optimizer.beta2", "train.batch_size")
+    }
+    assert set(space("optimizer.name=muon")) == {
+        *("optimizer.lr", "optimizer.weight_decay", "1 - optimizer.momentum", "train.batch_size")
+    }
+    with pytest.raises(ValueError, match="learning rate"):
+        space("optimizer.name=adadelta")
+    only = space("optimizer.name=adadelta", "tune.space.optimizer.lr={low: 0.1, high: 1.0}")
+    assert set(only) == {"optimizer.lr", "train.batch_size"}
+
+
+def test_the_preset_adds_narrows_and_takes_out():
+    found = space(
+        "tune.space.optimizer.damping={low: 0.05, high: 0.2, log: true}",
+        "tune.space.optimizer.momentum={low: 0.9, high: 0.99, log: true}",
+        "tune.space.optimizer.trust_radius=null",
+        "tune.space.optimizer.nesterov={choices: [true, false]}",
+        "tune.space.optimizer.refresh_interval={low: 5, high: 20}",
+        "tune.space.optimizer.adamw.lr={low: 1e-3, high: 1e-2, log: true}",
+        "tune.space.data.label_smoothing={low: 0.0, high: 0.2}",
+        "tune.space.train.batch_size={choices: [32, 64]}",
+        "tune.space.model.args.drop_rate={low: 0.0, high: 0.5}",
+    )
+    assert found["optimizer.damping"] == Range(0.05, 0.2, 0.1)
+    momentum = found["1 - optimizer.momentum"]
+    assert (momentum.low, momentum.high, momentum.start) == pytest.approx((0.01, 0.1, 0.05))
+    assert "optimizer.trust_radius" not in found
+    assert found["optimizer.nesterov"] == Choice((True, False), True)
+    assert found["optimizer.refresh_interval"] == Range(5, 20, 10, log=False, integer=True)
+    assert found["optimizer.adamw.lr"].start == 3e-3
+    assert found["data.label_smoothing"] == Range(0.0, 0.2, 0.1, log=False)
+    assert found["train.batch_size"] == Choice((32, 64), 64)
+    assert found["model.args.drop_rate"] == Range(0.0, 0.5, 0.25, log=False)
+
+
+def test_batch_sizes_fit_the_data_and_the_micro_batches():
+    assert space(samples=130)["train.batch_size"] == Choice((32, 64, 128), 64)
+    assert space("train.accumulate=64")["train.batch_size"] == Choice((64, 128, 256), 64)
+    with pytest.raises(ValueError, match=r"train.batch_size: 2048 is more than the 1222 samples"):
+        space("tune.space.train.batch_size={choices: [64, 2048]}")
+    nothing = [f"tune.space.{key}=null" for key in ("optimizer.damping", "optimizer.trust_radius")]
+    nothing += ["tune.space.optimizer.momentum=null", "tune.space.train.batch_size=null"]
+    with pytest.raises(ValueError, match="nothing to search"):
+        space(*nothing)
+
+
+def test_every_error_of_a_space_is_found_at_once_on_its_line(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(
+        """task: image-classification
+model: {library: timm, name: test_vit}
+data: {source: digits}
+optimizer: {name: fismo}
+train: {epochs: 1}
+tune:
+  metric: perplexity
+  space:
+    optimizer.dampng: {low: 0.1, high: 1}
+    optimizer.damping: {low: 1, high: 0.5}
+    optimizer.trust_radius: {low: 0, high: 0.5, log: true}
+    optimizer.momentum: {low: 0.5, high: 1.5}
+    train.seed: {choices: [1, 2]}
+    train.batch_size: {choices: [32, 0]}
+    optimizer: {choices: [1]}
+    data.split_seed: {choices: [1]}
+    optimizer.polar: {choices: [exact, composit]}
+    optimizer.nesterov: {choises: [true]}
+    train.accumulate: {}
+    optimizer.power: {low: 0.1, high: 0.2, choices: [1]}
+"""
+    )
+    with pytest.raises(PresetError) as caught:
+        load_preset(str(file))
+    problems = "\n".join(caught.value.problems)
+    for line, text in (
+        (7, "must be one of loss, top1, top5"),
+        (9, "Did you mean optimizer.damping?"),
+        (10, "must be below high (0.5), got 1"),
+        (11, "must be above 0 where log is true"),
+        (12, "must be a number from 0 to below 1, got 1.5"),
+        (13, "alike in all trials"),
+        (14, "with 0: must be a positive integer"),
+        (15, "is a section"),
+        (16, "judged by"),
+        (17, "Did you mean composite?"),
+        (18, "Did you mean choices?"),
+        (19, "missing; must be a number"),
+        (20, "either choices or low and high"),
+    ):
+        assert [p for p in caught.value.problems if p.startswith(f"preset error: {file}:{line} ") and text in p], (
+            line,
+            problems,
+        )
+
+
+def test_settings_are_set_and_read_by_name():
+    values = load_preset("digits-vit", ["optimizer.name=adamw"]).preset.model_dump()
+    changed = with_settings(values, {"1 - optimizer.beta2": 0.25, "optimizer.lr": 0.5, "1 - optimizer.beta1": 0.5})
+    assert changed["optimizer"]["betas"] == (0.5, 0.75)
+    assert get_setting(changed, "1 - optimizer.beta2") == 0.25
+    assert get_setting(values, "optimizer.beta1") == 0.9
+    fismo = with_settings(load_preset("digits-vit").preset.model_dump(), {"optimizer.adamw.beta1": 0.5})
+    assert fismo["optimizer"]["adamw"]["betas"] == (0.5, 0.95)
+
+
+def test_another_batch_size_sees_as_many_samples(tmp_path):
+    for overrides in ((), ("train.steps=400",)):
+        made = plan(tmp_path, *overrides)
+        seen = {
+            size: total_steps(made.trial({"train.batch_size": size}).preset.train, 1222) * size
+            for size in (32, 64, 128)
+        }
+        assert max(seen.values()) <= 1.06 * min(seen.values()), seen
+
+
+def test_trials_differ_by_what_was_drawn_alone(tmp_path):
+    made = plan(tmp_path, "compare.muon.lr=0.5", judging=Judging(repeats=2, pruner="median"))
+    first, second = made.trial({"optimizer.damping": 0.5}).preset, made.trial({"optimizer.damping": 0.5}, 1).preset
+    assert (first.train.seed, second.train.seed, first.train.threads) == (0, 1, 1)
+    assert first.optimizer.damping == 0.5
+    assert first.evaluate.every == 38
+    own = made.loaded.preset
+    assert first.model_copy(update={"train": own.train, "optimizer": own.optimizer}).model_dump(
+        exclude={"evaluate", "checkpoint", "compare"}
+    ) == own.model_dump(exclude={"evaluate", "checkpoint", "compare"})
+    best = made.best_preset({"optimizer.damping": 0.5}).preset
+    assert best.compare == own.compare
+    assert best.evaluate.every == own.evaluate.every
+
+
+def test_what_is_searched_and_how_names_the_study():
+    names = [
+        study_identity(load_preset("digits-vit", overrides), judging)
+        for overrides, judging in (
+            ((), Judging()),
+            (("optimizer.damping=0.2",), Judging()),
+            (("tune.space.optimizer.damping={low: 0.1, high: 0.3}",), Judging()),
+            ((), Judging(repeats=2)),
+            ((), Judging(pruner="median")),
+            ((), Judging(max_memory_gib=3.0)),
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert study_identity(load_preset("digits-vit", ["compare.muon.lr=1.0"]), Judging()) == names[0]
+    searched = load_preset("digits-vit", ["tune.space.optimizer.damping={low: 0.1, high: 0.3}"]).preset
+    assert run_identity(searched) == run_identity(load_preset("digits-vit").preset)
+
+
+def test_a_space_survives_json(tmp_path):
+    made = plan(tmp_path, "tune.space.optimizer.nesterov={choices: [true, false]}")
+    assert space_from_plain(json.loads(json.dumps(made.as_plain()))["space"]) == made.space
+
+
+# Sampling.
+
+
+def sampled(name: str, storage: optuna.storages.BaseStorage, count: int) -> list[dict]:
+    study = optuna.create_study(
+        storage=storage,
+        study_name="s",
+        load_if_exists=True,
+        sampler=StartThenSample(name, SPACE, seed=3, trials=24),
+    )
+    for _ in range(count):
+        trial = study.ask(distributions(SPACE))
+        study.tell(trial, (math.log10(trial.params["x"]) + 1.5) ** 2 + trial.params["n"])
+    return [trial.params for trial in study.trials]
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "qmc", "random"])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_that_goes_on_draws_what_it_would_have_drawn(name):
+    count = 9 if name == "gp" else 20
+    whole = sampled(name, optuna.storages.InMemoryStorage(), count)
+    parts = optuna.storages.InMemoryStorage()
+    for size in (3, 1, count - 4):
+        cut = sampled(name, parts, size)
+    assert cut == whole
+    assert whole[0] == {"x": 0.4, "n": 2, "kind": "b"}
+    assert len({params["x"] for params in whole}) == count
+
+
+def test_tpe_finds_what_random_search_does_not():
+    tpe, chance = (sampled(name, optuna.storages.InMemoryStorage(), 40) for name in ("tpe", "random"))
+    score = [min((math.log10(p["x"]) + 1.5) ** 2 + p["n"] for p in found) for found in (tpe, chance)]
+    assert score[0] < 1.02
+    assert score[0] <= score[1]
+
+
+def test_trials_drawn_at_the_same_time_differ():
+    study = optuna.create_study(sampler=StartThenSample("tpe", SPACE, seed=0, trials=40))
+    running = [study.ask(distributions(SPACE)).params["x"] for _ in range(12)]
+    assert len(set(running)) == 12
+
+
+def test_pruners():
+    study = optuna.create_study(pruner=make_pruner("median"))
+    for _ in range(6):
+        done = study.ask()
+        for step in range(10, 100, 10):
+            done.report(1.0, step)
+        study.tell(done, 1.0)
+    bad = study.ask()
+    decisions = []
+    for step in range(10, 100, 10):
+        bad.report(2.0, step)
+        decisions.append(bad.should_prune())
+    assert decisions == [False] * 4 + [True] * 5
+    assert not optuna.create_study(pruner=make_pruner("none")).ask().should_prune()
+
+
+# The ledger.
+
+
+@pytest.fixture
+def study(tmp_path):
+    return optuna.create_study(storage=open_storage(None, tmp_path), study_name="s")
+
+
+def ask(study) -> optuna.Trial:
+    return study.ask(distributions(SPACE))
+
+
+def test_a_lost_trial_is_queued_again_with_its_parameters_and_counted_once(study):
+    done, failed, lost = ask(study), ask(study), ask(study)
+    study.tell(done, 1.0)
+    failed.set_user_attr(FAILURE, {"kind": "diverged", "reason": "loss nan"})
+    study.tell(failed, state=TrialState.FAIL)
+    give_up(study, study.trials[lost.number])
+    give_up(study, study.trials[lost.number])  # another worker, a moment later
+    ledger = read_ledger(study)
+    assert [trial.number for trial in ledger.counted] == [0, 1]
+    assert len(ledger.waiting) == 1
+    again = ask(study)
+    assert again.params == lost.params
+    assert ledgers.root(study.trials[again.number]) == lost.number
+    give_up(study, study.trials[again.number])
+    third = ask(study)
+    assert third.params == lost.params
+    assert ledgers.root(study.trials[third.number]) == lost.number
+    study.tell(third, 0.5)
+    assert [trial.number for trial in read_ledger(study).counted] == [0, 1, third.number]
+
+
+def test_workers_know_who_is_gone(tmp_path, study, monkeypatch):
+    trial = ask(study)
+    with worker(tmp_path, "me") as me, worker(tmp_path, "other"):
+        frozen = lambda: study.trials[trial.number]  # noqa: E731
+        assert not me.lost(frozen(), others_have_heartbeats=False)  # just drawn
+        trial.set_user_attr(OWNER, "me")
+        assert not me.lost(frozen(), others_have_heartbeats=False)
+        trial.set_user_attr(OWNER, "other")
+        assert not me.lost(frozen(), others_have_heartbeats=False)
+        trial.set_user_attr(OWNER, "elsewhere")
+        assert not me.lost(frozen(), others_have_heartbeats=True)
+        assert me.lost(frozen(), others_have_heartbeats=False)
+        (tmp_path / "workers" / "dead.lock").touch()
+        trial.set_user_attr(OWNER, "dead")
+        assert me.lost(frozen(), others_have_heartbeats=True)
+        unclaimed = ask(study)
+        monkeypatch.setattr(time, "time", lambda: study.trials[unclaimed.number].datetime_start.timestamp() + 61)
+        assert me.lost(study.trials[unclaimed.number], others_have_heartbeats=True)
+
+
+def test_a_killed_worker_is_gone_once_its_runs_are(tmp_path, study):
+    code = (
+        "import sys, os, time, subprocess; from pathlib import Path; from fismo_cli.tuning.ledger import worker\n"
+        "with worker(Path(sys.argv[1]), 'other') as me:\n"
+        "    run = subprocess.Popen(['sleep', '100'], pass_fds=(me.descriptor,)); print(run.pid, flush=True)\n"
+        "    time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    run = int(process.stdout.readline())
+    trial = ask(study)
+    trial.set_user_attr(OWNER, "other")
+    with worker(tmp_path, "me") as me:
+        assert not me.lost(study.trials[0], others_have_heartbeats=False)
+        process.kill()
+        process.wait()
+        assert not me.lost(study.trials[0], others_have_heartbeats=False)
+        os.kill(run, 9)
+        deadline = time.monotonic() + 10
+        while not me.lost(study.trials[0], others_have_heartbeats=False):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    process.stdout.close()
+
+
+def test_the_best_keeps_the_limits(study):
+    fast, slow = ask(study), ask(study)
+    slow.set_constraint("step seconds", 0.5)
+    fast.set_constraint("step seconds", -0.5)
+    study.tell(fast, 2.0)
+    study.tell(slow, 1.0)
+    counted = read_ledger(study).counted
+    assert best_of(counted, higher_is_better=False).number == fast.number
+    assert best_of(counted[1:], higher_is_better=False) is None
+
+
+def fail(study, kind: str) -> None:
+    trial = ask(study)
+    trial.set_user_attr(FAILURE, {"kind": kind, "reason": "no such file"})
+    study.tell(trial, state=TrialState.FAIL)
+
+
+def test_a_search_in_which_everything_fails_stops(study):
+    fail(study, "error")
+    fail(study, "error")
+    check_hope(read_ledger(study))
+    with pytest.raises(FismoError, match="no such file"):
+        check_hope(read_ledger(study), over=True)
+    fail(study, "error")
+    with pytest.raises(FismoError, match="all 3 trials failed"):
+        check_hope(read_ledger(study))
+    study.tell(ask(study), 1.0)
+    check_hope(read_ledger(study), over=True)
+
+
+def test_divergence_everywhere_takes_longer_to_give_up(study):
+    for _ in range(11):
+        fail(study, "diverged")
+    check_hope(read_ledger(study))
+    fail(study, "diverged")
+    with pytest.raises(DivergedError, match="all 12"):
+        check_hope(read_ledger(study))
+
+
+def test_the_summary_counts_and_names_the_edge(tmp_path):
+    made = plan(tmp_path)
+    study = optuna.create_study(
+        storage=open_storage(None, tmp_path),
+        study_name="s",
+        sampler=StartThenSample("random", made.space, seed=0, trials=9),
+    )
+    for value in (3.0, 2.0, 5.0):
+        trial = study.ask(distributions(made.space))
+        study.tell(trial, value)
+    study.add_trial(
+        optuna.create_trial(
+            value=1.0,
+            params={**study.trials[0].params, "optimizer.trust_radius": 0.0021},
+            distributions=distributions(made.space),
+        )
+    )
+    fail_trial = study.ask(distributions(made.space))
+    fail_trial.set_user_attr(FAILURE, {"kind": "diverged", "reason": "loss nan"})
+    study.tell(fail_trial, state=TrialState.FAIL)
+    lost = study.ask(distributions(made.space)).number
+    give_up(study, study.trials[lost])
+    summary = summarise_study(made, study)
+    assert summary["trials"] == {"finished": 4, "failed": 1, "pruned": 0}
+    assert (summary["best"]["trial"], summary["best"]["value"]) == (3, 1.0)
+    assert summary["at_bound"] == ["optimizer.trust_radius"]
+    assert set(summary["importances"]) == set(made.space)
+    assert len(summary["trial_list"]) == 5
+    json.dumps(summary)
+
+
+# Storages.
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql+psycopg://me:hunter2@127.0.0.1:1/db", "Connection refused"),
+        ("postgresql+psycopg://me:hunter2@no-such-host.invalid/db", "no-such-host.invalid"),
+        ("nonsense hunter2", "not a database's URL"),
+        ("sqlite:///hunter2.db", "SQLite"),
+        ("mysql+nodriver://me:hunter2@host/db", "driver"),
+    ],
+)
+def test_a_storage_that_cannot_be_used(url, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        open_storage(url, tmp_path)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_urls_are_shown_without_secrets():
+    shown = shown_url("postgresql+psycopg://me:hunter2@host:5432/db?sslpassword=hunter3")
+    assert shown == "postgresql+psycopg://me:***@host:5432/db"
+    assert "hunter2" not in shown_url("post gres://hunter2")

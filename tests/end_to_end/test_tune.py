@@ -114,12 +114,12 @@ def test_the_page_in_a_browser(cli):
 
 
 def test_a_bad_preset_is_tuned_to_beat_the_shipped_settings(cli):
-    """Trust radius 30 times too large, and 24 trials that are told nothing else."""
-    budget = ("train.epochs=3", "train.threads=1")
+    """Trust radius 30 times too large, and 16 trials that are told nothing else."""
+    budget = ("train.epochs=8", "train.threads=1")
     shipped = cli.run("train", "digits-vit", *budget, "--json").json["metrics"]["validation"]["loss"]
     bad = cli.run("train", "digits-vit", *budget, "optimizer.trust_radius=0.6", "--json").json
     done = cli.run(
-        "tune", "digits-vit", *budget, "optimizer.trust_radius=0.6", "--trials", 24, "--workers", 2, "--json"
+        "tune", "digits-vit", *budget, "optimizer.trust_radius=0.6", "--trials", 16, "--workers", 2, "--json"
     )
     assert done.code == 0, done.err
     start = next(trial for trial in done.json["trial_list"] if trial["number"] == 0)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -117,6 +117,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, QuietError):
+            return error.exit_code
         if isinstance(error, PresetError):
             return _fail(str(error), error.exit_code)  # Each line says itself what it is.
         if isinstance(error, AbortedError):

@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-__all__ = ["AbortedError", "DivergedError", "ExitCode", "FismoError", "PresetError", "UsageError"]
+__all__ = ["AbortedError", "DivergedError", "ExitCode", "FismoError", "PresetError", "QuietError", "UsageError"]
 
 
 class ExitCode(IntEnum):
@@ -35,6 +35,10 @@ class PresetError(UsageError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class QuietError(FismoError):
+    """This process ends because another one of the same run failed, which says why."""
 
 
 class AbortedError(FismoError):

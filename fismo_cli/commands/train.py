@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -33,14 +34,30 @@ def train(
     runs_dir: Annotated[
         Path, typer.Option("--runs-dir", metavar="DIR", help="Where run directories are made.", file_okay=False)
     ] = Path("runs"),
+    nproc: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes on this host, by torchrun; its own arguments go after --."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    torchrun: Annotated[str | None, typer.Option(hidden=True, envvar="TORCHELASTIC_RUN_ID")] = None,
+    restarts: Annotated[int, typer.Option(hidden=True, envvar="TORCHELASTIC_RESTART_COUNT")] = 0,
 ) -> None:
     """Train a model as a preset says."""
-    loaded = load_preset(preset, overrides or ())
+    given, torchrun_arguments = _split(overrides or ())
+    loaded = load_preset(preset, given)
     if dry_run and resume is not None:
         raise UsageError("--dry-run starts from step 0: leave out --resume")
+    if nproc is None and torchrun_arguments:
+        raise UsageError(f"{' '.join(torchrun_arguments)}: arguments after -- are torchrun's, and need --nproc")
+    if restarts > 0 and resume is None and not dry_run:
+        resume = "auto"  # torchrun started the processes again, after one of them died
     with contextlib.suppress(OSError, ValueError):  # before torch and the like, which take seconds to import
-        print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
+        if torchrun is None:
+            print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
+    if nproc is not None and torchrun is None:
+        flags = [*(["--resume", resume] if resume else []), *(["--dry-run"] if dry_run else [])]
+        flags += [*(["--json"] if as_json else []), "--runs-dir", str(runs_dir)]
+        _launch(["train", preset, *given, *flags], nproc, torchrun_arguments, loaded)
     if dry_run:
         _show_dry_run(loaded, as_json)
         return
@@ -56,6 +73,8 @@ def train(
         summary = execute(loaded, runs_dir=runs_dir, resume=resume, sinks=[progress], command=["fismo", *sys.argv[1:]])
     finally:
         progress.close()
+    if summary is None:  # of another process than the first
+        return
     console.print(summary_table(summary))
     if as_json:
         print_json(summary)
@@ -64,8 +83,24 @@ def train(
             raise typer.Exit(ExitCode.DIVERGED)
         case "interrupted":
             command = RunDirectory(Path(summary["run_dir"])).resume_command
+            command += f" --nproc {summary['world_size']}" if summary["world_size"] > 1 else ""
             console.print(f"continue with: {command}", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(128 + summary["signal"])
+
+
+def _split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and what follows them for torchrun."""
+    first = next((index for index, text in enumerate(given) if text.startswith("-")), len(given))
+    return list(given[:first]), list(given[first:])
+
+
+def _launch(arguments: list[str], nproc: int, torchrun_arguments: list[str], loaded: LoadedPreset) -> NoReturn:
+    """Run the command in several processes and leave with their exit code."""
+    from fismo_cli.environment import usable_cores
+    from fismo_cli.runs.launcher import launch
+
+    threads = loaded.preset.train.threads or max(1, (usable_cores() or 1) // nproc)
+    raise typer.Exit(launch(arguments, nproc=nproc, torchrun_arguments=torchrun_arguments, threads=threads))
 
 
 def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
@@ -74,6 +109,8 @@ def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
     from fismo_cli.runs.execution import dry_run
 
     result = dry_run(loaded)
+    if result is None:  # of another process than the first
+        return
     console = stderr_console()
     for note in result["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

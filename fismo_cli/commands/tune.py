@@ -43,6 +43,7 @@ def tune(
     pruner: Annotated[
         str, typer.Option(help="none; median (from half of the budget on) or halving (earlier, at a risk).")
     ] = "none",
+    nproc: Annotated[int, typer.Option(metavar="N", help="Processes that train each run together, by torchrun.")] = 1,
     repeats: Annotated[int, typer.Option(help="Runs of a trial, on seeds of their own; their mean counts.")] = 1,
     max_step_seconds: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Trials with a slower training step are not eligible.")
@@ -69,6 +70,7 @@ def tune(
     _check(
         (trials < 1, f"--trials {trials}: must be at least 1"),
         (workers is not None and workers < 1, f"--workers {workers}: must be at least 1"),
+        (nproc < 1, f"--nproc {nproc}: must be at least 1"),
         (repeats < 1, f"--repeats {repeats}: must be at least 1"),
         (sampler not in SAMPLERS, f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}"),
         (pruner not in PRUNERS, f"--pruner {pruner}: must be one of {', '.join(PRUNERS)}"),
@@ -95,7 +97,7 @@ def tune(
     from fismo_cli.tuning.studies import open_study
 
     console = stderr_console()
-    judging = Judging(loaded.preset.tune.metric, repeats, pruner, max_step_seconds, max_memory)
+    judging = Judging(loaded.preset.tune.metric, repeats, pruner, max_step_seconds, max_memory, nproc)
     plan, optuna_study = open_study(
         loaded,
         judging,
@@ -106,8 +108,11 @@ def tune(
         trials=trials,
         workers=workers,
     )
-    side_by_side = workers or default_workers(plan.environment.device)
-    begun = f"study {plan.name}: {side_by_side} at a time, {plan.environment.threads} threads each, in {plan.directory}"
+    side_by_side = workers or default_workers(plan.environment.device, nproc)
+    begun = (
+        f"study {plan.name}: {side_by_side} at a time, {plan.environment.threads} threads a process, in "
+        f"{plan.directory}"
+    )
     for line in (*(f"note: {note}" for note in loaded.notes), begun):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     with tuning_progress(console, plan) as tell:

@@ -72,8 +72,14 @@ def print_study(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(f"note: {note}", **plain)  # type: ignore[arg-type]
     console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
     if summary["best_preset"] is not None:
-        console.print(f"best preset: fismo train {shlex.quote(summary['best_preset'])}", **plain)  # type: ignore[arg-type]
+        command = f"fismo train {shlex.quote(summary['best_preset'])}{_nproc(summary)}"
+        console.print(f"best preset: {command}", **plain)  # type: ignore[arg-type]
     console.print(f"live view: pip install optuna-dashboard && {_dashboard(summary)}", **plain)  # type: ignore[arg-type]
+
+
+def _nproc(summary: Mapping[str, Any]) -> str:
+    nproc = summary["plan"]["judging"]["nproc"]
+    return f" --nproc {nproc}" if nproc > 1 else ""
 
 
 def _dashboard(summary: Mapping[str, Any]) -> str:
@@ -90,7 +96,7 @@ def _origin(summary: Mapping[str, Any]) -> str:
         f"The best of {sum(trials.values())} trials of the study {summary['study']}, written by fismo tune on "
         f"{time.strftime('%Y-%m-%d %H:%M')}:",
         f"validation {judging['metric']} {best['value']!r} in trial {best['trial']} ({of}",
-        "on the same machine and versions, to the last digit).",
+        f"on the same machine and versions, to the last digit{', with' + _nproc(summary) if _nproc(summary) else ''}).",
         *(f"  {name} = {value!r}" for name, value in best["params"].items()),
         "It was chosen by this seed and validation part: judge it on other seeds, such as by fismo compare.",
     ]

@@ -26,6 +26,7 @@ from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import Event, Finished, Noticed
+from fismo_cli.training.world import join_world
 
 __all__ = ["dry_run", "execute"]
 
@@ -37,8 +38,11 @@ def execute(
     resume: str | None = None,
     sinks: Sequence[Sink] = (),
     command: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train as a preset says and return the summary, also when the run diverged or was interrupted.
+
+    Where torchrun started this process, it trains together with the others; the first of them alone writes, and
+    the others return None.
 
     Args:
         loaded: the preset.
@@ -53,68 +57,116 @@ def execute(
         FismoError: if the run cannot go on.
     """
     with ExitStack() as stack:
-        run, checkpoint, notes = _find_resumable(resume, loaded, runs_dir, stack)
-        prepared = prepare(loaded)
-        surroundings = _describe(prepared, command)
-        check_space(runs_dir if run is None else run.path, prepared.trainer.final_model)
-        if run is None:
-            run = RunDirectory.create(runs_dir, loaded)
-            stack.enter_context(run.lock())
-            write_json(run.environment, surroundings)
-        else:
-            assert checkpoint is not None
-            sweep(run.path)
-            notes += _record_resumption(run, checkpoint, surroundings)
-            truncate_after(run.metrics, checkpoint.step)
-            run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
-        own: list[Sink] = [JsonlSink(run.metrics)]
+        world = stack.enter_context(join_world())
+        run, checkpoint, notes = world.together(
+            lambda: _find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
+        )
+        run = world.from_main(run)
+        checkpoint = world.together(lambda: checkpoint if run is None or world.main else _same_checkpoint(run))
+        prepared = world.together(lambda: prepare(loaded, world))
+        begun = world.together(
+            lambda: _begin(prepared, run, checkpoint, runs_dir, command, stack) if world.main else None
+        )
+        place = world.from_main(None if begun is None else begun[0])
+        assert place is not None
+        if begun is None:
+            for _ in prepared.trainer.fit(CheckpointStore(place.checkpoints), checkpoint):
+                pass
+            return None
+        notes += begun[1]
+        own: list[Sink] = [JsonlSink(place.metrics)]
         if loaded.preset.logging.tensorboard:
-            own.append(TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step))
+            own.append(TensorBoardSink(place.tensorboard, None if checkpoint is None else checkpoint.step))
         for sink in own:
             stack.callback(sink.close)
         summary: dict[str, Any] = {}
         try:
-            for event in _events(prepared, run, checkpoint, (*notes, *prepared.notes)):
+            for event in _events(prepared, place, checkpoint, (*notes, *prepared.notes)):
                 for sink in (*own, *sinks):
                     sink.write(event)
                 if isinstance(event, Finished):
                     summary = event.summary
         except KeyboardInterrupt:
-            steps = CheckpointStore(run.checkpoints).steps()
-            kept = f"after step {steps[-1]}; continue from there with: {run.resume_command}" if steps else "of this run"
+            steps = CheckpointStore(place.checkpoints).steps()
+            kept = (
+                f"after step {steps[-1]}; continue from there with: {place.resume_command}" if steps else "of this run"
+            )
             raise AbortedError(f"stopped at once: nothing was saved {kept}") from None
         return summary
 
 
-def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any]:
+def _begin(
+    prepared: Prepared,
+    run: RunDirectory | None,
+    checkpoint: Loaded | None,
+    runs_dir: Path,
+    command: Sequence[str],
+    stack: ExitStack,
+) -> tuple[RunDirectory, tuple[str, ...]]:
+    """Make a run's directory, or make the one that is continued fit to go on; and what to tell about it."""
+    surroundings = _describe(prepared, command)
+    check_space(runs_dir if run is None else run.path, prepared.trainer.final_model)
+    if run is None:
+        run = RunDirectory.create(runs_dir, prepared.loaded)
+        stack.enter_context(run.lock())
+        write_json(run.environment, surroundings)
+        return run, ()
+    assert checkpoint is not None
+    sweep(run.path)
+    notes = _record_resumption(run, checkpoint, surroundings)
+    truncate_after(run.metrics, checkpoint.step)
+    run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
+    return run, notes
+
+
+def _same_checkpoint(run: RunDirectory) -> Loaded:
+    """The checkpoint that the main process found, in another one.
+
+    Raises:
+        FismoError: if it is not there: the run is not on a file system that all hosts share.
+    """
+    checkpoint = CheckpointStore(run.checkpoints).load()
+    if checkpoint is None:
+        raise FismoError(
+            f"{run.checkpoints} has no checkpoint here: all hosts must see the directory of a run to resume"
+        )
+    return checkpoint
+
+
+def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
     """Take a few steps and return their time, the memory they took and who treats which parameter; writes nothing.
+
+    Of several processes that torchrun started, all but the first return None.
 
     Raises:
         UsageError: for whatever of the preset cannot be had on this machine.
         FismoError: if memory runs out.
     """
-    prepared = prepare(loaded)
-    trainer = prepared.trainer
-    seconds = trainer.try_steps(steps)
-    usual = min(seconds[1:], default=seconds[0])
-    plan = getattr(trainer.optimizer, "plan", None)
-    return {
-        "dry_run": True,
-        "notes": list(prepared.notes),
-        "preset": loaded.name,
-        "optimizer": loaded.preset.optimizer.name,
-        "device": str(trainer.device),
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "total_steps": trainer.total,
-        "train_samples": len(prepared.task.train),
-        "validation_samples": None if prepared.task.validation is None else len(prepared.task.validation),
-        "first_step_seconds": seconds[0],
-        "step_seconds": usual,
-        "samples_per_second": loaded.preset.train.batch_size / usual,
-        "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
-        "peak_memory_bytes": peak_memory_bytes(trainer.device),
-        "plan": None if plan is None else str(plan()),
-    }
+    with join_world() as world:
+        prepared = world.together(lambda: prepare(loaded, world))
+        trainer = prepared.trainer
+        seconds = trainer.try_steps(steps)
+        if not world.main:
+            return None
+        usual = min(seconds[1:], default=seconds[0])
+        plan = getattr(trainer.optimizer, "plan", None)
+        return {
+            "dry_run": True,
+            "notes": list(prepared.notes),
+            "preset": loaded.name,
+            "optimizer": loaded.preset.optimizer.name,
+            "device": str(trainer.device),
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "total_steps": trainer.total,
+            "train_samples": len(prepared.task.train),
+            "validation_samples": None if prepared.task.validation is None else len(prepared.task.validation),
+            "first_step_seconds": seconds[0],
+            "step_seconds": usual,
+            "samples_per_second": loaded.preset.train.batch_size / usual,
+            "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
+            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "plan": None if plan is None else str(plan()),
+        }
 
 
 def _events(prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, notes: Sequence[str]) -> Iterator[Event]:
@@ -158,7 +210,8 @@ def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None
         shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and the checkpoint may need the space
         run.weights.unlink(missing_ok=True)
         try:
-            if prepared.trainer.total not in store.steps():
+            # A checkpoint takes all processes, and the others have left.
+            if prepared.trainer.world.size == 1 and prepared.trainer.total not in store.steps():
                 prepared.trainer.save_completed(store)
         except FismoError as worse:
             raise FismoError(f"{problem}; and {worse}") from error

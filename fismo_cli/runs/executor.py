@@ -5,7 +5,6 @@ into the next, and a crash that stays where it happened. Knows nothing of what t
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, resolved_yaml
+from fismo_cli.processes import end_with_parent
 from fismo_cli.runs.directory import RunDirectory, run_identity
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
@@ -42,10 +42,18 @@ class RunProcess:
         runs_dir: under which its run directory is, or is made.
         log: file to which what the run says is appended.
         keep_open: descriptors that it holds as long as it lives, such as a lock's.
+        nproc: processes that train together; the one that is started here starts and watches them.
     """
 
     def __init__(
-        self, loaded: LoadedPreset, *, preset_file: Path, runs_dir: Path, log: Path, keep_open: tuple[int, ...] = ()
+        self,
+        loaded: LoadedPreset,
+        *,
+        preset_file: Path,
+        runs_dir: Path,
+        log: Path,
+        keep_open: tuple[int, ...] = (),
+        nproc: int = 1,
     ) -> None:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
@@ -53,6 +61,7 @@ class RunProcess:
             file.write_text(resolved_yaml(loaded))
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
+        command += ["--nproc", str(nproc)] if nproc > 1 else []
         with log.open("ab") as messages:
             self._process = subprocess.Popen(
                 command,
@@ -61,7 +70,7 @@ class RunProcess:
                 stderr=messages,
                 env=_environment(loaded),
                 start_new_session=True,  # Ctrl-C is for the parent, which asks the run to stop
-                preexec_fn=_die_with_parent,
+                preexec_fn=end_with_parent,
                 pass_fds=keep_open,
             )
 
@@ -135,7 +144,7 @@ def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path) -> dict[str, Any]
         capture_output=True,
         text=True,
         env=_environment(loaded),
-        preexec_fn=_die_with_parent,
+        preexec_fn=end_with_parent,
     )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -152,13 +161,6 @@ def _environment(loaded: LoadedPreset) -> dict[str, str]:
     """Also libraries that start threads before torch is told its number keep to it."""
     threads = loaded.preset.train.threads
     return {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
-
-
-def _die_with_parent() -> None:
-    """Linux: be asked to stop if the parent is killed, so that nothing trains on unseen. Elsewhere it trains on."""
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def _last_line(log: Path) -> str:

@@ -21,6 +21,7 @@ from fismo_cli.training.device import autocast, choose_device, explain_memory, m
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.seeding import configure_torch, kept_rng_state, seed_everything
 from fismo_cli.training.trainer import RunName, Trainer
+from fismo_cli.training.world import World
 
 __all__ = ["Prepared", "check_space", "prepare"]
 
@@ -35,8 +36,12 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(loaded: LoadedPreset) -> Prepared:
+def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
     """Build task, model, optimizer and trainer of a preset, with torch's threads and determinism as it asks.
+
+    Args:
+        loaded: the preset.
+        world: the processes that train together.
 
     Raises:
         UsageError: for whatever of the preset cannot be had on this machine.
@@ -46,7 +51,7 @@ def prepare(loaded: LoadedPreset) -> Prepared:
     if preset.logging.tensorboard:
         require_tensorboard()
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
-    device = choose_device(preset.train.device)
+    device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)
     with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
         task = build_task(preset)
         seed_everything(preset.train.seed)
@@ -65,6 +70,7 @@ def prepare(loaded: LoadedPreset) -> Prepared:
             device=device,
             workers=preset.data.workers,
             name=RunName(loaded.name, preset.optimizer.name),
+            world=world,
         )
     return Prepared(loaded, task, trainer, notes)
 

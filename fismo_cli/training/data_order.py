@@ -44,14 +44,27 @@ class MicroBatchKeys:
         accumulate: micro-batches a batch is cut into.
         start: the first step.
         total: one past the last step.
+        rank: which part of each micro-batch to give, of `parts` equal ones.
+        parts: processes that share each micro-batch; must divide it.
 
     Raises:
         UsageError: if the training part is smaller than one batch.
     """
 
-    def __init__(self, *, seed: int, samples: int, batch_size: int, accumulate: int, start: int, total: int) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        samples: int,
+        batch_size: int,
+        accumulate: int,
+        start: int,
+        total: int,
+        rank: int = 0,
+        parts: int = 1,
+    ) -> None:
         self.seed, self.samples, self.batch_size, self.start, self.total = seed, samples, batch_size, start, total
-        self.accumulate = accumulate
+        self.accumulate, self.rank, self.parts = accumulate, rank, parts
         self.per_epoch = steps_per_epoch(samples, batch_size)
 
     def __len__(self) -> int:
@@ -59,6 +72,7 @@ class MicroBatchKeys:
 
     def __iter__(self) -> Iterator[Keys]:
         micro_size = self.batch_size // self.accumulate
+        share = micro_size // self.parts
         epoch, order = -1, torch.empty(0)
         for step in range(self.start, self.total):
             if step // self.per_epoch != epoch:
@@ -66,7 +80,8 @@ class MicroBatchKeys:
                 order = epoch_order(self.seed, epoch, self.samples)
             first = (step % self.per_epoch) * self.batch_size
             for begin in range(first, first + self.batch_size, micro_size):
-                yield [(epoch, index) for index in order[begin : begin + micro_size].tolist()]
+                own = begin + self.rank * share
+                yield [(epoch, index) for index in order[own : own + share].tolist()]
 
 
 def sequential_keys(part: Sized, batch_size: int) -> list[Keys]:

@@ -17,11 +17,15 @@ __all__ = ["OptimizerClock", "autocast", "choose_device", "explain_memory", "mov
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, index: int | None = None) -> torch.device:
     """The device of a name; `auto` is cuda, else mps, else cpu.
 
+    Args:
+        name: auto, cpu, mps, cuda or cuda:N.
+        index: of the process among those on this host that train together: each takes a CUDA device of its own.
+
     Raises:
-        UsageError: if the device is not there.
+        UsageError: if the device is not there, or processes would share one.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -29,10 +33,21 @@ def choose_device(name: str) -> torch.device:
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
+    if index is not None and device.type == "mps":
+        raise UsageError("several processes cannot train together on an MPS device; use train.device=cpu")
+    if index is not None and device.type == "cuda":
+        if device.index is not None:
+            raise UsageError(
+                f"train.device={name}: each of several processes takes a device of its own; say cuda or auto"
+            )
+        device = torch.device("cuda", index)
+        name = f"cuda:{index}"
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UsageError(f"train.device={name}: this machine has {count} CUDA device(s); use train.device=auto")
+        if device.index is not None:
+            torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("train.device=mps: this machine has no MPS device; use train.device=auto")
     return device

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fismo_cli.tasks.base import Part, Task
 from fismo_cli.training.data_order import fetch, sequential_keys
 from fismo_cli.training.device import Precision, autocast, move
+from fismo_cli.training.world import World
 
 __all__ = ["evaluate_part", "evaluation_mode"]
 
@@ -42,20 +43,27 @@ def evaluate_part(
     precision: Precision = "float32",
     workers: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    world: World = World(),
 ) -> dict[str, float] | None:
     """The task's metrics of a model on a part; None if `stop` asked to leave between batches.
 
-    The mode that every module was in is restored afterwards.
+    The processes of a world share the batches out, and all get the metrics of the whole; none leaves in between. The
+    mode that every module was in is restored afterwards.
     """
     # Sums of many batches need more digits than a batch's own; MPS has no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     totals: dict[str, Tensor] = {}
     with evaluation_mode(model):
-        for batch in fetch(part, sequential_keys(part, batch_size), workers=workers, pin=device.type == "cuda"):
-            if stop():
+        keys = sequential_keys(part, batch_size)[world.rank :: world.size]
+        for batch in fetch(part, keys, workers=workers, pin=device.type == "cuda"):
+            if world.size == 1 and stop():
                 return None
             with autocast(device, precision):
-                sums = task.measure(model, move(batch, device))
-            for name, value in sums.items():
+                measured = task.measure(model, move(batch, device))
+            for name, value in measured.items():
                 totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
-    return task.metrics({name: value.item() for name, value in totals.items()})
+    sums: dict[str, float] = {}
+    for own in world.gather({name: value.item() for name, value in totals.items()}):
+        for name, number in own.items():
+            sums[name] = sums.get(name, 0.0) + number
+    return task.metrics(sums)

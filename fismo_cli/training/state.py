@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fismo_cli.training.world import World
+
 __all__ = ["LossWindow", "RunState", "Stopwatch"]
 
 
@@ -37,8 +39,8 @@ class Stopwatch:
 class LossWindow:
     """Training losses since the last progress record, added up on the device so that no step waits for the host."""
 
-    def __init__(self, device: torch.device, *, max_loss: float | None) -> None:
-        self._max_loss = max_loss
+    def __init__(self, device: torch.device, *, max_loss: float | None, world: World = World()) -> None:
+        self._max_loss, self._world = max_loss, world
         self._device = device
         self.reset()
 
@@ -57,8 +59,8 @@ class LossWindow:
             self._largest = torch.maximum(self._largest, loss)
 
     def mean(self) -> float:
-        """The mean loss; the host waits for the device here."""
-        return self._sum.item() / self.count
+        """The mean loss over all processes; the host waits for the device here."""
+        return self._world.mean(self._sum).item() / self.count
 
     def problem(self) -> str | None:
         """Why these losses mean divergence, or None; the host waits for the device here."""
@@ -66,13 +68,14 @@ class LossWindow:
             return None
         if not math.isfinite(mean := self.mean()):
             return f"the training loss became {mean}"
-        if self._max_loss is not None and (largest := self._largest.item()) > self._max_loss:
+        if self._max_loss is not None and (largest := self._world.mean(self._largest).item()) > self._max_loss:
             return f"the training loss {largest:.6g} is above train.max_loss={self._max_loss:g}"
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of a window that is still open."""
-        return {"count": self.count, "sum": self._sum, "largest": self._largest}
+        """What a checkpoint holds of a window that is still open: the same in all processes."""
+        total, largest = self._world.mean(self._sum), self._world.mean(self._largest)
+        return {"count": self.count, "sum": total, "largest": largest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set to what `state_dict` returned."""

@@ -28,6 +28,7 @@ def summarise(
     test: dict[str, float] | None,
     seconds: float,
     optimizer_seconds: float,
+    world_size: int,
 ) -> dict[str, Any]:
     """The summary of a run; a metric that was not measured is None. Times leave out evaluation and checkpoints."""
     samples = state.step * train.batch_size
@@ -43,8 +44,8 @@ def summarise(
         "total_steps": total_steps,
         "samples": samples,
         "resumed_from_step": resumed_from,
-        "world_size": 1,
-        "samples_per_rank": samples,
+        "world_size": world_size,
+        "samples_per_rank": samples // world_size,
         "metrics": {
             "train": None if state.train_loss is None else {"loss": state.train_loss},
             "validation": state.validation,

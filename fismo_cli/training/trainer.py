@@ -6,14 +6,16 @@ Built from plain parts, it knows nothing of presets as files, run directories, o
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fismo_cli.errors import FismoError
+from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.optimizers import learning_rates
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
 from fismo_cli.tasks.base import Batch, Part, Task
@@ -28,8 +30,9 @@ from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
+from fismo_cli.training.world import World
 
-__all__ = ["RunName", "Trainer"]
+__all__ = ["RunName", "Trainer", "check_shares"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class Trainer:
         device: where to train.
         workers: data loading processes.
         name: of the run, for events and summary.
+        world: the processes that train the model together, each on its share of every batch, by DDP.
 
     Raises:
-        UsageError: if the training part is smaller than a batch.
+        UsageError: if the training part is smaller than a batch, or a batch cannot be shared out.
     """
 
     def __init__(
@@ -70,20 +74,23 @@ class Trainer:
         device: torch.device,
         workers: int = 0,
         name: RunName,
+        world: World = World(),
     ) -> None:
         self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
-        self.workers = workers
+        self.workers, self.world = workers, world
+        check_shares(train.batch_size, train.accumulate, world.size)
         self.total = total_steps(train, len(task.train))
         self.average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
         if train.compile:
             model.compile()
+        self._replica = model if world.size == 1 else _replica(model, device)
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self._mixing = torch.Generator()
         self._state = RunState()
-        self._window = LossWindow(device, max_loss=train.max_loss)
+        self._window = LossWindow(device, max_loss=train.max_loss, world=world)
         self._watch = Stopwatch()
         self._optimizer_clock = OptimizerClock(device)
         self._gradient_norm: Tensor | None = None
@@ -106,7 +113,7 @@ class Trainer:
         """
         if resume is None:
             # Apart from initialisation's draws, so that models built in different ways see the same augmentation.
-            seed_everything(derive_seed("training", self.train_config.seed))
+            seed_everything(derive_seed("training", self.train_config.seed, *self._apart()))
         else:
             self._load(resume.state)
         resumed_from = None if resume is None else resume.step
@@ -158,17 +165,17 @@ class Trainer:
             step, last = state.step, state.step == self.total
             evaluation_due = state.evaluated_step != step and (last or _due(step, self.evaluate_config.every))
             checkpoint_due = saved_step != step and _due(step, self.checkpoint_config.every)
-            leave = self._stop.requested()
+            leave = self.world.any(self._stop.requested())
             if evaluation_due or checkpoint_due or leave:
                 self._optimizer_clock.read()
-                problem = self._window.problem() or self._weights_problem()
+                problem = self._window.problem() or self._weights_problem()  # the same in all processes
                 self._watch.pause()
                 if problem is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
                     return
                 if evaluation_due and not leave and self.task.validation is not None:
                     yield from self._evaluate_validation(self.task.validation)
-                    leave = self._stop.requested()
+                    leave = self.world.any(self._stop.requested())
                 if store is not None and (checkpoint_due or (leave and saved_step != step)):
                     yield self._save(store)
                     saved_step = step
@@ -213,6 +220,8 @@ class Trainer:
             accumulate=self.train_config.accumulate,
             start=self._state.step,
             total=self.total,
+            rank=self.world.rank,
+            parts=self.world.size,
         )
         return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
 
@@ -225,12 +234,14 @@ class Trainer:
         total_loss: Tensor | None = None
         for micro in range(config.accumulate):
             batch = move(next(batches), self.device)
-            batch = self.task.prepare(batch, self._mixing.manual_seed(derive_seed("mixing", config.seed, step, micro)))
-            with autocast(self.device, config.precision):
-                loss = self.task.training_loss(self.model, batch)
-            if config.accumulate > 1:
-                loss = loss / config.accumulate
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            mixing = derive_seed("mixing", config.seed, step, micro, *self._apart())
+            batch = self.task.prepare(batch, self._mixing.manual_seed(mixing))
+            with self._gradients_kept(micro):
+                with autocast(self.device, config.precision):
+                    loss = self.task.training_loss(self._replica, batch)
+                if config.accumulate > 1:
+                    loss = loss / config.accumulate
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total_loss = loss.detach() if total_loss is None else total_loss + loss.detach()
         assert total_loss is not None
         self._window.add(total_loss)
@@ -243,6 +254,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, first=step == 0)
+
+    def _apart(self) -> tuple[int, ...]:
+        """What sets the seeds of this process apart from those of the others; nothing for the first one."""
+        return () if self.world.main else (self.world.rank,)
+
+    def _gradients_kept(self, micro: int) -> AbstractContextManager[Any]:
+        """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
+        last = micro + 1 == self.train_config.accumulate
+        return (
+            self._replica.no_sync()
+            if isinstance(self._replica, DistributedDataParallel) and not last
+            else nullcontext()
+        )
 
     def _log(self) -> events.StepLogged:
         state = self._state
@@ -273,6 +297,7 @@ class Trainer:
             precision=config.precision,
             workers=self.workers,
             stop=self._stop.requested,
+            world=self.world,
         )
 
     def _evaluate_validation(self, part: Part) -> Iterator[events.Event]:
@@ -310,10 +335,14 @@ class Trainer:
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "rng": rng_state(),
+            "rng_of_others": self.world.gather(None if self.world.main else rng_state())[1:],
         }
         evaluated = state.validation is not None and state.evaluated_step == state.step
         loss = state.validation["loss"] if evaluated and state.validation is not None else None
-        return events.CheckpointSaved(state.step, str(store.save(state.step, content, validation_loss=loss)))
+        if self.world.main:
+            store.save(state.step, content, validation_loss=loss)
+        self.world.wait()
+        return events.CheckpointSaved(state.step, str(store.path(state.step)))
 
     def _load(self, saved: dict[str, Any]) -> None:
         self._state = RunState(**saved["run"])
@@ -326,7 +355,13 @@ class Trainer:
             self._scaler.load_state_dict(saved["scaler"])
         self._window.load_state_dict(saved["window"])
         self._optimizer_clock.start_at(self._state.optimizer_seconds)
-        restore_rng_state(saved["rng"])
+        others = saved.get("rng_of_others", [])
+        if self.world.main:
+            restore_rng_state(saved["rng"])
+        elif self.world.rank <= len(others):
+            restore_rng_state(others[self.world.rank - 1])
+        else:  # there were fewer processes before
+            seed_everything(derive_seed("training", self.train_config.seed, self._state.step, *self._apart()))
 
     def _finish(
         self,
@@ -339,15 +374,15 @@ class Trainer:
         state = self._state
         if problem is not None:
             yield events.Diverged(state.step, problem)
+        signal = self.world.highest(self._stop.signal or 0)
         if status == "interrupted":
-            assert self._stop.signal is not None
-            yield events.Interrupted(state.step, self._stop.signal)
+            yield events.Interrupted(state.step, signal)
         yield events.Finished(
             summarise(
                 state,
                 status=status,
                 reason=problem,
-                signal=self._stop.signal if status == "interrupted" else None,
+                signal=signal if status == "interrupted" else None,
                 preset=self.name.preset,
                 optimizer=self.name.optimizer,
                 train=self.train_config,
@@ -357,6 +392,7 @@ class Trainer:
                 test=test,
                 seconds=self._watch.read(),
                 optimizer_seconds=self._optimizer_clock.read(),
+                world_size=self.world.size,
             )
         )
 
@@ -367,6 +403,24 @@ class Trainer:
             f"train.accumulate={config.accumulate * 2} to halve that at the same batch size (evaluation has "
             "evaluate.batch_size), or train.precision=bfloat16"
         )
+
+
+def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
+    """Make sure that each micro-batch can be shared out evenly.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if batch_size // accumulate % processes:
+        raise UsageError(
+            f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
+            f"{processes} processes: make it a multiple of {accumulate * processes}"
+        )
+
+
+def _replica(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as DDP has it: the same parameters, whose gradients are averaged over all processes."""
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def _due(step: int, every: int | None) -> bool:

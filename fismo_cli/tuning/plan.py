@@ -39,6 +39,7 @@ class Judging:
         pruner: one of `PRUNERS`.
         max_step_seconds: a trial with a slower training step is not eligible.
         max_memory_gib: nor is one that took more memory.
+        nproc: processes that train each run together.
     """
 
     metric: str = "loss"
@@ -46,6 +47,7 @@ class Judging:
     pruner: str = "none"
     max_step_seconds: float | None = None
     max_memory_gib: float | None = None
+    nproc: int = 1
 
     @property
     def higher_is_better(self) -> bool:
@@ -143,13 +145,13 @@ def study_identity(loaded: LoadedPreset, judging: Judging) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def default_workers(device: str) -> int:
-    """Trials side by side: as many as there are cores, up to a few, on a CPU; else one."""
-    return min(MOST_WORKERS, usable_cores() or 1) if device == "cpu" else 1
+def default_workers(device: str, nproc: int) -> int:
+    """Trials side by side: as many as there are cores for, up to a few, on a CPU; else one."""
+    return max(1, min(MOST_WORKERS, (usable_cores() or 1) // nproc)) if device == "cpu" else 1
 
 
-def try_out(loaded: LoadedPreset, workers: int | None) -> Environment:
-    """Take a few steps: what is wrong with the preset shows now.
+def try_out(loaded: LoadedPreset, workers: int | None, nproc: int) -> Environment:
+    """Take a few steps, in one process: what is wrong with the preset shows now.
 
     Raises:
         UsageError: with what is wrong.
@@ -161,7 +163,7 @@ def try_out(loaded: LoadedPreset, workers: int | None) -> Environment:
     if result["validation_samples"] is None:
         raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
     device = str(result["device"])
-    share = max(1, (usable_cores() or 1) // (workers or default_workers(device)))
+    share = max(1, (usable_cores() or 1) // ((workers or default_workers(device, nproc)) * nproc))
     return Environment(loaded.preset.train.threads or share, device, int(result["train_samples"]))
 
 
@@ -180,7 +182,7 @@ def make_study_plan(
         UsageError: if there is nothing to search, or what is searched does not fit the data.
     """
     try:
-        space = tuning_space(loaded.preset, environment.train_samples)
+        space = tuning_space(loaded.preset, environment.train_samples, judging.nproc)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return StudyPlan(name, directory, loaded, judging, environment, space, url)

@@ -249,6 +249,7 @@ class _Pool:
             runs_dir=job.runs_dir,
             log=self.plan.directory / "logs" / f"trial-{number}.log",
             keep_open=(self.me.descriptor,),
+            nproc=self.plan.judging.nproc,
         )
 
     def _take(self, job: _Job, run: RunDirectory) -> None:
@@ -306,7 +307,7 @@ class _Pool:
             job.reported.add(percent)
             job.trial.report(value, percent)
             if job.trial.should_prune():
-                job.kill()
+                job.stop()
                 job.wait()
                 shutil.rmtree(job.runs_dir, ignore_errors=True)
                 self.study.tell(job.trial.number, state=TrialState.PRUNED, skip_if_finished=True)

@@ -93,14 +93,19 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
     return _in_section(space)
 
 
-def tuning_space(preset: Preset, train_samples: int) -> Space:
+def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     """What `fismo tune` searches: the optimizer's space, widened to hold this tool's defaults as well as the preset's
     values; the batch size; and what the preset's `tune.space` adds, narrows or takes out.
 
     FISMO's weight decay stays as it is unless `tune.space` names it.
 
+    Args:
+        preset: the preset.
+        train_samples: size of its training part.
+        nproc: processes that share each batch.
+
     Raises:
-        ValueError: if there is no learning rate to start from, or nothing to search.
+        ValueError: if there is no learning rate to start from, nothing to search, or a batch size that cannot be had.
     """
     config = preset.optimizer
     try:
@@ -117,11 +122,11 @@ def tuning_space(preset: Preset, train_samples: int) -> Space:
         space["optimizer.trust_radius"] = _around(config.trust_radius, usual.trust_radius)
     elif "optimizer.lr" in space and config.name in DEFAULTS:
         space["optimizer.lr"] = _around(config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"])
-    train = preset.train
+    train, parts = preset.train, preset.train.accumulate * nproc
     fitting = sorted(
         size
         for size in {int(train.batch_size * factor) for factor in BATCH_FACTORS}
-        if 0 < size <= train_samples and size % train.accumulate == 0
+        if 0 < size <= train_samples and size % parts == 0
     )
     if len(fitting) > 1:
         space["train.batch_size"] = Choice(tuple(fitting), train.batch_size)
@@ -138,6 +143,11 @@ def tuning_space(preset: Preset, train_samples: int) -> Space:
         if isinstance(size, int | float) and size > train_samples:
             raise ValueError(
                 f"tune.space: train.batch_size: {size:g} is more than the {train_samples} samples of the training part"
+            )
+        if isinstance(size, int) and (size % parts or (parts > 1 and isinstance(batch, Range))):
+            raise ValueError(
+                f"tune.space: train.batch_size: {nproc} processes, each with train.accumulate={train.accumulate} "
+                f"micro-batches, need choices that are multiples of {parts}"
             )
     if not space:
         raise ValueError("tune.space takes out everything: there is nothing to search")

@@ -53,7 +53,7 @@ def open_study(
     with storage_errors(url, directory):
         environment = _joined(storage, name, identity, url, directory)
         if environment is None:
-            environment = try_out(loaded, workers)
+            environment = try_out(loaded, workers, judging.nproc)
         plan = make_study_plan(
             loaded, name=name, directory=directory, judging=judging, environment=environment, url=url
         )
@@ -88,7 +88,7 @@ def _joined(
     if attributes[_IDENTITY] != identity:
         place = str(journal_file(directory)) if url is None else shown_url(url)
         raise UsageError(
-            f"--study {name}: {place} has a study of this name with another preset, space, metric, repeats, pruner or "
-            "limits; give another name, or leave it out: a name is then made of all of these"
+            f"--study {name}: {place} has a study of this name with another preset, space, metric, repeats, pruner, "
+            "number of processes or limits; give another name, or leave it out: a name is then made of all of these"
         )
     return Environment(**attributes[_ENVIRONMENT])

@@ -1,0 +1,58 @@
+"""Starts the processes of one run by torchrun, watches them, and returns one exit code for all."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from fismo_cli.errors import FismoError, UsageError
+
+__all__ = ["launch"]
+
+SHUTDOWN_SECONDS = 300
+"""How long processes that were asked to stop are given to finish a step and save."""
+
+
+def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_arguments: Sequence[str] = ()) -> int:
+    """Run `fismo ARGUMENTS` in several processes of this host, and return their exit code.
+
+    Args:
+        arguments: of the command that each process runs.
+        nproc: processes on this host.
+        threads: CPU threads of each, where the environment does not say.
+        torchrun_arguments: more of torchrun's own, such as `--nnodes=2 --rdzv-endpoint=HOST:PORT`; without any, the
+            processes find each other on this host.
+
+    Raises:
+        UsageError: if torchrun does not take its arguments.
+        FismoError: if a process ended without saying why, such as by a signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what matters is said below, in one line
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # passed on to the processes
+    own = [f"--nproc-per-node={nproc}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    if not torchrun_arguments:
+        own.append("--standalone")
+    try:
+        parsed = get_args_parser().parse_args([*own, *torchrun_arguments, "-m", "fismo_cli", *arguments])
+    except SystemExit:
+        raise UsageError(f"torchrun does not take {' '.join(torchrun_arguments)} (see torchrun --help)") from None
+    if parsed.standalone:
+        parsed.rdzv_backend, parsed.rdzv_endpoint = "c10d", "localhost:0"
+    config, command, rest = config_from_args(parsed)
+    try:
+        elastic_launch(config=config, entrypoint=command)(*rest)
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return int(failure.exitcode)
+        raise FismoError(
+            f"process {rank} of this run was killed by signal {-failure.exitcode}; the others were stopped. Continue "
+            "with --resume auto"
+        ) from None
+    return 0

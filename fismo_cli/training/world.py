@@ -1,0 +1,139 @@
+"""The processes that train one model together, by `torch.distributed`: who is who, and what they tell each other.
+
+A run in one process is a world of size one, in which nothing is ever sent. Knows nothing of models, data or files.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from fismo_cli.errors import FismoError, QuietError
+from fismo_cli.processes import end_with_parent
+
+__all__ = ["World", "join_world", "launched_by_torchrun"]
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others: one that died is noticed at once, one that hangs after this."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among those of a run.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+        local_rank: its number among those on its host, which is also that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: the same answer in all of them."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor([int(flag)], dtype=torch.int32)
+        distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+        return bool(value.item())
+
+    def highest(self, value: int) -> int:
+        """The highest of all processes' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64)
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes of a tensor on any device; NaN if it is so anywhere."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total / self.size
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, by rank, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Value) -> Value:
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[no-any-return]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """Do something that may fail in some processes only: then it fails in all, and one of them says why.
+
+        Raises:
+            FismoError: what the first process that failed raised; `QuietError` in all others.
+        """
+        if self.size == 1:
+            return work()
+        result: Value | None = None
+        failure: FismoError | None = None
+        try:
+            result = work()
+        except FismoError as error:
+            failure = error
+        failed = [rank for rank, wrong in enumerate(self.gather(failure is not None)) if wrong]
+        if failed:
+            if failure is not None and self.rank == failed[0]:
+                raise failure
+            raise QuietError("another process of this run failed")
+        return result  # type: ignore[return-value]
+
+
+def launched_by_torchrun() -> bool:
+    """Whether this process was started by torchrun, as one of several or alone."""
+    return bool(distributed.is_available() and distributed.is_torchelastic_launched())
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Join the other processes, if torchrun started this one; else be alone.
+
+    Raises:
+        FismoError: if another process went away meanwhile.
+    """
+    if not launched_by_torchrun():
+        yield World()
+        return
+    end_with_parent()
+    cuda = torch.cuda.is_available()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield World(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank(0))
+    except RuntimeError as error:
+        if any(
+            word in str(error) for word in ("Connection closed by peer", "Connection reset by peer", "[c10d]", "NCCL")
+        ):
+            raise QuietError("another process of this run went away") from error
+        raise
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,155 @@
+"""`fismo train --nproc` and `fismo tune --nproc` on gloo: the same curve as one process, kill, stop, resume."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Cli
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+TEXT = (
+    *("stdlib-gpt2", "train.steps=50", "train.batch_size=8", "train.log_every=1", "train.threads=1"),
+    *("optimizer.compute_dtype=float32", "evaluate.every=null", "checkpoint.every=null"),
+    *("data.validation_fraction=0.004", "data.test_fraction=0.002", "evaluate.batch_size=4"),
+)
+# Without augmentation, dropout and batch norm, which depend on who sees which samples.
+IMAGES = (
+    *("digits-vit", "train.epochs=null", "train.steps=50", "train.log_every=1", "train.threads=1"),
+    *("optimizer.compute_dtype=float32", "data.mixup_alpha=0", "evaluate.every=null", "checkpoint.every=null"),
+)
+
+
+def losses(cli: Cli, run_dir: str) -> list[float]:
+    events = [json.loads(line) for line in (cli.folder / run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "StepLogged"]
+
+
+def largest_gap(one: list[float], other: list[float]) -> float:
+    assert len(one) == len(other) == 50
+    return max(abs(a - b) / a for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("settings", [TEXT, IMAGES], ids=["text", "images"])
+def test_several_processes_train_as_one_does(cli, settings):
+    """The gap of a curve by two processes is that by sums in another order, as one with accumulation has it too."""
+    one = cli.run("train", *settings, "--json").json
+    accumulated = cli.run("train", *settings, "train.accumulate=4", "--json").json
+    gaps = []
+    for nproc, more in ((2, ()), (2, ("train.accumulate=2",)), (4, ())):
+        several = cli.run("train", *settings, *more, "--nproc", nproc, "--json")
+        assert several.code == 0, several.err
+        assert several.json["world_size"] == nproc
+        assert several.json["samples_per_rank"] * nproc == several.json["samples"] == one["samples"]
+        gaps.append(largest_gap(losses(cli, one["run_dir"]), losses(cli, several.json["run_dir"])))
+        assert several.json["metrics"]["validation"]["loss"] == pytest.approx(
+            one["metrics"]["validation"]["loss"], rel=2e-2
+        )
+    allowed = max(10 * largest_gap(losses(cli, one["run_dir"]), losses(cli, accumulated["run_dir"])), 1e-5)
+    assert max(gaps) <= allowed
+
+
+LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")
+
+
+def wait_for(condition, process, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ranks(folder: Path) -> list[int]:
+    """The processes that train there, the one that watches them left out; the last rank last."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if (entry / "cwd").readlink() == folder:
+                found += [(int(v[5:]), int(entry.name)) for v in environment if v.startswith(b"RANK=")]
+        except OSError:
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+def test_killed_stopped_and_resumed(cli):
+    """A rank that is killed ends the run; with restarts it goes on by itself; SIGTERM saves; other numbers resume."""
+    whole = cli.run("train", *LONG, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
+    saved = "runs/*/*/checkpoints/step-*/complete.json"
+    before = set(cli.folder.glob(saved))
+
+    process = cli.start("train", *LONG, "--nproc", 2)
+    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
+    killed = cli.finish(process)
+    assert killed.code == 1
+    assert "process 1 of this run was killed by signal 9" in killed.err
+    resumed = cli.run("train", *LONG, "--nproc", 2, "--resume", "auto", "--json").json
+    assert resumed["resumed_from_step"] > 0
+    assert resumed["metrics"]["validation"]["loss"] == whole
+
+    before = set(cli.folder.glob(saved))
+    process = cli.start("train", *LONG, "--nproc", 2, "--json", "--", "--max-restarts=1", "--standalone")
+    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
+    restarted = cli.finish(process)
+    assert restarted.code == 0, restarted.err
+    assert restarted.json["resumed_from_step"] > 0
+    assert restarted.json["metrics"]["validation"]["loss"] == whole
+
+    before = set(cli.folder.glob(saved))
+    process = cli.start("train", *LONG, "--nproc", 2, "--json")
+    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = cli.finish(process)
+    assert stopped.code == 143
+    assert stopped.json["status"] == "interrupted"
+    assert ranks(cli.folder) == []
+    alone = cli.run("train", *LONG, "--resume", "auto", "--json")
+    assert alone.code == 0, alone.err
+    assert alone.json["resumed_from_step"] == stopped.json["steps"]
+    assert alone.json["metrics"]["validation"]["loss"] == pytest.approx(whole, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train.batch_size=63", "--nproc", 2), 2, "cannot be shared evenly by 2 processes: make it a multiple of 2"),
+        (("train.max_loss=0.1", "train.steps=2", "--nproc", 2), 4, "above train.max_loss=0.1"),
+        (("--nproc", 2, "--", "--no-such-flag"), 2, "torchrun does not take --no-such-flag"),
+        (("--", "--nnodes=2"), 2, "need --nproc"),
+        (("data.source=npz", "data.path=/no/such.npz", "--nproc", 2), 2, "no such file"),
+    ],
+)
+def test_errors_are_said_once_with_the_code_of_one_process(cli, arguments, code, message):
+    done = cli.run("train", "digits-vit", "train.epochs=null", "train.steps=5", *arguments)
+    assert done.code == code, done.err
+    assert done.err.count(message) == 1, done.err
+
+
+def test_trials_of_several_processes_prune_and_stop_together(cli):
+    short = ("digits-vit", "train.epochs=null", "train.steps=30", "train.log_every=2")
+    command = ("tune", *short, "--trials", 5, "--nproc", 2, "--workers", 1, "--json")
+    done = cli.run(*command, "--pruner", "halving", "--sampler", "random")
+    assert done.code == 0, done.err
+    assert done.json["trials"]["pruned"] >= 1
+    assert sum(done.json["trials"].values()) == 5
+    assert ranks(cli.folder) == []
+    for trial in done.json["trial_list"]:
+        for run in trial["run_dirs"] or ():
+            assert json.loads((cli.folder / run / "summary.json").read_text())["world_size"] == 2
+    repeated = cli.run("train", done.json["best_preset"], "--nproc", 2, "--json")
+    assert repeated.json["metrics"]["validation"]["loss"] == done.json["best"]["value"]
+
+    process = cli.start(*command, "train.steps=300", "checkpoint.every=5")
+    wait_for(lambda: list(cli.folder.glob("studies/*/trials/0/*/*/checkpoints/step-*/complete.json")), process)
+    process.send_signal(signal.SIGINT)
+    stopped = cli.finish(process)
+    assert stopped.code == 130
+    assert ranks(cli.folder) == []

@@ -28,12 +28,13 @@ __all__ = ["MatrixOptimizer", "build_optimizer", "learning_rates", "optimizer_st
 Group = dict[str, Any]
 
 
-def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, process_group: Any = None) -> Optimizer:
     """The optimizer that a preset asks for, over all trainable parameters of the model.
 
     Args:
         config: the preset's optimizer section.
         model: the model, on its final device.
+        process_group: ranks between which FISMO shares its work; other optimizers do all of it in each.
 
     Returns:
         An optimizer. Its groups hold the model's parameters and the peak learning rate as `lr`.
@@ -45,7 +46,7 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> O
         raise UsageError("the model has no trainable parameters")
     try:
         if isinstance(config, FismoConfig):
-            return _build_fismo(config, model)
+            return _build_fismo(config, model, process_group)
         create = _baseline(config)
         if config.name in MATRIX_NAMES:
             return MatrixOptimizer(split_parameters(model, config.rules), create, config.adamw.model_dump())
@@ -54,11 +55,12 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module) -> O
         raise UsageError(f"optimizer {config.name}: {error}") from error
 
 
-def _build_fismo(config: FismoConfig, model: nn.Module) -> FISMO:
+def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
     options = config.model_dump(exclude={"name", "form", "trust_radius", "adamw", "rules"})
     adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
     forms: dict[str, Callable[..., FISMO]] = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}
-    return forms[config.form](split_parameters(model, config.rules), config.trust_radius, **options, **adamw)
+    groups = split_parameters(model, config.rules)
+    return forms[config.form](groups, config.trust_radius, **options, **adamw, process_group=process_group)
 
 
 class MatrixOptimizer(Optimizer):

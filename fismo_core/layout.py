@@ -4,7 +4,7 @@ Knows tensors and shapes only: neither models (see `routing.py`) nor optimizers.
 views of `split` see exactly the matrices that FISMO sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,15 +85,18 @@ class Bucket:
     slots: tuple[Slot, ...]
 
 
-def make_buckets(parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout]) -> list[Bucket]:
-    """Group all matrices of the parameters by shape, device and state dtype, in order of first appearance.
+def make_buckets(
+    parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout], owned: Container[Slot] | None = None
+) -> list[Bucket]:
+    """Group the matrices of the parameters by shape, device and state dtype, in order of first appearance.
 
-    The state dtype is float64 for float64 parameters and float32 for all others. Empty matrices are left out.
+    The state dtype is float64 for float64 parameters and float32 for all others. Empty matrices are left out, and those
+    that are not among the owned ones; None owns all.
     """
     groups: dict[tuple[int, int, torch.dtype, torch.device], list[Slot]] = {}
     for index, (parameter, layout) in enumerate(zip(parameters, layouts, strict=True)):
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         for part, (m, n) in enumerate(layout.shapes(parameter)):
-            if m * n:
+            if m * n and (owned is None or Slot(index, part) in owned):
                 groups.setdefault((m, n, dtype, parameter.device), []).append(Slot(index, part))
     return [Bucket(m, n, dtype, device, tuple(slots)) for (m, n, dtype, device), slots in groups.items()]

@@ -10,10 +10,12 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer
 
 from fismo_core import update
-from fismo_core.layout import Bucket, MatrixLayout, shares_memory
+from fismo_core.fisher import is_diagonal
+from fismo_core.layout import Bucket, MatrixLayout, Slot, shares_memory
 from fismo_core.options import DENSE_FORM, MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
 from fismo_core.precision import full_precision_matmul
-from fismo_core.routing import Plan, layout_to_plain, plan_of_groups
+from fismo_core.routing import Plan, layout_from_plain, layout_to_plain, plan_of_groups
+from fismo_core.sharding import Sharding, elementwise_cost, matrix_cost
 from fismo_core.stacks import MatrixStacks, device_mask, fetch, placement_of
 
 __all__ = ["FISMO"]
@@ -75,6 +77,10 @@ class FISMO(Optimizer):
         adamw_betas: decays of AdamW's moments.
         adamw_eps: AdamW's epsilon.
         adamw_weight_decay: AdamW's decoupled weight decay.
+        process_group: ranks that share the work out, on which gradients are the same, as under DDP: each matrix, and
+            each parameter of AdamW's, has an owner that alone keeps its state and computes its step, and sends the new
+            values to the others. Steps, `skipped_gradients` and `full_state_dict` are then calls that all ranks make
+            together. None: every process does all of the work.
 
     Raises:
         ValueError: an argument out of range, or a parameter that cannot be a matrix.
@@ -113,6 +119,7 @@ class FISMO(Optimizer):
         adamw_betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float = 0.0,
+        process_group: Any = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -143,6 +150,8 @@ class FISMO(Optimizer):
             "weight_decay": adamw_weight_decay,
         }
         self._stacks: dict[int, MatrixStacks] = {}  # by index of the group
+        self._sharding = None if process_group is None else Sharding(process_group)
+        self._owners: dict[int, list[int]] = {}  # by index of the group: of each matrix, or parameter of AdamW's
         super().__init__(params, defaults)
 
     @classmethod
@@ -218,7 +227,7 @@ class FISMO(Optimizer):
     def _allocate(self, index: int) -> None:
         group = self.param_groups[index]
         if group["rule"] == "adamw":
-            for parameter in group["params"]:
+            for parameter in self._owned_parameters(index):
                 self.state[parameter] = {
                     "step": torch.zeros(()),  # on the CPU, as in torch: read without a device sync
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
@@ -227,7 +236,27 @@ class FISMO(Optimizer):
             return
         group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in group["params"]])
         group.setdefault("steps", [0] * len(group["params"]))  # how many each one has taken
-        self._stacks[index] = MatrixStacks.allocate(group)
+        self._stacks[index] = MatrixStacks.allocate(group, self._owned_matrices(index))
+
+    def _owned_parameters(self, index: int) -> list[Tensor]:
+        """The parameters of a group of AdamW's that this rank steps."""
+        parameters: list[Tensor] = self.param_groups[index]["params"]
+        if self._sharding is None:
+            return parameters
+        if index not in self._owners:
+            self._owners[index] = self._sharding.assign([elementwise_cost(p.numel()) for p in parameters])
+        pairs = zip(parameters, self._owners[index], strict=True)
+        return [parameter for parameter, owner in pairs if owner == self._sharding.rank]
+
+    def _owned_matrices(self, index: int) -> set[Slot] | None:
+        """The matrices of a group that this rank steps; None: all."""
+        if self._sharding is None:
+            return None
+        slots = _matrices(self.param_groups[index])
+        if index not in self._owners:
+            self._owners[index] = self._sharding.assign([cost for _, cost in slots])
+        pairs = zip(slots, self._owners[index], strict=True)
+        return {slot for (slot, _), owner in pairs if owner == self._sharding.rank}
 
     def _follow_moved_parameters(self, index: int, group: dict[str, Any]) -> None:
         """Allocate anew what was moved after construction but not stepped yet, as torch's lazy optimizers allow."""
@@ -235,8 +264,11 @@ class FISMO(Optimizer):
             moved = [
                 name
                 for name, parameter in zip(_names(group), group["params"], strict=True)
-                if (average := self.state[parameter]["exp_avg"]).device != parameter.device
-                or average.dtype != parameter.dtype
+                if parameter in self.state  # and so owned
+                and (
+                    (average := self.state[parameter]["exp_avg"]).device != parameter.device
+                    or average.dtype != parameter.dtype
+                )
             ]
         else:
             before, now = self._stacks[index].placement, placement_of(group["params"])
@@ -248,14 +280,17 @@ class FISMO(Optimizer):
         self._allocate(index)
 
     def state_bytes(self) -> int:
-        """Bytes of optimizer state, both rules together."""
+        """Bytes of optimizer state in this process, both rules together."""
         stacked = [t for stacks in self._stacks.values() for state in stacks.states for t in state.values()]
         plain = [tensor for state in self.state.values() for tensor in state.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in stacked + plain)
 
     def skipped_gradients(self) -> int:
         """How many matrix gradients so far were non-finite and skipped. Synchronises with the device."""
-        return sum(int(state["skipped"].sum()) for stacks in self._stacks.values() for state in stacks.states)
+        skipped = sum(int(state["skipped"].sum()) for stacks in self._stacks.values() for state in stacks.states)
+        if self._sharding is None:
+            return skipped
+        return self._sharding.total(skipped, self.param_groups[0]["params"][0].device)
 
     def plan(self) -> Plan:
         """Which parameter is treated by whom, and why; print it for a table."""
@@ -289,6 +324,8 @@ class FISMO(Optimizer):
                 self._step_adamw(group)
             else:
                 self._step_matrices(index, group)
+        if self._sharding is not None:
+            self._exchange(self._sharding)
         return loss
 
     def _step_matrices(self, index: int, group: dict[str, Any]) -> None:
@@ -333,6 +370,25 @@ class FISMO(Optimizer):
             if not shares_memory(parameters[i], parts[i]):
                 parameters[i].copy_(stacks.layouts[i].join(parts[i], parameters[i].shape))
 
+    def _exchange(self, sharding: Sharding) -> None:
+        """Give every rank the new values of what others own."""
+        tensors: list[Tensor] = []
+        owners: list[int] = []
+        copies: list[tuple[Tensor, MatrixLayout, list[Tensor]]] = []
+        for index, group in enumerate(self.param_groups):
+            owners += self._owners[index]
+            if group["rule"] == "adamw":
+                tensors += group["params"]
+                continue
+            for parameter, layout in zip(group["params"], self._stacks[index].layouts, strict=True):
+                parts = layout.split(parameter)
+                tensors += [part for part in parts if part.numel()]
+                if not shares_memory(parameter, parts):
+                    copies.append((parameter, layout, parts))
+        sharding.exchange(tensors, owners)
+        for parameter, layout, parts in copies:
+            parameter.copy_(layout.join(parts, parameter.shape))
+
     def _check_roots(self, bucket: Bucket, state: update.State) -> None:
         if int(state["failures"].max()) >= MAX_FAILED_REFRESHES:
             raise RuntimeError(
@@ -341,7 +397,9 @@ class FISMO(Optimizer):
             )
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        parameters = [p for p in group["params"] if p.grad is not None and p in self.state]
+        if not parameters:
+            return
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             parameters,
@@ -377,6 +435,25 @@ class FISMO(Optimizer):
         finally:
             for parameter in published:
                 del self.state[parameter]
+
+    def full_state_dict(self) -> dict[str, Any] | None:
+        """What `state_dict` would give if this process had all of the state: for one checkpoint by all ranks.
+
+        All ranks of the process group call it together; the first one gets it, on the CPU, the others None. Any
+        number of ranks can load it: each takes what it owns.
+        """
+        own = self.state_dict()
+        if self._sharding is None:
+            return own
+        moved = {key: {k: v.cpu() for k, v in entry.items()} for key, entry in own["state"].items()}
+        gathered = self._sharding.gather_to_first(moved)
+        if gathered is None:
+            return None
+        state: dict[Any, dict[str, Any]] = {}
+        for part in gathered:
+            for key, entry in part.items():
+                state.setdefault(key, {}).update(entry)
+        return {**own, "state": dict(sorted(state.items()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, bit for bit: state keeps its own dtype whatever the parameter's is.
@@ -422,6 +499,8 @@ class FISMO(Optimizer):
             check_options(saved_group)
             if group["rule"] == "adamw":
                 for key, parameter in zip(saved_group["params"], group["params"], strict=True):
+                    if parameter not in self.state:  # another rank's
+                        continue
                     current = self.state[parameter]
                     moments[parameter] = {name: fetch(saved, key, name, like) for name, like in current.items()}
             else:
@@ -429,7 +508,15 @@ class FISMO(Optimizer):
         return moments, stacked
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_adamw_defaults": self._adamw_defaults, "_stacks": self._stacks}
+        if self._sharding is not None:
+            raise RuntimeError("an optimizer that shares its work with other ranks cannot be copied or pickled")
+        return {
+            **super().__getstate__(),
+            "_adamw_defaults": self._adamw_defaults,
+            "_stacks": self._stacks,
+            "_sharding": None,
+            "_owners": {},
+        }
 
 
 def _expand_form(name: str, form: dict[str, Any], params: list[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -467,6 +554,22 @@ def _apply(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict[str, Any]) ->
         else:
             torch._foreach_mul_(matrices, shares)
     torch._foreach_add_(matrices, directions, alpha=-float(group["lr"]))
+
+
+def _matrices(group: dict[str, Any]) -> list[tuple[Slot, float]]:
+    """All matrices of a group, with what a step of each costs."""
+    found = []
+    for index, (parameter, plain) in enumerate(zip(group["params"], group["layouts"], strict=True)):
+        for part, (m, n) in enumerate(layout_from_plain(plain).shapes(parameter)):
+            if m * n:
+                diagonal = [
+                    is_diagonal(dim, other, group["max_factor_dim"], group["max_factor_ratio"])
+                    for dim, other in ((m, n), (n, m))
+                ]
+                dense = 0 if group["power"] == 0 else 2 - sum(diagonal)
+                cost = matrix_cost(m, n, dense_sides=dense, refresh_interval=group["refresh_interval"])
+                found.append((Slot(index, part), cost))
+    return found
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 Knows parameter groups as dictionaries; the optimizer around it and the arithmetic in `update.py` are not its business.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fismo_core.layout import Bucket, MatrixLayout, make_buckets
+from fismo_core.layout import Bucket, MatrixLayout, Slot, make_buckets
 from fismo_core.options import options_of, structure_of
 from fismo_core.routing import layout_from_plain
 from fismo_core.update import State, initial_state
@@ -30,10 +30,10 @@ class MatrixStacks:
     structure: tuple[Any, ...]
 
     @classmethod
-    def allocate(cls, group: Mapping[str, Any]) -> "MatrixStacks":
-        """All state of a group at once, so that checkpoints are complete from the start."""
+    def allocate(cls, group: Mapping[str, Any], owned: Container[Slot] | None = None) -> "MatrixStacks":
+        """All state of a group at once, so that checkpoints are complete from the start; or of its owned matrices."""
         layouts = [layout_from_plain(plain) for plain in group["layouts"]]
-        buckets = make_buckets(group["params"], layouts)
+        buckets = make_buckets(group["params"], layouts, owned)
         return cls(layouts, buckets, _fresh(group, buckets), placement_of(group["params"]), structure_of(group))
 
     def check_structure(self, group: Mapping[str, Any]) -> None:

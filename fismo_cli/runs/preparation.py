@@ -58,7 +58,7 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
         model = build_model(preset, task)
         notes = (*loaded.notes, *model_notes(model))
         model.to(device)
-        optimizer = build_optimizer(preset.optimizer, model)
+        optimizer = build_optimizer(preset.optimizer, model, process_group=world.group)
         _try_forward(loaded, task, model, device)
         trainer = Trainer(
             task=task,

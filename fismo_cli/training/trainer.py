@@ -327,11 +327,13 @@ class Trainer:
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
         state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
+        # FISMO's state is with its owners under DDP.
+        whole = getattr(self.optimizer, "full_state_dict", self.optimizer.state_dict)
         content = {
             "run": asdict(state),
             "model": dict(self.model.state_dict()),
             "average": None if self.average is None else dict(self.average.state_dict()),
-            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
+            "optimizer": whole() if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "rng": rng_state(),

@@ -38,6 +38,11 @@ class World:
     local_rank: int = 0
 
     @property
+    def group(self) -> Any:
+        """The process group of all of them; None where there is one process."""
+        return None if self.size == 1 else distributed.group.WORLD
+
+    @property
     def main(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0

@@ -1,0 +1,97 @@
+"""Trains a small model with FISMO in this rank and writes what came of it: started by torchrun, as a user's own loop.
+
+torchrun --nproc-per-node N ranks.py RESULT [--form FORM] [--steps K] [--first STEP] [--load FILE] [--save FILE]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fismo_core import FISMO, split_parameters
+
+
+class Model(nn.Module):
+    """Matrices of several shapes, a convolution, tied weights, a frozen layer, a branch that is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 12)
+        self.convolution = nn.Conv1d(12, 16, 3, padding=1)
+        self.layers = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(5))
+        self.down = nn.Linear(16, 12)
+        self.frozen = nn.Linear(12, 12).requires_grad_(False)
+        self.unused = nn.Linear(3, 3)
+        self.tiny = nn.Linear(1, 1)
+        self.head = nn.Linear(12, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.convolution(self.embedding(tokens).mT).mT
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        x = self.frozen(self.down(x))
+        return self.head(x + self.tiny(x[..., :1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--form", default="default")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--load", type=Path)
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    torch.manual_seed(0)
+    model = Model().double()
+    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[arguments.form]
+    group = distributed.group.WORLD if size > 1 else None
+    optimizer = make(split_parameters(model), lr=0.02, weight_decay=0.1, process_group=group)
+    if arguments.load:
+        saved = torch.load(arguments.load)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    replica = DistributedDataParallel(model, find_unused_parameters=True)
+    losses = []
+    for step in range(arguments.first, arguments.steps):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, 20, (8, 9), generator=generator)
+        share = tokens[rank * 8 // size : (rank + 1) * 8 // size]
+        optimizer.zero_grad()
+        logits = replica(share[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), share[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        mean = loss.detach().clone()
+        distributed.all_reduce(mean)
+        losses.append(float(mean) / size)
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    everywhere = [torch.empty_like(flat) for _ in range(size)]
+    distributed.all_gather(everywhere, flat)
+    state_bytes = [None] * size
+    distributed.all_gather_object(state_bytes, optimizer.state_bytes())
+    whole = optimizer.full_state_dict()
+    skipped = optimizer.skipped_gradients()
+    if rank == 0:
+        if arguments.save:
+            torch.save({"model": model.state_dict(), "optimizer": whole}, arguments.save)
+        result = {
+            "losses": losses,
+            "weights": flat.tolist(),
+            "equal": all(torch.equal(flat, other) for other in everywhere),
+            "state_bytes": state_bytes,
+            "skipped": skipped,
+        }
+        arguments.result.write_text(json.dumps(result))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

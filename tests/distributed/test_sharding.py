@@ -1,0 +1,111 @@
+"""FISMO's work shared by ranks: the same training as in one process, each rank with its share of the state."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fismo_core.sharding import elementwise_cost, matrix_cost
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, ranks: int, *arguments: object) -> dict:
+    result = folder / "result.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
+            *(str(Path(__file__).with_name("ranks.py")), str(result), *map(str, arguments)),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(result.read_text())
+
+
+def gap(one: dict, other: dict) -> float:
+    a, b = torch.tensor(one["weights"]), torch.tensor(other["weights"])
+    return float((a - b).abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["default", "dense", "paper"])
+def test_ranks_train_as_one_process_does(tmp_path, form):
+    """In float64, so that nothing but sums in another order is between them."""
+    one = run(tmp_path, 1, "--form", form)
+    for ranks in (2, 4):
+        several = run(tmp_path, ranks, "--form", form)
+        assert several["equal"]
+        assert gap(one, several) < 1e-9
+        assert several["losses"] == pytest.approx(one["losses"], abs=1e-9)
+        assert sum(several["state_bytes"]) == one["state_bytes"][0]
+        assert max(several["state_bytes"]) < 1.5 / ranks * one["state_bytes"][0]
+        assert several["skipped"] == one["skipped"] == 0
+
+
+@pytest.mark.slow
+def test_state_of_four_ranks_is_loaded_by_two_and_by_one(tmp_path):
+    whole = run(tmp_path, 1, "--steps", 12)
+    saved = tmp_path / "state.pt"
+    run(tmp_path, 4, "--steps", 5, "--save", saved)
+    for ranks in (4, 2, 1):
+        resumed = run(tmp_path, ranks, "--steps", 12, "--first", 5, "--load", saved)
+        assert gap(whole, resumed) < 1e-9
+        assert resumed["losses"] == pytest.approx(whole["losses"][5:], abs=1e-9)
+
+
+class FakeSharding:
+    """`Sharding.assign` needs no process group."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.loads = size, [0.0] * size
+
+    def assign(self, costs):
+        from fismo_core.sharding import Sharding
+
+        return Sharding.assign(self, costs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_the_largest_share_is_near_the_mean(size):
+    costs = [
+        cost
+        for _ in range(12)
+        for m, n in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
+        for cost in [matrix_cost(m, n, dense_sides=1, refresh_interval=10)]
+    ]
+    sharding = FakeSharding(size)
+    owners = sharding.assign(costs)
+    loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(size)]
+    assert loads == pytest.approx(sharding.loads)
+    assert max(loads) <= 1.05 * sum(loads) / size
+    sharding.assign([elementwise_cost(768) for _ in range(50)])
+    assert max(sharding.loads) <= 1.05 * sum(sharding.loads) / size
+
+
+def test_fewer_pieces_than_ranks_and_none():
+    assert len(set(FakeSharding(8).assign([1.0, 2.0, 3.0]))) == 3
+    assert FakeSharding(8).assign([]) == []
+
+
+def test_no_assignment_of_few_pieces_is_much_better():
+    """Against all assignments: the rule is within 4/3 - 1/(3 size) of the best (Graham, 1969)."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (2, 3):
+        for _ in range(10):
+            costs = torch.rand(6, generator=generator).tolist()
+            sharding = FakeSharding(size)
+            sharding.assign(costs)
+            best = min(
+                max(sum(cost for cost, o in zip(costs, owners, strict=True) if o == rank) for rank in range(size))
+                for owners in itertools.product(range(size), repeat=len(costs))
+            )
+            assert max(sharding.loads) <= (4 / 3 - 1 / (3 * size)) * best + 1e-12

@@ -17,7 +17,7 @@ __all__ = ["Sharding", "elementwise_cost", "matrix_cost"]
 POLAR_PRODUCTS = 9.0
 """Products of an m x m by an m x n matrix that a step costs in all, m the shorter side; fitted to the default form."""
 
-BYTES_PER_PRODUCT = 30.0
+PRODUCTS_PER_ENTRY = 30.0
 """What an entry that is only read and written costs, in multiplications."""
 
 
@@ -31,7 +31,7 @@ def matrix_cost(m: int, n: int, *, dense_sides: int, refresh_interval: int) -> f
         refresh_interval: steps between new roots.
     """
     short, long = min(m, n), max(m, n)
-    cost = POLAR_PRODUCTS * short * short * long + BYTES_PER_PRODUCT * m * n
+    cost = POLAR_PRODUCTS * short * short * long + PRODUCTS_PER_ENTRY * m * n
     for side in (short, long)[:dense_sides]:
         cost += 3.0 * m * n * side + 12.0 * side**3 / refresh_interval
     return cost
@@ -39,7 +39,11 @@ def matrix_cost(m: int, n: int, *, dense_sides: int, refresh_interval: int) -> f
 
 def elementwise_cost(entries: int) -> float:
     """The same of a parameter that AdamW treats."""
-    return BYTES_PER_PRODUCT * entries
+    return PRODUCTS_PER_ENTRY * entries
+
+
+# Renamed in torch 2.14.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
 
 @dataclass
@@ -87,7 +91,7 @@ class Sharding:
             sent = torch.zeros(length, dtype=dtype, device=device)
             _copy([tensors[index] for index in by_rank[self.rank]], sent, into_buffer=True)
             received = torch.empty(self.size, length, dtype=dtype, device=device)
-            distributed.all_gather_into_tensor(received.view(-1), sent, group=self.group)
+            _all_gather(received.view(-1), sent, group=self.group)
             for rank, own in enumerate(by_rank):
                 if rank != self.rank:
                     _copy([tensors[index] for index in own], received[rank], into_buffer=False)

@@ -134,6 +134,7 @@ def join_world() -> Iterator[World]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
         yield World(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank(0))
+        distributed.barrier()  # gloo can abort a process that leaves while others are still busy
     except RuntimeError as error:
         if any(
             word in str(error) for word in ("Connection closed by peer", "Connection reset by peer", "[c10d]", "NCCL")

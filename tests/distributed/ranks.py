@@ -90,6 +90,7 @@ def main() -> None:
             "skipped": skipped,
         }
         arguments.result.write_text(json.dumps(result))
+    distributed.barrier()  # gloo can abort a process that leaves while others are still busy
     distributed.destroy_process_group()
 
 

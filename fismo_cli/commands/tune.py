@@ -26,7 +26,7 @@ def tune(
     trials: Annotated[int, typer.Option(help="Trials that the study has in the end, earlier ones included.")] = 50,
     workers: Annotated[
         int | None,
-        typer.Option(help="Trials side by side on this host; by default 1 on an accelerator, else up to 4, by cores."),
+        typer.Option(help="Trials side by side on this host; by default one a GPU, or up to 4, by cores, on a CPU."),
     ] = None,
     storage: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def tune(
     study: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the study; by default made of the preset and its space.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, qmc or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="tpe, gp or random.")] = "tpe",
     pruner: Annotated[
         str, typer.Option(help="none; median (from half of the budget on) or halving (earlier, at a risk).")
     ] = "none",

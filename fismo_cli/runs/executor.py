@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class RunProcess:
         log: file to which what the run says is appended.
         keep_open: descriptors that it holds as long as it lives, such as a lock's.
         nproc: processes that train together; the one that is started here starts and watches them.
+        gpus: numbers of the GPUs that it may use; None: all that there are.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class RunProcess:
         log: Path,
         keep_open: tuple[int, ...] = (),
         nproc: int = 1,
+        gpus: Sequence[int] | None = None,
     ) -> None:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
@@ -61,14 +64,14 @@ class RunProcess:
             file.write_text(resolved_yaml(loaded))
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
-        command += ["--nproc", str(nproc)] if nproc > 1 else []
+        command += _several(nproc)
         with log.open("ab") as messages:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=messages,
-                env=_environment(loaded),
+                env=_environment(loaded, gpus),
                 start_new_session=True,  # Ctrl-C is for the parent, which asks the run to stop
                 preexec_fn=end_with_parent,
                 pass_fds=keep_open,
@@ -81,6 +84,11 @@ class RunProcess:
             return None
         found = finished_run(self._runs.parent, self._loaded)
         return found if found is not None else Failure(code, _last_line(self._log))
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
 
     def step(self) -> int:
         """The last step that it logged; 0 before any."""
@@ -134,12 +142,12 @@ def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
     return None
 
 
-def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path) -> dict[str, Any] | Failure:
-    """`fismo train --dry-run` in a process of its own: what it says as JSON, or why it failed."""
+def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -> dict[str, Any] | Failure:
+    """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed."""
     with whole_file(preset_file) as file:
         file.write_text(resolved_yaml(loaded))
     done = subprocess.run(
-        _fismo("train", str(preset_file), "--dry-run", "--json"),
+        _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -157,10 +165,24 @@ def _fismo(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fismo_cli", *arguments]
 
 
-def _environment(loaded: LoadedPreset) -> dict[str, str]:
-    """Also libraries that start threads before torch is told its number keep to it."""
-    threads = loaded.preset.train.threads
-    return {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+def _several(nproc: int) -> list[str]:
+    return ["--nproc", str(nproc)] if nproc > 1 else []
+
+
+def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dict[str, str]:
+    """Also libraries that start threads before torch is told its number keep to it; and the run's GPUs, of those here.
+
+    Args:
+        loaded: the preset of the run.
+        gpus: numbers among the GPUs that this process may use; None: all.
+    """
+    changed = {}
+    if loaded.preset.train.threads is not None:
+        changed["OMP_NUM_THREADS"] = str(loaded.preset.train.threads)
+    if gpus is not None:
+        allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        changed["CUDA_VISIBLE_DEVICES"] = ",".join(allowed[gpu] if allowed else str(gpu) for gpu in gpus)
+    return {**os.environ, **changed}
 
 
 def _last_line(log: Path) -> str:

@@ -2,9 +2,10 @@
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
-from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.errors import UsageError
 
 __all__ = ["launch"]
 
@@ -13,7 +14,7 @@ SHUTDOWN_SECONDS = 300
 
 
 def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_arguments: Sequence[str] = ()) -> int:
-    """Run `fismo ARGUMENTS` in several processes of this host, and return their exit code.
+    """Run `fismo ARGUMENTS` in several processes of this host, and return their exit code; 128 + N if by signal N.
 
     Args:
         arguments: of the command that each process runs.
@@ -24,7 +25,6 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
 
     Raises:
         UsageError: if torchrun does not take its arguments.
-        FismoError: if a process ended without saying why, such as by a signal.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,8 +40,10 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
         parsed = get_args_parser().parse_args([*own, *torchrun_arguments, "-m", "fismo_cli", *arguments])
     except SystemExit:
         raise UsageError(f"torchrun does not take {' '.join(torchrun_arguments)} (see torchrun --help)") from None
-    if parsed.standalone:
-        parsed.rdzv_backend, parsed.rdzv_endpoint = "c10d", "localhost:0"
+    by_address = any(argument.startswith(("--master", "--node")) for argument in torchrun_arguments)
+    if parsed.standalone or (parsed.rdzv_backend == "static" and not by_address):
+        parsed.rdzv_backend = "c10d"
+        parsed.rdzv_endpoint = parsed.rdzv_endpoint or "localhost:0"
     config, command, rest = config_from_args(parsed)
     try:
         elastic_launch(config=config, entrypoint=command)(*rest)
@@ -51,8 +53,8 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:
             return int(failure.exitcode)
-        raise FismoError(
-            f"process {rank} of this run was killed by signal {-failure.exitcode}; the others were stopped. Continue "
-            "with --resume auto"
-        ) from None
+        signal = -failure.exitcode
+        message = f"error: process {rank} of this run was killed by signal {signal}; the others were stopped. "
+        print(message + "Continue with --resume auto", file=sys.stderr, flush=True)
+        return int(128 + signal)
     return 0

@@ -153,6 +153,9 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group: a worker that died of it could not let the step finish."""
+    """Both reach whole process groups: a worker that died of them could not let the step finish.
+
+    It ends when the process that it works for tells it to, or has gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

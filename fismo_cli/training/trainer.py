@@ -84,7 +84,7 @@ class Trainer:
         self.average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
         if train.compile:
             model.compile()
-        self._replica = model if world.size == 1 else _replica(model, device)
+        self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
@@ -117,6 +117,7 @@ class Trainer:
         else:
             self._load(resume.state)
         resumed_from = None if resume is None else resume.step
+        self._join_replicas()
         yield events.RunStarted(
             preset=self.name.preset,
             optimizer=self.name.optimizer,
@@ -144,6 +145,7 @@ class Trainer:
     def try_steps(self, count: int) -> list[float]:
         """Take a few steps from the start and return the seconds of each; nothing is logged or saved."""
         seconds = []
+        self._join_replicas()
         self.model.train()
         with explain_memory(self.device, self._memory_advice):
             batches = self._batches()
@@ -255,6 +257,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model, first=step == 0)
 
+    @property
+    def _samples_at_once(self) -> int:
+        """Samples of a micro-batch that this process sees."""
+        return max(1, self.train_config.batch_size // self.train_config.accumulate // self.world.size)
+
     def _apart(self) -> tuple[int, ...]:
         """What sets the seeds of this process apart from those of the others; nothing for the first one."""
         return () if self.world.main else (self.world.rank,)
@@ -286,13 +293,20 @@ class Trainer:
             samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
         )
 
+    def _join_replicas(self) -> None:
+        """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
+        if self.world.size > 1 and self._replica is self.model:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self._replica = DistributedDataParallel(self.model, device_ids=devices)
+
     def _evaluate(self, part: Part) -> dict[str, float] | None:
         config = self.train_config
+        self.world.same_as_main(self.final_model.buffers())  # statistics of batch norm differ: each saw its own share
         return evaluate_part(
             self.task,
             self.final_model,
             part,
-            batch_size=self.evaluate_config.batch_size or config.batch_size // config.accumulate,
+            batch_size=self.evaluate_config.batch_size or self._samples_at_once,
             device=self.device,
             precision=config.precision,
             workers=self.workers,
@@ -401,7 +415,7 @@ class Trainer:
     def _memory_advice(self) -> str:
         config = self.train_config
         return (
-            f"in step {self._state.step} with {config.batch_size // config.accumulate} samples at once. Set "
+            f"in step {self._state.step} with {self._samples_at_once} samples at once. Set "
             f"train.accumulate={config.accumulate * 2} to halve that at the same batch size (evaluation has "
             "evaluate.batch_size), or train.precision=bfloat16"
         )
@@ -418,11 +432,6 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
             f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
-
-
-def _replica(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as DDP has it: the same parameters, whose gradients are averaged over all processes."""
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -3,7 +3,7 @@
 A run in one process is a world of size one, in which nothing is ever sent. Knows nothing of models, data or files.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -87,10 +87,15 @@ class World:
         distributed.broadcast_object_list(box, src=0)
         return box[0]  # type: ignore[no-any-return]
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def same_as_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors, on any device, by the main process's."""
         if self.size > 1:
-            distributed.barrier()
+            for tensor in tensors:
+                distributed.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Until all processes are here; on the CPU, since a barrier of NCCL's would take a GPU for each."""
+        self.any(False)
 
     def together(self, work: Callable[[], Value]) -> Value:
         """Do something that may fail in some processes only: then it fails in all, and one of them says why.
@@ -133,8 +138,9 @@ def join_world() -> Iterator[World]:
     cuda = torch.cuda.is_available()
     distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank(0))
-        distributed.barrier()  # gloo can abort a process that leaves while others are still busy
+        world = World(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank(0))
+        yield world
+        world.wait()  # gloo can abort a process that leaves while others are still busy
     except RuntimeError as error:
         if any(
             word in str(error) for word in ("Connection closed by peer", "Connection reset by peer", "[c10d]", "NCCL")

@@ -7,10 +7,11 @@ counts.
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
@@ -25,6 +26,9 @@ FAILURE = "failure"
 
 OWNER = "worker"
 """User attribute of a trial: the worker that runs it."""
+
+MOST_REPEATS = 3
+"""How often a trial is run again after its worker died."""
 
 UNOWNED_SECONDS = 60.0
 """A running trial that nobody has claimed after so long was lost between being drawn and being claimed."""
@@ -70,13 +74,18 @@ def root(trial: FrozenTrial) -> int:
 
 
 def requeue(study: Study, lost: FrozenTrial) -> None:
-    """Queue the parameters of a lost trial again."""
+    """Queue the parameters of a lost trial again; or count it as failed, if its workers die of it time after time."""
+    if FAILURE in lost.user_attrs:  # it had failed, and its worker died before it could say so
+        return
     history = [*lost.system_attrs.get(_HISTORY, ()), lost.number]
+    again = len(history) <= MOST_REPEATS
+    reason = f"its worker died {len(history)} times (out of memory?)"
     study.add_trial(
         optuna.create_trial(
-            state=TrialState.WAITING,
+            state=TrialState.WAITING if again else TrialState.FAIL,
             params=lost.params,
             distributions=lost.distributions,
+            user_attrs={} if again else {FAILURE: {"kind": "error", "reason": reason}},
             system_attrs={_ORIGINAL: root(lost), _HISTORY: history},
         )
     )
@@ -98,20 +107,24 @@ class Worker:
     name: str
     directory: Path
     descriptor: int
+    unowned: dict[int, float] = field(default_factory=dict)
 
     def lost(self, trial: FrozenTrial, others_have_heartbeats: bool) -> bool:
         """Whether the worker of a running trial is known to be gone from this host.
 
         Args:
             trial: the trial.
-            others_have_heartbeats: whether the storage itself notices workers elsewhere that have gone.
+            others_have_heartbeats: whether the storage itself notices workers elsewhere that have gone. Locks say
+                nothing of those: not every shared file system shares them.
         """
         owner = trial.user_attrs.get(OWNER)
         if owner == self.name:
             return False
         if owner is None:
-            started = trial.datetime_start
-            return started is not None and time.time() - started.timestamp() > UNOWNED_SECONDS
+            first = self.unowned.setdefault(trial.number, time.monotonic())
+            return time.monotonic() - first > UNOWNED_SECONDS
+        if others_have_heartbeats and not owner.startswith(f"{socket.gethostname()}-"):
+            return False
         try:
             descriptor = os.open(_lock_file(self.directory, owner), os.O_RDWR)
         except OSError:

@@ -19,7 +19,7 @@ from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
 
 __all__ = ["PRUNERS", "SAMPLERS", "Environment", "Judging", "StudyPlan", "make_study_plan", "study_identity"]
 
-SAMPLERS = ("tpe", "gp", "qmc", "random")
+SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("none", "median", "halving")
 
 REPORTS = 10
@@ -100,7 +100,8 @@ class StudyPlan:
             every = max(1, total_steps(preset.train, self.environment.train_samples) // REPORTS)
         # One batch size for all evaluations: another one would give other last digits.
         train = self.loaded.preset.train
-        batch_size = preset.evaluate.batch_size or train.batch_size // train.accumulate
+        share = max(1, train.batch_size // train.accumulate // self.judging.nproc)
+        batch_size = preset.evaluate.batch_size or share
         changed = {
             "evaluate": EvaluateConfig(every=every, batch_size=batch_size),
             "checkpoint": CheckpointConfig(every=preset.checkpoint.every, keep=1),
@@ -146,18 +147,27 @@ def study_identity(loaded: LoadedPreset, judging: Judging) -> str:
 
 
 def default_workers(device: str, nproc: int) -> int:
-    """Trials side by side: as many as there are cores for, up to a few, on a CPU; else one."""
+    """Trials side by side: as many as there are GPUs for; on a CPU, as there are cores for, up to a few."""
+    if device.startswith("cuda"):
+        return max(1, gpu_count() // nproc)
     return max(1, min(MOST_WORKERS, (usable_cores() or 1) // nproc)) if device == "cpu" else 1
 
 
+def gpu_count() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def try_out(loaded: LoadedPreset, workers: int | None, nproc: int) -> Environment:
-    """Take a few steps, in one process: what is wrong with the preset shows now.
+    """Take a few steps: what is wrong with the preset shows now.
 
     Raises:
         UsageError: with what is wrong.
     """
     with tempfile.TemporaryDirectory() as folder:
-        result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml")
+        result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml", nproc)
     if isinstance(result, Failure):
         raise UsageError(result.message)
     if result["validation_samples"] is None:

@@ -4,6 +4,7 @@ State is in the study's storage and in the run directories: a trial that was los
 from its last checkpoint where its directory is on this host.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -27,7 +29,7 @@ from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.executor import RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.ledger import FAILURE, OWNER, Ledger, Worker, best_of, give_up, read_ledger, root, worker
-from fismo_cli.tuning.plan import REPORTS, StudyPlan
+from fismo_cli.tuning.plan import REPORTS, StudyPlan, gpu_count
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
@@ -94,10 +96,12 @@ class _Job:
     runs: list[LoadedPreset]
     runs_dir: Path
     steps: int
+    slot: int
     process: RunProcess | None = None
     done: list[RunDirectory] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
     restarts: int = 0
+    pruned: str | None = None
 
     def stop(self) -> None:
         if self.process is not None:
@@ -152,6 +156,7 @@ class _Pool:
     def work(self) -> None:
         try:
             while not self.stop.requested():
+                self._show_life()
                 self._look()
                 over = not self.jobs and len(self.ledger.counted) >= self.trials
                 check_hope(self.ledger, over=over, before=self.before)
@@ -159,9 +164,9 @@ class _Pool:
                     return
                 while self._wanted():
                     self._start()
-                self._show_life()
                 for job in list(self.jobs):
-                    self._advance(job)
+                    if job in self.jobs:  # not taken from us meanwhile
+                        self._advance(job)
                 self._say()
                 time.sleep(POLL_SECONDS)
         except BaseException:  # the storage went away, or nothing ends well
@@ -177,8 +182,10 @@ class _Pool:
         for job in self.jobs:
             job.stop()
         try:
-            for job in self.jobs:
-                job.wait()
+            while any(job.process is not None and job.process.running for job in self.jobs):
+                with contextlib.suppress(Exception):  # the storage may be what has gone
+                    self._show_life()
+                time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             for job in self.jobs:
                 job.kill()
@@ -202,9 +209,7 @@ class _Pool:
         self.ledger = read_ledger(self.study)
         still_ours = {trial.number for trial in self.ledger.running}
         for job in [job for job in self.jobs if job.trial.number not in still_ours]:
-            job.kill()  # taken for dead: it is somebody else's now
-            job.wait()
-            self.jobs.remove(job)
+            self._drop(job)  # taken for dead: it is somebody else's now
 
     def _start(self) -> None:
         trial = self.study.ask(distributions(self.plan.space))
@@ -216,12 +221,31 @@ class _Pool:
                 runs=[self.plan.trial(trial.params, repeat) for repeat in range(self.plan.judging.repeats)],
                 runs_dir=self.plan.directory / "trials" / str(root(self._frozen(trial))),
                 steps=self.plan.steps(trial.params),
+                slot=min(set(range(self.workers)) - {job.slot for job in self.jobs}),
             )
         )
         self._look(at_once=True)
 
     def _advance(self, job: _Job) -> None:
         """Begin the next run of a trial, or take up what has become of the one that goes on."""
+        try:
+            self._go_on(job)
+        except UpdateFinishedTrialError:  # taken for dead by another worker, which has queued it again
+            self._drop(job)
+
+    def _drop(self, job: _Job) -> None:
+        job.kill()
+        job.wait()
+        if job in self.jobs:
+            self.jobs.remove(job)
+
+    def _go_on(self, job: _Job) -> None:
+        if job.pruned is not None and job.process is not None:
+            if not job.process.running:
+                shutil.rmtree(job.runs_dir, ignore_errors=True)
+                self.study.tell(job.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+                self._ended(job, job.pruned)
+            return
         if job.process is None:
             found = finished_run(job.runs_dir, job.runs[len(job.done)])
             if found is None:
@@ -250,7 +274,17 @@ class _Pool:
             log=self.plan.directory / "logs" / f"trial-{number}.log",
             keep_open=(self.me.descriptor,),
             nproc=self.plan.judging.nproc,
+            gpus=self._gpus(job.slot),
         )
+
+    def _gpus(self, slot: int) -> list[int] | None:
+        """The GPUs of one of the trials side by side; None where it may use all, or there are too few to share out."""
+        nproc = self.plan.judging.nproc
+        device = self.plan.loaded.preset.train.device
+        if self.workers == 1 or device not in ("auto", "cuda") or not self.plan.environment.device.startswith("cuda"):
+            return None
+        count = gpu_count()
+        return [(slot * nproc + index) % count for index in range(nproc)] if count >= nproc else None
 
     def _take(self, job: _Job, run: RunDirectory) -> None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a finished run
@@ -307,11 +341,8 @@ class _Pool:
             job.reported.add(percent)
             job.trial.report(value, percent)
             if job.trial.should_prune():
+                job.pruned = f"pruned at {percent} % with {self.plan.judging.metric} {value:.4f}"
                 job.stop()
-                job.wait()
-                shutil.rmtree(job.runs_dir, ignore_errors=True)
-                self.study.tell(job.trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-                self._ended(job, f"pruned at {percent} % with {self.plan.judging.metric} {value:.4f}")
                 return
 
     def _ended(self, job: _Job, what: str) -> None:

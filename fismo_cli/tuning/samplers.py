@@ -16,7 +16,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -42,7 +42,7 @@ class StartThenSample(BaseSampler):
     """Proposes the starting point in trial 0, and what a sampler that is seeded by the trial's number draws after it.
 
     Args:
-        name: tpe, gp, qmc or random.
+        name: tpe, gp or random.
         space: what is searched.
         seed: of the study.
         trials: how many are planned; a quarter of them, at least four, is drawn at random before tpe or gp learn.
@@ -87,8 +87,6 @@ class StartThenSample(BaseSampler):
                 return TPESampler(seed=seed, n_startup_trials=self._startup, multivariate=True, constant_liar=True)
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=self._startup, deterministic_objective=False)
-            case "qmc":  # one sequence for the whole study, of which the storage counts the points
-                return QMCSampler(seed=self._seed, scramble=True, warn_independent_sampling=False)
             case _:
                 return RandomSampler(seed=seed)
 

@@ -123,6 +123,10 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     elif "optimizer.lr" in space and config.name in DEFAULTS:
         space["optimizer.lr"] = _around(config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"])
     train, parts = preset.train, preset.train.accumulate * nproc
+    if train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} is not a multiple of {parts}: each batch is cut so often"
+        )
     fitting = sorted(
         size
         for size in {int(train.batch_size * factor) for factor in BATCH_FACTORS}

@@ -80,7 +80,7 @@ def _database(url: str, options: dict[str, Any]) -> RDBStorage:
     for attempt in range(ATTEMPTS):
         try:
             return RDBStorage(
-                url,
+                url.replace("{", "{{").replace("}", "}}"),  # Optuna formats it
                 engine_kwargs=options,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,

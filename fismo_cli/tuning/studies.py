@@ -1,6 +1,6 @@
 """Begins a study, or joins the one that is in the storage already."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
@@ -69,6 +69,9 @@ def open_study(
         if _IDENTITY not in study.user_attrs:
             study.set_user_attr(_ENVIRONMENT, asdict(environment))
             study.set_user_attr(_IDENTITY, identity)
+        # Of workers that begin a study at the same time, all go by what the last of them wrote.
+        common = _joined(storage, name, identity, url, directory) or environment
+        plan = replace(plan, environment=common)
     return plan, study
 
 

@@ -1,6 +1,9 @@
 import math
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,8 @@ from fismo_cli.training.events import (
 )
 from fismo_cli.training.seeding import derive_seed, seed_everything
 from tests.cli.training_fakes import PointsPart, PointsTask, linear, make_trainer, points_task, store_in, weights
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(trainer, **arguments):
@@ -342,3 +347,23 @@ def test_other_errors_are_not_disguised():
 def test_batch_larger_than_the_data_is_refused():
     with pytest.raises(UsageError, match=r"64.*50"):
         make_trainer(batch_size=64)
+
+
+def test_a_signal_to_the_whole_process_group_leaves_data_workers_alive():
+    """torchrun and Slurm send SIGTERM to all processes; the step that goes on still needs its batches."""
+    code = """
+import os, signal, sys
+from fismo_cli.training.data_order import MicroBatchKeys, fetch
+from tests.cli.training_fakes import PointsPart
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    keys = MicroBatchKeys(seed=0, samples=50, batch_size=5, accumulate=1, start=0, total=40)
+    batches = fetch(PointsPart(50), keys, workers=1)
+    next(batches)
+    os.killpg(0, signal.SIGTERM)
+    print(sum(1 for _ in batches))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, start_new_session=True, timeout=120
+    )
+    assert done.stdout == "39\n", done.stderr

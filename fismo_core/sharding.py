@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["Sharding", "elementwise_cost", "matrix_cost"]
+__all__ = ["Sharding", "elementwise_cost", "matrix_cost", "share_out"]
 
 POLAR_PRODUCTS = 9.0
 """Products of an m x m by an m x n matrix that a step costs in all, m the shorter side; fitted to the default form."""
@@ -42,6 +42,22 @@ def elementwise_cost(entries: int) -> float:
     return PRODUCTS_PER_ENTRY * entries
 
 
+def share_out(costs: Sequence[float], loads: list[float]) -> list[int]:
+    """A rank for each of some pieces of work: the costliest first, always to the rank with the least to do.
+
+    The largest load exceeds the mean by less than the costliest piece (Graham, 1969).
+
+    Args:
+        costs: of each piece.
+        loads: what each rank has to do already; renewed.
+    """
+    owners = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        owners[index] = min(range(len(loads)), key=lambda rank: (loads[rank], rank))
+        loads[owners[index]] += costs[index]
+    return owners
+
+
 # Renamed in torch 2.14.
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
@@ -63,15 +79,8 @@ class Sharding:
         self.loads = self.loads or [0.0] * self.size
 
     def assign(self, costs: Sequence[float]) -> list[int]:
-        """An owner for each of some pieces of work: the costliest first, always to the rank with the least to do.
-
-        The largest load exceeds the mean by less than the costliest piece (Graham, 1969). Every rank computes the same.
-        """
-        owners = [0] * len(costs)
-        for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-            owners[index] = min(range(self.size), key=lambda rank: (self.loads[rank], rank))
-            self.loads[owners[index]] += costs[index]
-        return owners
+        """An owner for each of some pieces of work; every rank computes the same."""
+        return share_out(costs, self.loads)
 
     def exchange(self, tensors: Sequence[Tensor], owners: Sequence[int]) -> None:
         """Overwrite each tensor by its owner's, on all ranks.

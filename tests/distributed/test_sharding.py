@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fismo_core.sharding import elementwise_cost, matrix_cost
+from fismo_core.sharding import elementwise_cost, matrix_cost, share_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,18 +62,6 @@ def test_state_of_four_ranks_is_loaded_by_two_and_by_one(tmp_path):
         assert resumed["losses"] == pytest.approx(whole["losses"][5:], abs=1e-9)
 
 
-class FakeSharding:
-    """`Sharding.assign` needs no process group."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.loads = size, [0.0] * size
-
-    def assign(self, costs):
-        from fismo_core.sharding import Sharding
-
-        return Sharding.assign(self, costs)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_the_largest_share_is_near_the_mean(size):
     costs = [
@@ -82,18 +70,18 @@ def test_the_largest_share_is_near_the_mean(size):
         for m, n in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
         for cost in [matrix_cost(m, n, dense_sides=1, refresh_interval=10)]
     ]
-    sharding = FakeSharding(size)
-    owners = sharding.assign(costs)
+    given = [0.0] * size
+    owners = share_out(costs, given)
     loads = [sum(cost for cost, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(size)]
-    assert loads == pytest.approx(sharding.loads)
+    assert loads == pytest.approx(given)
     assert max(loads) <= 1.05 * sum(loads) / size
-    sharding.assign([elementwise_cost(768) for _ in range(50)])
-    assert max(sharding.loads) <= 1.05 * sum(sharding.loads) / size
+    share_out([elementwise_cost(768) for _ in range(50)], given)
+    assert max(given) <= 1.05 * sum(given) / size
 
 
 def test_fewer_pieces_than_ranks_and_none():
-    assert len(set(FakeSharding(8).assign([1.0, 2.0, 3.0]))) == 3
-    assert FakeSharding(8).assign([]) == []
+    assert len(set(share_out([1.0, 2.0, 3.0], [0.0] * 8))) == 3
+    assert share_out([], [0.0] * 8) == []
 
 
 def test_no_assignment_of_few_pieces_is_much_better():
@@ -102,10 +90,10 @@ def test_no_assignment_of_few_pieces_is_much_better():
     for size in (2, 3):
         for _ in range(10):
             costs = torch.rand(6, generator=generator).tolist()
-            sharding = FakeSharding(size)
-            sharding.assign(costs)
+            loads = [0.0] * size
+            share_out(costs, loads)
             best = min(
                 max(sum(cost for cost, o in zip(costs, owners, strict=True) if o == rank) for rank in range(size))
                 for owners in itertools.product(range(size), repeat=len(costs))
             )
-            assert max(sharding.loads) <= (4 / 3 - 1 / (3 * size)) * best + 1e-12
+            assert max(loads) <= (4 / 3 - 1 / (3 * size)) * best + 1e-12

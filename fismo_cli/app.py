@@ -104,6 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # The reader of a pipe went away, or what stdout is redirected to is full.
         _discard_stdout()
         code = code if error.errno == errno.EPIPE else _fail(_describe(error))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # One of several processes of a run. Those that used DDP at times abort while the interpreter ends (seen in
+        # torch 2.14 in loops of a few lines, too), after all is done and written.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 

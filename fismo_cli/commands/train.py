@@ -70,7 +70,14 @@ def train(
     console = stderr_console()
     progress = progress_sink(console)
     try:
-        summary = execute(loaded, runs_dir=runs_dir, resume=resume, sinks=[progress], command=["fismo", *sys.argv[1:]])
+        summary = execute(
+            loaded,
+            runs_dir=runs_dir,
+            resume=resume,
+            sinks=[progress],
+            command=["fismo", *sys.argv[1:]],
+            attempt=restarts,
+        )
     finally:
         progress.close()
     if summary is None:  # of another process than the first

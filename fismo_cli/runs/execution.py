@@ -38,6 +38,7 @@ def execute(
     resume: str | None = None,
     sinks: Sequence[Sink] = (),
     command: Sequence[str] = (),
+    attempt: int = 0,
 ) -> dict[str, Any] | None:
     """Train as a preset says and return the summary, also when the run diverged or was interrupted.
 
@@ -50,6 +51,7 @@ def execute(
         resume: a run directory to continue, or `auto` for the newest unfinished run of the same preset.
         sinks: told every event, besides the run directory's own; the caller closes them.
         command: the command line, for the record.
+        attempt: how often torchrun has started the processes again.
 
     Raises:
         UsageError: before anything is written, for what is wrong with the preset or `resume`.
@@ -57,7 +59,7 @@ def execute(
         FismoError: if the run cannot go on.
     """
     with ExitStack() as stack:
-        world = stack.enter_context(join_world())
+        world = stack.enter_context(join_world(attempt))
         run, checkpoint, notes = world.together(
             lambda: _find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
         )

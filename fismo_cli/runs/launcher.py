@@ -2,8 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fismo_cli.errors import UsageError
 
@@ -50,11 +51,19 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
     except SignalException as stop:
         return 128 + int(stop.sigval)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return int(failure.exitcode)
-        signal = -failure.exitcode
-        message = f"error: process {rank} of this run was killed by signal {signal}; the others were stopped. "
+        rank, code = _cause({rank: failure.exitcode for rank, failure in error.failures.items()})
+        if code > 0:
+            return code
+        message = f"error: process {rank} of this run was killed by signal {-code}; the others were stopped. "
         print(message + "Continue with --resume auto", file=sys.stderr, flush=True)
-        return int(128 + signal)
+        return 128 - code
     return 0
+
+
+def _cause(codes: Mapping[int, int]) -> tuple[int, int]:
+    """The rank and exit code (negative: by a signal) of what made a run fail.
+
+    The others fail too, by losing the connection (code 1) or by being asked to stop.
+    """
+    by_signal = [item for item in codes.items() if item[1] < 0 and item[1] != -signal.SIGTERM]
+    return min(by_signal) if by_signal else max(codes.items(), key=lambda item: item[1])

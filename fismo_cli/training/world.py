@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from fismo_cli.errors import FismoError, QuietError
 from fismo_cli.processes import end_with_parent
@@ -111,11 +113,14 @@ class World:
             result = work()
         except FismoError as error:
             failure = error
-        failed = [rank for rank, wrong in enumerate(self.gather(failure is not None)) if wrong]
+        codes = self.gather(None if failure is None else failure.exit_code)
+        failed = [rank for rank, code in enumerate(codes) if code is not None]
         if failed:
             if failure is not None and self.rank == failed[0]:
                 raise failure
-            raise QuietError("another process of this run failed")
+            quiet = QuietError("another process of this run failed")
+            quiet.exit_code = codes[failed[0]] or quiet.exit_code
+            raise quiet
         return result  # type: ignore[return-value]
 
 
@@ -125,8 +130,12 @@ def launched_by_torchrun() -> bool:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def join_world(attempt: int = 0) -> Iterator[World]:
     """Join the other processes, if torchrun started this one; else be alone.
+
+    Args:
+        attempt: how often torchrun has started the processes again. They meet in a store that may outlive them: what
+            those of an earlier attempt left in it must not be taken for news.
 
     Raises:
         FismoError: if another process went away meanwhile.
@@ -136,11 +145,18 @@ def join_world() -> Iterator[World]:
         return
     end_with_parent()
     cuda = torch.cuda.is_available()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=PrefixStore(f"attempt-{attempt}", store),
+        rank=rank,
+        world_size=size,
+        timeout=TIMEOUT,
+    )
     try:
-        world = World(distributed.get_rank(), distributed.get_world_size(), distributed.get_node_local_rank(0))
+        world = World(rank, size, distributed.get_node_local_rank(0))
         yield world
-        world.wait()  # gloo can abort a process that leaves while others are still busy
+        world.wait()  # a process that leaves while others are busy would look like one that died
     except RuntimeError as error:
         if any(
             word in str(error) for word in ("Connection closed by peer", "Connection reset by peer", "[c10d]", "NCCL")

@@ -176,13 +176,13 @@ def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dic
         loaded: the preset of the run.
         gpus: numbers among the GPUs that this process may use; None: all.
     """
-    changed = {}
+    inherited, changed = dict(os.environ), {}
     if loaded.preset.train.threads is not None:
         changed["OMP_NUM_THREADS"] = str(loaded.preset.train.threads)
     if gpus is not None:
-        allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        allowed = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         changed["CUDA_VISIBLE_DEVICES"] = ",".join(allowed[gpu] if allowed else str(gpu) for gpu in gpus)
-    return {**os.environ, **changed}
+    return {**inherited, **changed}
 
 
 def _last_line(log: Path) -> str:

@@ -285,6 +285,14 @@ class FISMO(Optimizer):
         plain = [tensor for state in self.state.values() for tensor in state.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in stacked + plain)
 
+    def received_bytes(self) -> int:
+        """Bytes of new values that this rank gets from the owners in a step; 0 without a process group."""
+        if self._sharding is None:
+            return 0
+        tensors, owners, _ = self._shared_values()
+        pairs = zip(tensors, owners, strict=True)
+        return sum(t.numel() * t.element_size() for t, owner in pairs if owner != self._sharding.rank)
+
     def skipped_gradients(self) -> int:
         """How many matrix gradients so far were non-finite and skipped. Synchronises with the device."""
         skipped = sum(int(state["skipped"].sum()) for stacks in self._stacks.values() for state in stacks.states)
@@ -372,6 +380,13 @@ class FISMO(Optimizer):
 
     def _exchange(self, sharding: Sharding) -> None:
         """Give every rank the new values of what others own."""
+        tensors, owners, copies = self._shared_values()
+        sharding.exchange(tensors, owners)
+        for parameter, layout, parts in copies:
+            parameter.copy_(layout.join(parts, parameter.shape))
+
+    def _shared_values(self) -> tuple[list[Tensor], list[int], list[tuple[Tensor, MatrixLayout, list[Tensor]]]]:
+        """All matrices and AdamW's parameters, their owners, and those parameters whose matrices are copies."""
         tensors: list[Tensor] = []
         owners: list[int] = []
         copies: list[tuple[Tensor, MatrixLayout, list[Tensor]]] = []
@@ -385,9 +400,7 @@ class FISMO(Optimizer):
                 tensors += [part for part in parts if part.numel()]
                 if not shares_memory(parameter, parts):
                     copies.append((parameter, layout, parts))
-        sharding.exchange(tensors, owners)
-        for parameter, layout, parts in copies:
-            parameter.copy_(layout.join(parts, parameter.shape))
+        return tensors, owners, copies
 
     def _check_roots(self, bucket: Bucket, state: update.State) -> None:
         if int(state["failures"].max()) >= MAX_FAILED_REFRESHES:

@@ -16,7 +16,7 @@ from fismo_core.options import options_of, structure_of
 from fismo_core.routing import layout_from_plain
 from fismo_core.update import State, initial_state
 
-__all__ = ["MatrixStacks", "device_mask", "fetch"]
+__all__ = ["MatrixStacks", "device_mask", "fetch", "placement_of"]
 
 
 @dataclass

@@ -26,17 +26,21 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def dry_run_table(result: Mapping[str, Any]) -> Table:
     """What a few steps took."""
     seconds, steps = result["step_seconds"], result["total_steps"]
-    return plain_table(
-        {
-            "run": f"{result['preset']} with {result['optimizer']}, {result['parameters']:,} parameters, "
-            f"on {result['device']}",
-            "step": f"{1000 * seconds:.1f} ms (the first {1000 * result['first_step_seconds']:.1f} ms), "
-            f"{result['samples_per_second']:,.0f} samples/s",
-            "all steps": f"{steps} steps, about {seconds * steps:.0f} s without evaluation",
-            "memory": f"{_bytes(result['peak_memory_bytes'])} at most, "
-            f"optimizer state {_bytes(result['optimizer_state_bytes'])}",
-        }
-    )
+    rows = {
+        "run": f"{result['preset']} with {result['optimizer']}, {result['parameters']:,} parameters, "
+        f"on {result['device']}",
+        "step": f"{1000 * seconds:.1f} ms (the first {1000 * result['first_step_seconds']:.1f} ms), "
+        f"{result['samples_per_second']:,.0f} samples/s",
+        "all steps": f"{steps} steps, about {seconds * steps:.0f} s without evaluation",
+        "memory": f"{_bytes(result['peak_memory_bytes'])} at most, "
+        f"optimizer state {_bytes(result['optimizer_state_bytes'])}",
+    }
+    if result["world_size"] > 1:
+        rows["each process"] = (
+            f"of {result['world_size']}: sends {_bytes(result['gradient_bytes'])} of gradients a step, and receives "
+            f"{_bytes(result['update_bytes'])} of new values at most; memory and state are those of the largest"
+        )
+    return plain_table(rows)
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float] | None]) -> Table:

@@ -13,7 +13,7 @@ from fismo_cli.reporting.tuning_words import best_table, importance_table, notes
 from fismo_cli.tuning.plan import space_from_plain
 from fismo_cli.tuning.search_space import short_name
 
-__all__ = ["tuning_page"]
+__all__ = ["figures", "tuning_page"]
 
 LEAST_TRIALS = 2
 """Finished trials below which there is nothing to draw."""

@@ -148,8 +148,11 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         prepared = world.together(lambda: prepare(loaded, world))
         trainer = prepared.trainer
         seconds = trainer.try_steps(steps)
+        received = getattr(trainer.optimizer, "received_bytes", int)()
+        each = world.gather((optimizer_state_bytes(trainer.optimizer), peak_memory_bytes(trainer.device), received))
         if not world.main:
             return None
+        gradients = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
         usual = min(seconds[1:], default=seconds[0])
         plan = getattr(trainer.optimizer, "plan", None)
         return {
@@ -165,8 +168,11 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "first_step_seconds": seconds[0],
             "step_seconds": usual,
             "samples_per_second": loaded.preset.train.batch_size / usual,
-            "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
-            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "optimizer_state_bytes": max(state for state, _, _ in each),
+            "peak_memory_bytes": max(peak for _, peak, _ in each),
+            "world_size": world.size,
+            "gradient_bytes": round(2 * gradients * (world.size - 1) / world.size),  # of an all-reduce in a ring
+            "update_bytes": max(new for _, _, new in each),
             "plan": None if plan is None else str(plan()),
         }
 

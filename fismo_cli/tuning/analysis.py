@@ -39,12 +39,12 @@ def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
         "best": None if best is None else {"value": best.value, "params": best.params, "trial": best.number},
         "at_bound": [] if best is None else list(near_bounds(plan.space, best.params)),
         "eligible": sum(all(value <= 0 for value in trial.constraints.values()) for trial in complete),
-        "importances": importances(study),
+        "importances": _importances(study),
         "trial_list": [_as_plain(trial) for trial in ledger.counted],
     }
 
 
-def importances(study: Study) -> dict[str, float]:
+def _importances(study: Study) -> dict[str, float]:
     """Share of each setting in what makes trials good, by PED-ANOVA (Watanabe et al. 2023); empty if too few ended."""
     with contextlib.suppress(ValueError, RuntimeError, ZeroDivisionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")

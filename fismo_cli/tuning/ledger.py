@@ -19,7 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["FAILURE", "OWNER", "Ledger", "Worker", "give_up", "read_ledger", "requeue", "root", "worker"]
+__all__ = ["FAILURE", "OWNER", "Ledger", "Worker", "best_of", "give_up", "read_ledger", "requeue", "root", "worker"]
 
 FAILURE = "failure"
 """User attribute of a failed trial: why."""

@@ -17,7 +17,20 @@ from fismo_cli.runs.executor import Failure, dry_run_elsewhere
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
 
-__all__ = ["PRUNERS", "SAMPLERS", "Environment", "Judging", "StudyPlan", "make_study_plan", "study_identity"]
+__all__ = [
+    "PRUNERS",
+    "REPORTS",
+    "SAMPLERS",
+    "Environment",
+    "Judging",
+    "StudyPlan",
+    "default_workers",
+    "gpu_count",
+    "make_study_plan",
+    "space_from_plain",
+    "study_identity",
+    "try_out",
+]
 
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("none", "median", "halving")

@@ -34,7 +34,7 @@ from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
 
-__all__ = ["Active", "Status", "StoppedError", "carry_out"]
+__all__ = ["Active", "Status", "StoppedError", "carry_out", "check_hope"]
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 2.0

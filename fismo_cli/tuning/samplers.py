@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fismo_cli.tuning.search_space import Choice, Space
 
-__all__ = ["StartThenSample", "distributions", "make_pruner"]
+__all__ = ["StartThenSample", "distributions", "frozen", "make_pruner"]
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

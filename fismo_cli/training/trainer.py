@@ -26,7 +26,7 @@ from fismo_cli.training.data_order import MicroBatchKeys, fetch
 from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.schedule import factor, total_steps
-from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
+from fismo_cli.training.seeding import derive_seed, kept_rng_state, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
@@ -297,7 +297,29 @@ class Trainer:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
         if self.world.size > 1 and self._replica is self.model:
             devices = [self.device] if self.device.type == "cuda" else None
-            self._replica = DistributedDataParallel(self.model, device_ids=devices)
+            unused = self._leaves_parameters_out()
+            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=unused)
+
+    def _leaves_parameters_out(self) -> bool:
+        """Whether some parameters get no gradient, tried by two samples; nothing is changed.
+
+        DDP waits for the gradients of all parameters unless it is told to look for unused ones, which takes time.
+        """
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        self.model.train()
+        with kept_rng_state(), explain_memory(self.device, self._memory_advice):
+            keys = [(0, index) for index in range(min(2, len(self.task.train)))]
+            batch = self.task.prepare(
+                move(self.task.train.__getitems__(keys), self.device), self._mixing.manual_seed(0)
+            )
+            with autocast(self.device, self.train_config.precision):
+                loss = self.task.training_loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        unused = any(parameter.grad is None for parameter in self._parameters)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        return unused
 
     def _evaluate(self, part: Part) -> dict[str, float] | None:
         config = self.train_config

@@ -1,1 +1,1 @@
-"""Search spaces and samplers: what `fismo compare --tune-trials` (and `fismo tune`) try."""
+"""Tuning: search spaces, samplers, studies and their trials."""

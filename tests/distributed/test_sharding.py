@@ -16,11 +16,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, ranks: int, *arguments: object) -> dict:
-    result = folder / "result.json"
+    return json.loads(start("ranks.py", folder, ranks, *arguments))
+
+
+def start(script: str, folder: Path, ranks: int, *arguments: object) -> str:
+    result = folder / "result"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-            *(str(Path(__file__).with_name("ranks.py")), str(result), *map(str, arguments)),
+            *(str(Path(__file__).with_name(script)), str(result), *map(str, arguments)),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -28,7 +32,7 @@ def run(folder: Path, ranks: int, *arguments: object) -> dict:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(result.read_text())
+    return result.read_text()
 
 
 def gap(one: dict, other: dict) -> float:
@@ -97,3 +101,9 @@ def test_no_assignment_of_few_pieces_is_much_better():
                 for owners in itertools.product(range(size), repeat=len(costs))
             )
             assert max(loads) <= (4 / 3 - 1 / (3 * size)) * best + 1e-12
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_never_used_and_statistics_of_batch_norm(tmp_path):
+    """The run ends, the unused weights stay, and all ranks end with the statistics that the model is kept with."""
+    assert start("unused.py", tmp_path, 2) == "completed True True"

@@ -56,8 +56,9 @@ class MatrixLayout:
         return (torch.stack(whole) if self.stacked else whole[0]).reshape(shape)
 
     def shapes(self, tensor: Tensor) -> list[tuple[int, int]]:
-        """The (m, n) of each matrix."""
-        return [(int(view.shape[0]), int(view.shape[1])) for view in self.split(tensor.detach())]
+        """The (m, n) of each matrix of a tensor, of which the shape alone is looked at."""
+        views = self.split(torch.empty(tensor.shape, device="meta"))
+        return [(int(view.shape[0]), int(view.shape[1])) for view in views]
 
 
 def shares_memory(parameter: Tensor, matrices: Sequence[Tensor]) -> bool:

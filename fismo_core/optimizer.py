@@ -15,7 +15,16 @@ from fismo_core.layout import Bucket, MatrixLayout, Slot, shares_memory
 from fismo_core.options import DENSE_FORM, MATRIX_KEYS, PAPER_FORM, check_options, options_of, structure_of
 from fismo_core.precision import full_precision_matmul
 from fismo_core.routing import Plan, layout_from_plain, layout_to_plain, plan_of_groups
-from fismo_core.sharding import Sharding, elementwise_cost, matrix_cost
+from fismo_core.sharding import (
+    RowShards,
+    Sharding,
+    elementwise_cost,
+    group_of,
+    is_spread,
+    matrix_cost,
+    rows_of,
+    whole_of,
+)
 from fismo_core.stacks import MatrixStacks, device_mask, fetch, placement_of
 
 __all__ = ["FISMO"]
@@ -80,7 +89,8 @@ class FISMO(Optimizer):
         process_group: ranks that share the work out, on which gradients are the same, as under DDP: each matrix, and
             each parameter of AdamW's, has an owner that alone keeps its state and computes its step, and sends the new
             values to the others. Steps, `skipped_gradients` and `full_state_dict` are then calls that all ranks make
-            together. None: every process does all of the work.
+            together. None: every process does all of the work; but parameters that FSDP2 (`fully_shard`) has spread
+            over ranks bring their group along: gradients of a matrix go to its owner, and its step comes back.
 
     Raises:
         ValueError: an argument out of range, or a parameter that cannot be a matrix.
@@ -150,6 +160,7 @@ class FISMO(Optimizer):
             "weight_decay": adamw_weight_decay,
         }
         self._stacks: dict[int, MatrixStacks] = {}  # by index of the group
+        self._rows: dict[int, RowShards] = {}  # by index of the group, where rows are spread over ranks
         self._sharding = None if process_group is None else Sharding(process_group)
         self._owners: dict[int, list[int]] = {}  # by index of the group: of each matrix, or parameter of AdamW's
         super().__init__(params, defaults)
@@ -203,6 +214,7 @@ class FISMO(Optimizer):
         group = self.param_groups[-1]
         try:
             self._check_parameters(group)
+            self._find_ranks(group["params"])
             if rule == "adamw":
                 for key in MATRIX_KEYS:
                     group.pop(key, None)
@@ -211,6 +223,16 @@ class FISMO(Optimizer):
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _find_ranks(self, parameters: list[Tensor]) -> None:
+        """Take the ranks over which FSDP2 has spread parameters for those that share the work."""
+        group = group_of(parameters)
+        if group is None:
+            return
+        if self._sharding is None:
+            self._sharding = Sharding(group)
+        elif self._sharding.group != group:
+            raise ValueError("all parameters of an optimizer, and its process_group, must be on the same ranks")
 
     def _check_parameters(self, group: dict[str, Any]) -> None:
         for name, parameter in zip(_names(group), group["params"], strict=True):
@@ -243,6 +265,8 @@ class FISMO(Optimizer):
         parameters: list[Tensor] = self.param_groups[index]["params"]
         if self._sharding is None:
             return parameters
+        if any(map(is_spread, parameters)):
+            return parameters  # each rank steps its own rows
         if index not in self._owners:
             self._owners[index] = self._sharding.assign([elementwise_cost(p.numel()) for p in parameters])
         pairs = zip(parameters, self._owners[index], strict=True)
@@ -252,8 +276,18 @@ class FISMO(Optimizer):
         """The matrices of a group that this rank steps; None: all."""
         if self._sharding is None:
             return None
-        slots = _matrices(self.param_groups[index])
-        if index not in self._owners:
+        group = self.param_groups[index]
+        slots = _matrices(group)
+        if any(map(is_spread, group["params"])):
+            if index not in self._rows:
+                costs = [0.0] * len(group["params"])
+                for slot, cost in slots:
+                    costs[slot.parameter] += cost
+                by_parameter = self._sharding.assign(costs)
+                shapes = [parameter.shape for parameter in group["params"]]
+                self._rows[index] = RowShards(self._sharding, shapes, by_parameter)
+                self._owners[index] = [by_parameter[slot.parameter] for slot, _ in slots]
+        elif index not in self._owners:
             self._owners[index] = self._sharding.assign([cost for _, cost in slots])
         pairs = zip(slots, self._owners[index], strict=True)
         return {slot for (slot, _), owner in pairs if owner == self._sharding.rank}
@@ -283,7 +317,7 @@ class FISMO(Optimizer):
         """Bytes of optimizer state in this process, both rules together."""
         stacked = [t for stacks in self._stacks.values() for state in stacks.states for t in state.values()]
         plain = [tensor for state in self.state.values() for tensor in state.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in stacked + plain)
+        return sum(rows_of(tensor).numel() * tensor.element_size() for tensor in stacked + plain)
 
     def received_bytes(self) -> int:
         """Bytes of new values that this rank gets from the owners in a step; 0 without a process group."""
@@ -291,7 +325,9 @@ class FISMO(Optimizer):
             return 0
         tensors, owners, _ = self._shared_values()
         pairs = zip(tensors, owners, strict=True)
-        return sum(t.numel() * t.element_size() for t, owner in pairs if owner != self._sharding.rank)
+        whole = sum(t.numel() * t.element_size() for t, owner in pairs if owner != self._sharding.rank)
+        by_group = ((rows, self.param_groups[index]["params"]) for index, rows in self._rows.items())
+        return whole + sum(rows.received_bytes({i: rows_of(p) for i, p in enumerate(ps)}) for rows, ps in by_group)
 
     def skipped_gradients(self) -> int:
         """How many matrix gradients so far were non-finite and skipped. Synchronises with the device."""
@@ -339,13 +375,17 @@ class FISMO(Optimizer):
     def _step_matrices(self, index: int, group: dict[str, Any]) -> None:
         stacks, parameters, steps = self._stacks[index], group["params"], group["steps"]
         stacks.check_structure(group)
-        gradients = {
-            i: stacks.layouts[i].split(parameter.grad)
-            for i, parameter in enumerate(parameters)
-            if parameter.grad is not None and parameter.numel()
-        }
-        parts = {i: stacks.layouts[i].split(parameters[i]) for i in gradients}
+        present = {i: p.grad for i, p in enumerate(parameters) if p.grad is not None and p.numel()}
+        rows_apart = self._rows.get(index)
+        if rows_apart is not None:  # from here on the gradients of what this rank owns
+            here = {i: rows_of(gradient) for i, gradient in present.items()}
+            whole = rows_apart.to_owners(here)
+        else:
+            whole = present
+        gradients = {i: stacks.layouts[i].split(gradient) for i, gradient in whole.items()}
+        parts = {} if rows_apart is not None else {i: stacks.layouts[i].split(parameters[i]) for i in gradients}
         moves: list[tuple[Tensor, Tensor, Tensor]] = []  # of each matrix: itself, its direction, whether it is taken
+        directions: dict[int, dict[int, tuple[Tensor, Tensor]]] = {i: {} for i in gradients}
         for number, bucket in enumerate(stacks.buckets):
             rows = [slot.parameter for slot in bucket.slots]
             if not any(i in gradients for i in rows):
@@ -369,13 +409,22 @@ class FISMO(Optimizer):
             if any(due) and group["power"] > 0:
                 self._check_roots(bucket, stacks.states[number])
             for slot, D, took in zip(bucket.slots, result.direction, result.taken, strict=True):
-                if slot.parameter in gradients:
+                if slot.parameter not in gradients:
+                    continue
+                if rows_apart is None:
                     moves.append((parts[slot.parameter][slot.part], D, took))
+                else:
+                    directions[slot.parameter][slot.part] = (D, took)
+        if rows_apart is not None:
+            # A parameter is decayed if all of its matrices take part: rows know nothing of matrices.
+            joined = {i: _joined(stacks.layouts[i], found, parameters[i].shape) for i, found in directions.items()}
+            moved = rows_apart.to_shards(joined, here)
+            moves = [(rows_of(parameters[i]), D.to(here[i].dtype), took) for i, (D, took) in moved.items()]
         if moves:
             _apply(moves, group)
-        for i in gradients:
+        for i in present:
             steps[i] += 1
-            if not shares_memory(parameters[i], parts[i]):
+            if i in parts and not shares_memory(parameters[i], parts[i]):
                 parameters[i].copy_(stacks.layouts[i].join(parts[i], parameters[i].shape))
 
     def _exchange(self, sharding: Sharding) -> None:
@@ -391,6 +440,8 @@ class FISMO(Optimizer):
         owners: list[int] = []
         copies: list[tuple[Tensor, MatrixLayout, list[Tensor]]] = []
         for index, group in enumerate(self.param_groups):
+            if index in self._rows or index not in self._owners:
+                continue  # each rank has stepped its own rows
             owners += self._owners[index]
             if group["rule"] == "adamw":
                 tensors += group["params"]
@@ -458,7 +509,7 @@ class FISMO(Optimizer):
         own = self.state_dict()
         if self._sharding is None:
             return own
-        moved = {key: {k: v.cpu() for k, v in entry.items()} for key, entry in own["state"].items()}
+        moved = {key: {k: whole_of(v).cpu() for k, v in entry.items()} for key, entry in own["state"].items()}
         gathered = self._sharding.gather_to_first(moved)
         if gathered is None:
             return None
@@ -529,6 +580,7 @@ class FISMO(Optimizer):
             "_stacks": self._stacks,
             "_sharding": None,
             "_owners": {},
+            "_rows": {},
         }
 
 
@@ -583,6 +635,12 @@ def _matrices(group: dict[str, Any]) -> list[tuple[Slot, float]]:
                 cost = matrix_cost(m, n, dense_sides=dense, refresh_interval=group["refresh_interval"])
                 found.append((Slot(index, part), cost))
     return found
+
+
+def _joined(layout: MatrixLayout, found: dict[int, tuple[Tensor, Tensor]], shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """The directions of a parameter's matrices as one of its shape, and whether all of them take part."""
+    parts = [found[part] for part in sorted(found)]
+    return layout.join([D for D, _ in parts], shape), torch.stack([took for _, took in parts]).all()
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -5,14 +5,24 @@ then every rank gets the new values from the owners, in one collective for each 
 same on all ranks, as DDP makes them. Knows tensors, shapes and process groups only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["Sharding", "elementwise_cost", "matrix_cost", "share_out"]
+__all__ = [
+    "RowShards",
+    "Sharding",
+    "elementwise_cost",
+    "group_of",
+    "is_spread",
+    "matrix_cost",
+    "rows_of",
+    "share_out",
+    "whole_of",
+]
 
 POLAR_PRODUCTS = 9.0
 """Products of an m x m by an m x n matrix that a step costs in all, m the shorter side; fitted to the default form."""
@@ -117,6 +127,145 @@ class Sharding:
         first = distributed.get_global_rank(self.group, 0)
         distributed.gather_object(value, values, dst=first, group=self.group)
         return values
+
+
+class RowShards:
+    """Parameters whose rows are spread over the ranks, as FSDP2 does it: brought whole to their owners, and back.
+
+    Args:
+        sharding: the ranks.
+        shapes: of the whole parameters.
+        owners: the rank that owns each.
+    """
+
+    def __init__(self, sharding: Sharding, shapes: Sequence[torch.Size], owners: Sequence[int]) -> None:
+        self._sharding, self._shapes, self._owners = sharding, list(shapes), list(owners)
+
+    def to_owners(self, local: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The whole tensors that this rank owns, from the rows that each rank has of them, by index of the parameter.
+
+        Args:
+            local: this rank's rows of each tensor; of the same parameters on all ranks.
+        """
+        me, ranks = self._sharding.rank, range(self._sharding.size)
+        whole: dict[int, Tensor] = {}
+        for members in _by_kind(local):
+            mine = [index for index in members if self._owners[index] == me]
+            ordered = sorted(members, key=lambda index: self._owners[index])
+            sent = _flat([local[index] for index in ordered], local[members[0]])
+            send = [sum(local[index].numel() for index in members if self._owners[index] == rank) for rank in ranks]
+            receive = [sum(self._entries(index, rank) for index in mine) for rank in ranks]
+            received = sent.new_empty(sum(receive))
+            distributed.all_to_all_single(received, sent, receive, send, group=self._sharding.group)
+            pieces: dict[int, list[Tensor]] = {index: [] for index in mine}
+            start = 0
+            for rank in ranks:
+                for index in mine:
+                    pieces[index].append(received[start : start + self._entries(index, rank)])
+                    start += self._entries(index, rank)
+            whole.update({index: torch.cat(parts).view(self._shapes[index]) for index, parts in pieces.items()})
+        return whole
+
+    def to_shards(
+        self, whole: Mapping[int, tuple[Tensor, Tensor]], like: Mapping[int, Tensor]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """This rank's rows of tensors that their owners have whole, each with a flag that goes along.
+
+        Args:
+            whole: what this rank owns: the tensor, in float64 where the rows are so and else in float32, and its flag.
+            like: this rank's rows of every parameter.
+        """
+        me, ranks = self._sharding.rank, range(self._sharding.size)
+        shards: dict[int, tuple[Tensor, Tensor]] = {}
+        for members in _by_kind(like):
+            dtype = torch.float64 if like[members[0]].dtype == torch.float64 else torch.float32
+            sample = torch.empty(0, dtype=dtype, device=like[members[0]].device)
+            mine = [index for index in members if self._owners[index] == me]
+            parts = []
+            for rank in ranks:
+                for index in mine:
+                    tensor, flag = whole[index]
+                    first, last = self._rows(index, rank)
+                    parts += [tensor[first:last].flatten(), flag.to(dtype).view(1)]
+            sent = _flat(parts, sample)
+            send = [sum(self._entries(index, rank) + 1 for index in mine) for rank in ranks]
+            ordered = sorted(members, key=lambda index: self._owners[index])
+            owned_by = [[index for index in ordered if self._owners[index] == rank] for rank in ranks]
+            receive = [sum(self._entries(index, me) + 1 for index in own) for own in owned_by]
+            received = sample.new_empty(sum(receive))
+            distributed.all_to_all_single(received, sent, receive, send, group=self._sharding.group)
+            start = 0
+            for index in ordered:
+                end = start + self._entries(index, me)
+                shards[index] = (received[start:end].view(like[index].shape), received[end] > 0)
+                start = end + 1
+        return shards
+
+    def received_bytes(self, like: Mapping[int, Tensor]) -> int:
+        """Bytes that this rank receives in a step: gradients of what it owns, and its rows of what others own."""
+        me = self._sharding.rank
+        total = 0
+        for index, tensor in like.items():
+            own, here = self._owners[index] == me, self._entries(index, me)
+            entries = self._shapes[index].numel() - here if own else here
+            total += entries * tensor.element_size()
+        return total
+
+    def _rows(self, index: int, rank: int) -> tuple[int, int]:
+        """The first row of a parameter that a rank has, and one past the last: as `torch.chunk` cuts."""
+        rows = self._shapes[index][0]
+        chunk = -(-rows // self._sharding.size)
+        return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
+
+    def _entries(self, index: int, rank: int) -> int:
+        first, last = self._rows(index, rank)
+        return (last - first) * (self._shapes[index].numel() // max(1, self._shapes[index][0]))
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor. (To import the class takes longer than all of this package.)"""
+    return hasattr(tensor, "placements")
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor; one that is not spread out is given back."""
+    return tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every rank; one that is not spread out is given back. All ranks call it together."""
+    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def group_of(parameters: Sequence[Any]) -> Any:
+    """The process group over which rows of parameters are spread, as FSDP2 does it; None if they are not.
+
+    Raises:
+        ValueError: if some are spread in another way.
+    """
+    spread = [parameter for parameter in parameters if is_spread(parameter)]
+    if not spread:
+        return None
+    mesh = spread[0].device_mesh
+    for parameter in spread:
+        by_rows = len(parameter.placements) == 1 and parameter.placements[0].is_shard(0)
+        if parameter.device_mesh != mesh or not by_rows:
+            raise ValueError(
+                "FISMO takes parameters that are whole, or whose rows are spread over one dimension of ranks, as "
+                f"fully_shard does it; got {parameter.placements} on {parameter.device_mesh}"
+            )
+    return mesh.get_group()
+
+
+def _by_kind(tensors: Mapping[int, Tensor]) -> list[list[int]]:
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index in sorted(tensors):
+        kinds.setdefault((tensors[index].dtype, tensors[index].device), []).append(index)
+    return list(kinds.values())
+
+
+def _flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else like.new_empty(0)
 
 
 def _copy(tensors: Sequence[Tensor], buffer: Tensor, *, into_buffer: bool) -> None:

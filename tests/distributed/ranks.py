@@ -1,6 +1,6 @@
 """Trains a small model with FISMO in this rank and writes what came of it: started by torchrun, as a user's own loop.
 
-torchrun --nproc-per-node N ranks.py RESULT [--form FORM] [--steps K] [--first STEP] [--load FILE] [--save FILE]
+torchrun --nproc-per-node N ranks.py RESULT [options]
 """
 
 import argparse
@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fismo_core import FISMO, split_parameters
+from fismo_core.sharding import whole_of
 
 
 class Model(nn.Module):
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("result", type=Path)
     parser.add_argument("--form", default="default")
+    parser.add_argument("--fsdp", action="store_true")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--load", type=Path)
@@ -52,14 +55,19 @@ def main() -> None:
     rank, size = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)
     model = Model().double()
-    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[arguments.form]
-    group = distributed.group.WORLD if size > 1 else None
-    optimizer = make(split_parameters(model), lr=0.02, weight_decay=0.1, process_group=group)
-    if arguments.load:
-        saved = torch.load(arguments.load)
+    saved = torch.load(arguments.load) if arguments.load else None
+    if saved:
         model.load_state_dict(saved["model"])
+    if arguments.fsdp:
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[arguments.form]
+    group = distributed.group.WORLD if size > 1 and not arguments.fsdp else None
+    optimizer = make(split_parameters(model), lr=0.02, weight_decay=0.1, process_group=group)
+    if saved:
         optimizer.load_state_dict(saved["optimizer"])
-    replica = DistributedDataParallel(model, find_unused_parameters=True)
+    replica = model if arguments.fsdp else DistributedDataParallel(model, find_unused_parameters=True)
     losses = []
     for step in range(arguments.first, arguments.steps):
         generator = torch.Generator().manual_seed(step)
@@ -73,7 +81,8 @@ def main() -> None:
         mean = loss.detach().clone()
         distributed.all_reduce(mean)
         losses.append(float(mean) / size)
-    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    weights = {name: whole_of(value.detach()) for name, value in model.state_dict().items()}
+    flat = torch.cat([weights[name].flatten() for name, _ in model.named_parameters()])
     everywhere = [torch.empty_like(flat) for _ in range(size)]
     distributed.all_gather(everywhere, flat)
     state_bytes = [None] * size
@@ -82,7 +91,7 @@ def main() -> None:
     skipped = optimizer.skipped_gradients()
     if rank == 0:
         if arguments.save:
-            torch.save({"model": model.state_dict(), "optimizer": whole}, arguments.save)
+            torch.save({"model": weights, "optimizer": whole}, arguments.save)
         result = {
             "losses": losses,
             "weights": flat.tolist(),

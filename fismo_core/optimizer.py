@@ -229,6 +229,8 @@ class FISMO(Optimizer):
         group = group_of(parameters)
         if group is None:
             return
+        if not all(map(is_spread, parameters)):
+            raise ValueError("a group has sharded parameters and whole ones: make groups of their own for them")
         if self._sharding is None:
             self._sharding = Sharding(group)
         elif self._sharding.group != group:

@@ -58,8 +58,9 @@ def tune(
 ) -> None:
     """Search good settings for a preset.
 
-    Damping, trust radius, momentum and batch size, or what the optimizer has; `tune.space` of the preset says more. The
-    same command again goes on, also on other hosts that share the storage.
+    Damping, trust radius, momentum, batch size; more by tune.space in the preset.
+
+    The same command again goes on, also on other hosts that share the storage.
     """
     given = list(overrides or ())
     if preset is not None and "=" in preset:

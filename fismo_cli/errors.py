@@ -2,7 +2,16 @@
 
 from enum import IntEnum
 
-__all__ = ["AbortedError", "DivergedError", "ExitCode", "FismoError", "PresetError", "QuietError", "UsageError"]
+__all__ = [
+    "AbortedError",
+    "DivergedError",
+    "ExitCode",
+    "FismoError",
+    "PresetError",
+    "QuietError",
+    "StoppedError",
+    "UsageError",
+]
 
 
 class ExitCode(IntEnum):
@@ -45,6 +54,14 @@ class AbortedError(FismoError):
     """The user left at once, by a second Ctrl-C; the message says from where the run can go on."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class StoppedError(FismoError):
+    """A signal ended a comparison or a study; its runs in flight were saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped; the same command goes on from here")
+        self.exit_code = ExitCode(128 + number)
 
 
 class DivergedError(FismoError):

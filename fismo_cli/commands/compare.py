@@ -88,14 +88,14 @@ def compare(
         given, preset = [preset, *given], None
     loaded = load_preset(preset or DEFAULT_PRESET, given)
     from fismo_cli.comparison.plan import make_plan
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import say, stderr_console
 
     console = stderr_console()
     with contextlib.suppress(OSError, ValueError):
         chosen = "" if preset else " (the default preset)"
         print(f"preparing {loaded.name}{chosen}: trying each optimizer ...", file=sys.stderr, flush=True)
     for note in loaded.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {note}")
     plan = make_plan(
         loaded,
         baselines or (),

@@ -61,7 +61,7 @@ def train(
     if dry_run:
         _show_dry_run(loaded, as_json)
         return
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.progress import progress_sink
     from fismo_cli.reporting.tables import summary_table
     from fismo_cli.runs.directory import RunDirectory
@@ -91,7 +91,7 @@ def train(
         case "interrupted":
             command = RunDirectory(Path(summary["run_dir"])).resume_command
             command += f" --nproc {summary['world_size']}" if summary["world_size"] > 1 else ""
-            console.print(f"continue with: {command}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"continue with: {command}")
             raise typer.Exit(128 + summary["signal"])
 
 
@@ -111,7 +111,7 @@ def _launch(arguments: list[str], nproc: int, torchrun_arguments: list[str], loa
 
 
 def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.tables import dry_run_table
     from fismo_cli.runs.execution import dry_run
 
@@ -120,9 +120,9 @@ def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
         return
     console = stderr_console()
     for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {note}")
     if result["plan"] is not None:
-        console.print(result["plan"], markup=False, highlight=False, soft_wrap=True)
+        say(console, result["plan"])
     console.print(dry_run_table(result))
     if as_json:
         print_json(result)

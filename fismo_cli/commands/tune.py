@@ -88,7 +88,7 @@ def tune(
     with contextlib.suppress(OSError, ValueError):
         chosen = "" if preset else " (the default preset)"
         print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.tuning_progress import tuning_progress
     from fismo_cli.reporting.tuning_report import print_study, write_study
     from fismo_cli.tuning.analysis import summarise_study
@@ -115,7 +115,7 @@ def tune(
         f"{plan.directory}"
     )
     for line in (*(f"note: {note}" for note in loaded.notes), begun):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     with tuning_progress(console, plan) as tell:
         carry_out(plan, optuna_study, trials=trials, workers=side_by_side, tell=tell)
     with storage_errors(plan.url, plan.directory):

@@ -15,25 +15,17 @@ from pathlib import Path
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record, read_record
-from fismo_cli.errors import ExitCode, FismoError
+from fismo_cli.errors import FismoError, StoppedError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.sampling import Sampling
 
-__all__ = ["Results", "Status", "StoppedError", "Tuned", "carry_out", "stored_results"]
+__all__ = ["Results", "Status", "Tuned", "carry_out", "stored_results"]
 
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 30.0
 """How long the runs of a comparison that was killed are given to save and leave."""
-
-
-class StoppedError(FismoError):
-    """A signal ended the comparison; runs in flight were saved."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = ExitCode(128 + number)
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,7 @@ class _Pool:
                 time.sleep(POLL_SECONDS)
         if self.stop.requested():
             assert self.stop.signal is not None
-            raise StoppedError("stopped; the same command goes on from here", self.stop.signal)
+            raise StoppedError(self.stop.signal)
         if failure is not None:
             raise failure
 

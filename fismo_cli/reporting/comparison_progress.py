@@ -1,15 +1,15 @@
 """How far a comparison is: a live table on a terminal, a line for each finished run elsewhere."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.running import Status
+from fismo_cli.reporting.console import say
+from fismo_cli.reporting.live import left, live_progress
 
 __all__ = ["comparison_progress"]
 
@@ -17,30 +17,17 @@ __all__ = ["comparison_progress"]
 @contextmanager
 def comparison_progress(console: Console, plan: Plan) -> Iterator[Callable[[Status], None]]:
     """Give a function that shows a status."""
-    console.print(f"comparison: {plan.directory}", markup=False, highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        yield lambda status: _print_line(console, status)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-
-        def show(status: Status) -> None:
-            _print_line(live.console, status)
-            live.update(_table(plan, status))
-
+    say(console, f"comparison: {plan.directory}")
+    with live_progress(console, _line, lambda status: _table(plan, status)) as show:
         yield show
 
 
-def _print_line(console: Console, status: Status) -> None:
-    if status.finished is not None:
-        text = f"{status.done}/{status.total}  {status.finished}{_left(status)}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _line(status: Status) -> str | None:
+    return None if status.finished is None else f"{status.done}/{status.total}  {status.finished}{_left(status)}"
 
 
 def _left(status: Status) -> str:
-    if status.fresh == 0 or status.done >= status.total:
-        return ""
-    seconds = status.seconds / status.fresh * (status.total - status.done)
-    return f"  (about {time.strftime('%H:%M:%S', time.gmtime(seconds))} left)"
+    return left(status.total - status.done, status.fresh, status.seconds)
 
 
 def _table(plan: Plan, status: Status) -> Table:

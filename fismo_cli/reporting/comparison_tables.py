@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fismo_cli.reporting.comparison_words import caveats, number, opening, verdict_sentence
+from fismo_cli.reporting.console import print_rows, say
 
 __all__ = ["cost_table", "print_comparison", "quality_table"]
 
@@ -73,26 +73,20 @@ def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Ro
 
 def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     """Verdict in words, results, where the time went, where the report is."""
-    plain = {"markup": False, "highlight": False, "soft_wrap": True}
-    console.print(opening(summary), **plain)  # type: ignore[arg-type]
+    say(console, opening(summary))
     for verdict in summary["verdicts"]:
-        console.print(verdict_sentence(summary, verdict), style="bold", **plain)  # type: ignore[arg-type]
+        say(console, verdict_sentence(summary, verdict), style="bold")
     for headings, rows in (quality_table(summary), cost_table(summary)):
-        table = Table(box=None, pad_edge=False)
-        for index, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if index else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        print_rows(console, headings, rows)
     seconds = {contender["label"]: 0.0 for contender in summary["contenders"]}
     for run in summary["runs"]:
         seconds[run["label"]] += run["seconds"]
     total = sum(seconds.values())
     shares = ", ".join(f"{label} {100 * own / total:.0f} %" for label, own in seconds.items())
-    console.print(f"training time of the judged runs: {total:.0f} s ({shares})", **plain)  # type: ignore[arg-type]
+    say(console, f"training time of the judged runs: {total:.0f} s ({shares})")
     for caveat in caveats(summary):
-        console.print(f"note: {caveat}", **plain)  # type: ignore[arg-type]
-    console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
+        say(console, f"note: {caveat}")
+    say(console, f"report: {summary['report']}")
 
 
 def _adjective(candidate: str, verdict: str) -> str:

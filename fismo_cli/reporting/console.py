@@ -3,11 +3,13 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.table import Table
 
-__all__ = ["Forgiving", "stderr_console"]
+__all__ = ["Forgiving", "print_rows", "say", "stderr_console"]
 
 
 def stderr_console() -> Console:
@@ -15,6 +17,21 @@ def stderr_console() -> Console:
     # Only writing and asking about it is ever done to the stream.
     stream: Any = Forgiving(sys.stderr)
     return Console(file=stream)
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a text as it is: on one line, however long, without markup or colours of rich's own."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a plain table: the first column to the left, the others to the right."""
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 class Forgiving:

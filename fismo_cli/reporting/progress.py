@@ -19,6 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from fismo_cli.reporting import Sink
+from fismo_cli.reporting.console import say
 from fismo_cli.training.events import (
     CheckpointSaved,
     Diverged,
@@ -62,7 +63,7 @@ class PlainProgress:
                 self._next = self._clock() + self._interval
         text = describe(event, self._total)
         if text is not None:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self._console, text)
 
     def close(self) -> None:
         """Nothing is held."""

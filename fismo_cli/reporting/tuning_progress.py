@@ -1,14 +1,13 @@
 """How far a study is: a live table on a terminal, a line for each trial that ended elsewhere."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from optuna.trial import TrialState
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
+from fismo_cli.reporting.live import left, live_progress
 from fismo_cli.tuning.ledger import best_of
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.running import Status
@@ -17,33 +16,18 @@ from fismo_cli.tuning.search_space import short_name, short_value
 __all__ = ["tuning_progress"]
 
 
-@contextmanager
-def tuning_progress(console: Console, plan: StudyPlan) -> Iterator[Callable[[Status], None]]:
+def tuning_progress(console: Console, plan: StudyPlan) -> AbstractContextManager[Callable[[Status], None]]:
     """Give a function that shows a status."""
-    if not console.is_terminal:
-        yield lambda status: _print_line(console, status)
-        return
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-
-        def show(status: Status) -> None:
-            _print_line(live.console, status)
-            live.update(_table(plan, status))
-
-        yield show
+    return live_progress(console, _line, lambda status: _table(plan, status))
 
 
-def _print_line(console: Console, status: Status) -> None:
-    if status.finished is not None:
-        text = f"{len(status.ledger.counted)}/{status.trials}  {status.finished}{_left(status)}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _line(status: Status) -> str | None:
+    done = f"{len(status.ledger.counted)}/{status.trials}"
+    return None if status.finished is None else f"{done}  {status.finished}{_left(status)}"
 
 
 def _left(status: Status) -> str:
-    missing = status.trials - len(status.ledger.counted)
-    if status.fresh == 0 or missing <= 0:
-        return ""
-    seconds = status.seconds / status.fresh * missing
-    return f"  (about {time.strftime('%H:%M:%S', time.gmtime(seconds))} left)"
+    return left(status.trials - len(status.ledger.counted), status.fresh, status.seconds)
 
 
 def _table(plan: StudyPlan, status: Status) -> Table:

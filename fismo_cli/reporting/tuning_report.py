@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fismo_cli.errors import FismoError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import resolved_yaml
+from fismo_cli.reporting.console import print_rows, say
 from fismo_cli.reporting.tuning_html import tuning_page
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
 from fismo_cli.runs.directory import json_safe, write_json
@@ -57,24 +57,18 @@ def rebuild_study_page(directory: Path) -> dict[str, Any]:
 
 def print_study(console: Console, summary: Mapping[str, Any]) -> None:
     """The result in words, the best trials, what matters, and where everything is."""
-    plain = {"markup": False, "highlight": False, "soft_wrap": True}
-    console.print(opening(summary), **plain)  # type: ignore[arg-type]
-    console.print(result_sentence(summary), style="bold", **plain)  # type: ignore[arg-type]
+    say(console, opening(summary))
+    say(console, result_sentence(summary), style="bold")
     for headings, rows in (best_table(summary), importance_table(summary)):
         if rows:
-            table = Table(box=None, pad_edge=False)
-            for index, heading in enumerate(headings):
-                table.add_column(heading, justify="right" if index else "left", overflow="fold")
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
+            print_rows(console, headings, rows)
     for note in notes(summary):
-        console.print(f"note: {note}", **plain)  # type: ignore[arg-type]
-    console.print(f"report: {summary['report']}", **plain)  # type: ignore[arg-type]
+        say(console, f"note: {note}")
+    say(console, f"report: {summary['report']}")
     if summary["best_preset"] is not None:
         command = f"fismo train {shlex.quote(summary['best_preset'])}{_nproc(summary)}"
-        console.print(f"best preset: {command}", **plain)  # type: ignore[arg-type]
-    console.print(f"live view: pip install optuna-dashboard && {_dashboard(summary)}", **plain)  # type: ignore[arg-type]
+        say(console, f"best preset: {command}")
+    say(console, f"live view: pip install optuna-dashboard && {_dashboard(summary)}")
 
 
 def _nproc(summary: Mapping[str, Any]) -> str:

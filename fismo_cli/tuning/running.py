@@ -23,7 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fismo_cli.errors import DivergedError, ExitCode, FismoError
+from fismo_cli.errors import DivergedError, FismoError, StoppedError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.executor import RunProcess, finished_run
@@ -34,7 +34,7 @@ from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
 
-__all__ = ["Active", "Status", "StoppedError", "carry_out", "check_hope"]
+__all__ = ["Active", "Status", "carry_out", "check_hope"]
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 2.0
@@ -45,14 +45,6 @@ HOPELESS_ERRORS, HOPELESS_DIVERGENCES = 3, 12
 
 RESTARTS = 1
 """How often a run that the system killed is started again, before the trial counts as failed."""
-
-
-class StoppedError(FismoError):
-    """A signal ended the search; runs in flight were saved."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.exit_code = ExitCode(128 + number)
 
 
 @dataclass(frozen=True)
@@ -176,7 +168,7 @@ class _Pool:
         for job in self.jobs:
             give_up(self.study, self._frozen(job.trial))
         assert self.stop.signal is not None
-        raise StoppedError("stopped; the same command goes on from here", self.stop.signal)
+        raise StoppedError(self.stop.signal)
 
     def _end_runs(self) -> None:
         for job in self.jobs:

@@ -15,7 +15,7 @@ import pytest
 from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.running import stored_results
-from tests.end_to_end.conftest import Cli
+from tests.end_to_end.conftest import Cli, open_browser
 
 pytestmark = pytest.mark.slow
 SHORT = ["train.steps=10", "train.log_every=2"]
@@ -129,17 +129,10 @@ def test_a_missing_run_is_not_reported_over(compared):
 
 
 def test_the_page_in_a_browser(compared):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver_path is None:
-        pytest.skip("no chromium and chromedriver on this machine")
     cli, done = compared
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    browser = open_browser()
+    from selenium.webdriver import ActionChains
+
     try:
         browser.get((cli.folder / done.json["report"]).as_uri())
         assert "fismo against" in browser.find_element("tag name", "h1").text
@@ -150,7 +143,7 @@ def test_the_page_in_a_browser(compared):
         before = browser.execute_script(shown)
         assert before >= 6  # a mean and a band for three optimizers that did not diverge
         browser.execute_script("document.querySelector('#loss-by-steps').scrollIntoView()")
-        webdriver.ActionChains(browser).move_to_element(
+        ActionChains(browser).move_to_element(
             browser.find_element("css selector", f"{legend} .legendtoggle")
         ).click().perform()
         wait_until(lambda: browser.execute_script(shown) < before)

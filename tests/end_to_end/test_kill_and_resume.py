@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import SMALL, Cli
+from tests.end_to_end.conftest import SMALL, Cli, wait_for
 
 pytestmark = pytest.mark.slow
 SETTINGS = [*SMALL, "evaluate.every=10", "checkpoint.every=3"]
-
-
-def wait_for(condition, process, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def interrupt(cli: Cli, number: int, *settings: str):

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Cli
+from tests.end_to_end.conftest import Cli, wait_for
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -55,14 +54,6 @@ def test_several_processes_train_as_one_does(cli, settings):
 
 
 LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")
-
-
-def wait_for(condition, process, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def ranks(folder: Path) -> list[int]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Cli
+from tests.end_to_end.conftest import Cli, open_browser, wait_for
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.epochs=null", "train.steps=30", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
@@ -40,14 +39,6 @@ def check_once_each(trials: list, wanted: int) -> None:
     by_number = {t.number: t for t in trials}
     for trial in ended:
         assert trial.params == by_number[trial.system_attrs.get("failed_trial", trial.number)].params
-
-
-def wait_for(condition, process, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_best_yaml_reproduces_the_best_value_and_the_report_is_rebuilt(cli):
@@ -81,18 +72,9 @@ def test_best_yaml_reproduces_the_best_value_and_the_report_is_rebuilt(cli):
 
 
 def test_the_page_in_a_browser(cli):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver_path is None:
-        pytest.skip("no chromium and chromedriver on this machine")
     done = cli.run("tune", "digits-vit", *SHORT, "train.steps=4", "--trials", 4, "--workers", 2, "--json")
     assert done.code == 0, done.err
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    browser = open_browser()
     try:
         browser.get((cli.folder / done.json["report"]).as_uri())
         assert "best: validation loss" in browser.find_element("css selector", ".verdict").text

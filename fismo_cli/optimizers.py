@@ -19,13 +19,19 @@ from torch.optim import Optimizer
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.optimizer_names import DEFAULTS, MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
-from fismo_core import FISMO, Plan, split_parameters
+from fismo_core import FISMO, Mars, Plan, split_parameters
 from fismo_core.layout import shares_memory
 from fismo_core.routing import layout_from_plain, plan_of_groups
 
-__all__ = ["MatrixOptimizer", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
+__all__ = ["MatrixOptimizer", "build_mars", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
 
 Group = dict[str, Any]
+
+NOT_ARGUMENTS = {
+    *("name", "form", "trust_radius", "adamw", "rules"),
+    *("adapt_radius", "variance_reduction", "mars_gamma"),
+}
+"""Keys of FISMO's section that are no arguments of its constructor."""
 
 
 def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, process_group: Any = None) -> Optimizer:
@@ -55,8 +61,22 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, p
         raise UsageError(f"optimizer {config.name}: {error}") from error
 
 
+def build_mars(config: FismoConfig | BaselineConfig, optimizer: Optimizer) -> Mars | None:
+    """The variance reduction that a preset asks for, attached to the optimizer; None if it asks for none.
+
+    Raises:
+        UsageError: if the optimizer has no momentum that it could correct.
+    """
+    if config.variance_reduction is None:
+        return None
+    try:
+        return Mars(optimizer, config.mars_gamma)
+    except ValueError as error:
+        raise UsageError(f"optimizer.variance_reduction: {config.name}: {error}") from error
+
+
 def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
-    options = config.model_dump(exclude={"name", "form", "trust_radius", "adamw", "rules"})
+    options = config.model_dump(exclude=NOT_ARGUMENTS)
     adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
     forms: dict[str, Callable[..., FISMO]] = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}
     groups = split_parameters(model, config.rules)
@@ -89,7 +109,7 @@ class MatrixOptimizer(Optimizer):
                     layout = layout_from_plain(plain)
                     self._views.append((parameter, layout, layout.split(parameter.detach())))
                 inner = create([view for _, _, views in self._views for view in views])
-            group["lr"] = inner.param_groups[0]["lr"]
+            group |= {k: v for k, v in inner.param_groups[0].items() if k in ("lr", "momentum", "betas")}
             self._inner.append(inner)
 
     @torch.no_grad()
@@ -197,10 +217,15 @@ def _factory(name: str) -> Callable[..., Optimizer]:
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Current learning rate of each group, by its rule (`matrix`, `adamw`), or `lr` where there is one group."""
-    if len(optimizer.param_groups) == 1:
-        return {"lr": float(optimizer.param_groups[0]["lr"])}
-    return {group.get("rule", str(index)): float(group["lr"]) for index, group in enumerate(optimizer.param_groups)}
+    """Current learning rate of each group, by its rule (`matrix`, `adamw`), or `lr` where there is one group.
+
+    FISMO's is the trust radius, as adapted.
+    """
+    rates = [float(group["lr"]) * group.get("radius_scale", 1.0) for group in optimizer.param_groups]
+    if len(rates) == 1:
+        return {"lr": rates[0]}
+    groups = enumerate(optimizer.param_groups)
+    return {group.get("rule", str(index)): rates[index] for index, group in groups}
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:

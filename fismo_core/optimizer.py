@@ -98,7 +98,8 @@ class FISMO(Optimizer):
 
     A parameter without a gradient is left alone, its state included. A matrix with a non-finite gradient is neither
     stepped nor decayed and its state stays clean; `skipped_gradients` counts these. (AdamW's parameters have no such
-    guard, as in torch.) `p.grad` is never changed. An `lr` that is a tensor should live on the CPU.
+    guard, as in torch.) `p.grad` is never changed. An `lr` that is a tensor should live on the CPU. `radius_scale` of a
+    group of matrices, 1 at first, may be changed at any time: it multiplies the trust radius, but not the weight decay.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class FISMO(Optimizer):
             "max_factor_dim": max_factor_dim,
             "max_factor_ratio": max_factor_ratio,
             "compute_dtype": compute_dtype,
+            "radius_scale": 1.0,
         }
         self._adamw_defaults = {
             "lr": adamw_lr,
@@ -610,7 +612,7 @@ def _folds_into(side: int, step: int, statistics: str) -> bool:
 
 
 def _apply(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict[str, Any]) -> None:
-    """W <- (1 - lr weight_decay) W - lr D in place, for each (W, D, whether the matrix takes part)."""
+    """W <- (1 - lr weight_decay) W - lr radius_scale D in place, for each (W, D, whether the matrix takes part)."""
     matrices, directions = [W for W, _, _ in moves], [D for _, D, _ in moves]
     if group["weight_decay"]:
         decay = float(group["lr"]) * group["weight_decay"]
@@ -620,7 +622,7 @@ def _apply(moves: list[tuple[Tensor, Tensor, Tensor]], group: dict[str, Any]) ->
                 W.mul_(torch.where(W * D > 0, share, 1))
         else:
             torch._foreach_mul_(matrices, shares)
-    torch._foreach_add_(matrices, directions, alpha=-float(group["lr"]))
+    torch._foreach_add_(matrices, directions, alpha=-float(group["lr"]) * group["radius_scale"])
 
 
 def _matrices(group: dict[str, Any]) -> list[tuple[Slot, float]]:

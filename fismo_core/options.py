@@ -55,6 +55,7 @@ MATRIX_KEYS = (
     "max_factor_dim",
     "max_factor_ratio",
     "compute_dtype",
+    "radius_scale",
 )
 """Options that only groups of matrices have."""
 
@@ -144,6 +145,8 @@ def check_options(group: Mapping[str, Any]) -> None:
         require("adamw_betas", len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
         require("adamw_eps", group["eps"] > 0, "positive")
         return
+    scale = group["radius_scale"]
+    require("radius_scale", _is_number(scale) and scale > 0, "a positive number")
     for key in ("momentum", "fisher_decay"):
         require(key, _is_number(group[key]) and 0 <= group[key] < 1, "a number in [0, 1)")
     require("power", _is_number(group["power"]) and 0 <= group["power"] <= 0.5, "a number in [0, 0.5]")

@@ -75,6 +75,15 @@ class ScheduleConfig(Config):
     )
 
 
+class BatchGrowthConfig(Config):
+    """A batch that doubles, by accumulation, when its gradient is more noise than signal (the norm test)."""
+
+    max_batch_size: PositiveInt = Field(description="Samples that it grows to at most, in multiples of batch_size.")
+    theta: Positive = Field(
+        default=1.0, description="It doubles when the gradient's standard deviation exceeds this times its mean."
+    )
+
+
 class TrainConfig(Config):
     """The training loop."""
 
@@ -82,6 +91,13 @@ class TrainConfig(Config):
     steps: PositiveInt | None = Field(default=None, description="Optimizer steps; or epochs.")
     batch_size: PositiveInt = Field(default=64, description="Samples (images or blocks) of one optimizer step.")
     accumulate: PositiveInt = Field(default=1, description="Micro-batches that a batch is cut into, to save memory.")
+    noise_every: PositiveInt | None = Field(
+        default=50, description="Steps between measurements of the gradient's noise scale; null: none."
+    )
+    batch_growth: BatchGrowthConfig | None = Field(
+        default=None,
+        description="Let the batch grow; schedule, evaluation and checkpoints then go by samples. null: it stays.",
+    )
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Learning-rate schedule.")
     clip_grad_norm: Positive | None = Field(default=None, description="Largest global gradient norm; null: no limit.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
@@ -115,6 +131,25 @@ class TrainConfig(Config):
                 self.batch_size % self.accumulate != 0,
                 "accumulate",
                 f"must divide train.batch_size ({self.batch_size}), got {self.accumulate}",
+                ("batch_size",),
+            ),
+            (
+                self.batch_growth is not None and self.noise_every is None,
+                "noise_every",
+                "must be a positive integer where train.batch_growth is set, which goes by the noise scale",
+                ("batch_growth",),
+            ),
+            (
+                self.batch_growth is not None and self.accumulate == 1 and (self.compile or self.batch_size % 2 == 1),
+                "accumulate",
+                "must be at least 2 where train.batch_growth is set with train.compile or an odd train.batch_size: the "
+                "batch is not cut into halves then, to tell signal from noise",
+                ("batch_growth", "compile", "batch_size"),
+            ),
+            (
+                self.batch_growth is not None and self.batch_growth.max_batch_size < self.batch_size,
+                "batch_growth.max_batch_size",
+                f"must be at least train.batch_size ({self.batch_size})",
                 ("batch_size",),
             ),
         )

@@ -20,6 +20,11 @@ def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[s
     return rules
 
 
+VarianceReduction = Annotated[
+    Literal["mars"] | None,
+    Field(description="mars: correct gradients by their difference from the last ones, before the momentum."),
+]
+
 Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
 
 
@@ -111,6 +116,13 @@ class FismoConfig(Config):
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
     )
+    adapt_radius: PositiveInt | None = Field(
+        default=None,
+        description="Adapt the trust radius by what steps achieve: at most so many steps apart, a step's batch is "
+        "evaluated again after it. null: fixed.",
+    )
+    variance_reduction: VarianceReduction = None
+    mars_gamma: Positive = Field(default=0.025, description="How much of the correction of mars is applied.")
     adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")
     rules: Rules = Field(
         default={}, description="Regular expression on the parameter's name -> who treats it; the first match wins."
@@ -162,6 +174,8 @@ class BaselineConfig(Config):
     momentum: Fraction | None = Field(default=None, description="Momentum, where the optimizer has it.")
     betas: Betas | None = Field(default=None, description="Decay rates, where the optimizer has two.")
     args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
+    variance_reduction: VarianceReduction = None
+    mars_gamma: Positive = Field(default=0.025, description="How much of the correction of mars is applied.")
     adamw: AdamWConfig = Field(
         default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,11 +22,13 @@ from rich.text import Text
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.console import say
 from fismo_cli.training.events import (
+    BatchGrown,
     CheckpointSaved,
     Diverged,
     Evaluated,
     Event,
     Interrupted,
+    NoiseMeasured,
     Noticed,
     RunStarted,
     StepLogged,
@@ -50,20 +53,23 @@ class PlainProgress:
 
     def __init__(self, console: Console, interval: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._interval, self._clock = console, interval, clock
-        self._total, self._next = 0, -float("inf")
+        self._total: int | None = None
+        self._next, self._noise = -float("inf"), ""
 
     def write(self, event: Event) -> None:
         """Print what the event says."""
         match event:
             case RunStarted():
                 self._total = event.total_steps
+            case NoiseMeasured():
+                self._noise = _noise(event)
             case StepLogged():
                 if self._clock() < self._next and event.step != self._total:
                     return
                 self._next = self._clock() + self._interval
         text = describe(event, self._total)
         if text is not None:
-            say(self._console, text)
+            say(self._console, text + (self._noise if isinstance(event, StepLogged) else ""))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -75,7 +81,7 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             BarColumn(bar_width=min(40, max(8, console.width // 6)), table_column=Column(no_wrap=True)),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[steps]}"),
             _Measures(),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
@@ -85,8 +91,8 @@ class LiveProgress:
             transient=True,
         )
         self._bar: TaskID | None = None
-        self._total = 0
-        self._loss, self._metric, self._speed = "", "", ""
+        self._total: int | None = None
+        self._loss, self._metric, self._speed, self._noise = "", "", "", ""
 
     def write(self, event: Event) -> None:
         """Move the bar or print a line above it."""
@@ -94,13 +100,17 @@ class LiveProgress:
             case RunStarted():
                 self._total = event.total_steps
                 self._progress.start()
-                done = event.resumed_from_step or 0
-                self._bar = self._progress.add_task("", total=event.total_steps, completed=done, measures="")
+                steps = _step(event.resumed_from_step or 0, self._total)
+                self._bar = self._progress.add_task(
+                    "", total=event.total_samples, completed=event.samples, measures="", steps=steps
+                )
+            case NoiseMeasured():
+                self._noise = _noise(event)
             case StepLogged():
                 lr = next(iter(event.lr.values()))
                 self._loss = f"loss {event.loss:.4f}"
                 self._speed = f"lr {lr:.2g}  {event.samples_per_second:,.0f} samples/s"
-                self._update(completed=event.step)
+                self._update(completed=event.samples, steps=_step(event.step, self._total))
                 return
             case Evaluated():
                 self._metric = f"{event.split} {_headline(event.metrics)}"
@@ -113,10 +123,10 @@ class LiveProgress:
         """Stop drawing."""
         self._progress.stop()
 
-    def _update(self, completed: int | None = None) -> None:
+    def _update(self, completed: int | None = None, **fields: Any) -> None:
         if self._bar is not None:
-            measures = "  ".join(filter(None, (self._loss, self._metric, self._speed)))
-            self._progress.update(self._bar, completed=completed, measures=measures)
+            measures = "  ".join(filter(None, (self._loss, self._metric, self._speed))) + self._noise
+            self._progress.update(self._bar, completed=completed, measures=measures, **fields)
 
 
 class _Measures(ProgressColumn):
@@ -129,26 +139,29 @@ class _Measures(ProgressColumn):
         return Text(task.fields["measures"], no_wrap=True, overflow="ellipsis")
 
 
-def describe(event: Event, total: int) -> str | None:
+def describe(event: Event, total: int | None) -> str | None:
     """An event as a line of text; None for those that need none."""
     match event:
         case RunStarted():
             begin = "training" if event.resumed_from_step is None else f"continuing from step {event.resumed_from_step}"
+            amount = f"{event.total_samples:,} samples" if event.total_steps is None else f"{event.total_steps} steps"
             return (
-                f"{begin}: {event.preset} with {event.optimizer}, seed {event.seed}, {event.total_steps} steps, "
+                f"{begin}: {event.preset} with {event.optimizer}, seed {event.seed}, {amount}, "
                 f"{event.parameters:,} parameters, {event.train_samples:,} training samples, on {event.device}"
             )
         case StepLogged():
             lr = next(iter(event.lr.values()))
             return (
-                f"step {event.step}/{total}  loss {event.loss:.4f}  lr {lr:.3g}  "
+                f"step {_step(event.step, total)}  loss {event.loss:.4f}  lr {lr:.3g}  "
                 f"{event.samples_per_second:,.0f} samples/s"
             )
         case Evaluated():
             values = "  ".join(f"{name} {_number(name, value)}" for name, value in event.metrics.items())
-            return f"step {event.step}/{total}  {event.split}: {values}{'  (best)' if event.best else ''}"
+            return f"step {_step(event.step, total)}  {event.split}: {values}{'  (best)' if event.best else ''}"
         case CheckpointSaved():
-            return f"step {event.step}/{total}  checkpoint saved"
+            return f"step {_step(event.step, total)}  checkpoint saved"
+        case BatchGrown():
+            return f"step {_step(event.step, total)}  the batch grows to {event.batch_size:,} samples"
         case Interrupted():
             return f"interrupted after step {event.step}"
         case Diverged():
@@ -156,6 +169,14 @@ def describe(event: Event, total: int) -> str | None:
         case Noticed():
             return f"note: {event.message}"
     return None
+
+
+def _step(step: int, total: int | None) -> str:
+    return str(step) if total is None else f"{step}/{total}"
+
+
+def _noise(event: NoiseMeasured) -> str:
+    return "" if event.noise_scale is None else f"  noise scale {event.noise_scale:,.0f}"
 
 
 def _headline(metrics: dict[str, float]) -> str:

@@ -17,6 +17,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     share = summary["optimizer_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
     rows["time"] = f"{summary['seconds']:.1f} s, of which optimizer {100 * share:.0f} %"
     rows["speed"] = f"{summary['samples_per_second']:,.0f} samples/s"
+    if summary.get("noise_scale") is not None:
+        rows["noise scale"] = noise_words(summary["noise_scale"], summary["fisher_noise_scale"])
+    if summary.get("radius_scale", 1.0) != 1.0:
+        rows["trust radius"] = f"adapted: {summary['radius_scale']:g} times the preset's at the end"
     rows["memory"] = (
         f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {_bytes(summary['optimizer_state_bytes'])}"
     )
@@ -35,12 +39,25 @@ def dry_run_table(result: Mapping[str, Any]) -> Table:
         "memory": f"{_bytes(result['peak_memory_bytes'])} at most, "
         f"optimizer state {_bytes(result['optimizer_state_bytes'])}",
     }
+    if result["noise_scale"] is not None:
+        rows["noise scale"] = (
+            f"{result['noise_scale']:,.0f} samples: about the batch size up to which, at the start of training, a "
+            "larger batch saves as many steps; it grows as the loss falls"
+        )
     if result["world_size"] > 1:
         rows["each process"] = (
             f"of {result['world_size']}: sends {_bytes(result['gradient_bytes'])} of gradients a step, and receives "
             f"{_bytes(result['update_bytes'])} of new values at most; memory and state are those of the largest"
         )
     return plain_table(rows)
+
+
+def noise_words(noise_scale: float, fisher_noise_scale: float | None) -> str:
+    """What a run's noise scale means for its batch size."""
+    text = f"{noise_scale:,.0f} samples"
+    if fisher_noise_scale is not None:
+        text += f" ({fisher_noise_scale:,.0f} in the Fisher metric)"
+    return f"{text}: about the largest batch that is worth its samples"
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float] | None]) -> Table:
@@ -67,7 +84,8 @@ def plain_table(rows: Mapping[str, str]) -> Table:
 
 
 def _status(summary: Mapping[str, Any]) -> str:
-    text = f"{summary['status']} after {summary['steps']} of {summary['total_steps']} steps"
+    text = f"{summary['status']} after {summary['steps']} "
+    text += "steps" if summary["total_steps"] is None else f"of {summary['total_steps']} steps"
     if summary["resumed_from_step"] is not None:
         text += f", resumed from step {summary['resumed_from_step']}"
     return text if summary["reason"] is None else f"{text}: {summary['reason']}"

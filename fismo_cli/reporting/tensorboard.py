@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.errors import UsageError
-from fismo_cli.training.events import Evaluated, Event, StepLogged
+from fismo_cli.training.events import BatchGrown, Evaluated, Event, NoiseMeasured, StepLogged
 
 __all__ = ["TensorBoardSink", "require_tensorboard"]
 
@@ -46,6 +46,15 @@ class TensorBoardSink:
                     self._writer.add_scalar(f"lr/{name}", value, event.step)
                 if event.gradient_norm is not None:
                     self._writer.add_scalar("train/gradient_norm", event.gradient_norm, event.step)
+            case NoiseMeasured():
+                for name, scale in (
+                    ("noise_scale", event.noise_scale),
+                    ("fisher_noise_scale", event.fisher_noise_scale),
+                ):
+                    if scale is not None:
+                        self._writer.add_scalar(f"train/{name}", scale, event.step)
+            case BatchGrown():
+                self._writer.add_scalar("train/batch_size", event.batch_size, event.step)
             case Evaluated():
                 for name, value in event.metrics.items():
                     self._writer.add_scalar(f"{event.split}/{name}", value, event.step)

@@ -68,6 +68,13 @@ def importance_table(summary: Mapping[str, Any]) -> Rows:
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What weakens the result, and what to do next."""
     found = []
+    best = None if summary["best"] is None else summary["best"]["trial"]
+    scale = next((trial["noise_scale"] for trial in summary["trial_list"] if trial["number"] == best), None)
+    if scale is not None:
+        found.append(
+            f"the gradient's noise scale at the end of the best trial was {scale:,.0f} samples: about the largest "
+            "batch that is worth its samples"
+        )
     if summary["at_bound"]:
         names = ", ".join(map(short_name, summary["at_bound"]))
         found.append(f"the best trial lies at the edge of what was searched ({names}): better ones may lie beyond")

@@ -14,7 +14,6 @@ from typing import Any
 from fismo_cli.errors import AbortedError, FismoError, UsageError
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
-from fismo_cli.optimizers import optimizer_state_bytes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import JsonlSink, truncate_after
@@ -29,6 +28,9 @@ from fismo_cli.training.events import Event, Finished, Noticed
 from fismo_cli.training.world import join_world
 
 __all__ = ["dry_run", "execute"]
+
+NOISE_STEPS = 8
+"""Steps of a dry run in which the noise scale is measured."""
 
 
 def execute(
@@ -147,9 +149,10 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
     with join_world() as world:
         prepared = world.together(lambda: prepare(loaded, world))
         trainer = prepared.trainer
-        seconds = trainer.try_steps(steps)
+        measured = 0 if loaded.preset.train.noise_every is None else NOISE_STEPS
+        seconds, noise_scale = trainer.try_steps(steps, measured)
         received = getattr(trainer.optimizer, "received_bytes", int)()
-        each = world.gather((optimizer_state_bytes(trainer.optimizer), peak_memory_bytes(trainer.device), received))
+        each = world.gather((trainer.optimizer_state_bytes(), peak_memory_bytes(trainer.device), received))
         if not world.main:
             return None
         gradients = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
@@ -173,6 +176,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "world_size": world.size,
             "gradient_bytes": round(2 * gradients * (world.size - 1) / world.size),  # of an all-reduce in a ring
             "update_bytes": max(new for _, _, new in each),
+            "noise_scale": noise_scale,
             "plan": None if plan is None else str(plan()),
         }
 
@@ -191,7 +195,7 @@ def _events(prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, no
             "run_dir": str(run.path),
             **event.summary,
             "identity": run_identity(preset),
-            "optimizer_state_bytes": optimizer_state_bytes(trainer.optimizer),
+            "optimizer_state_bytes": trainer.optimizer_state_bytes(),
         }
         if summary["status"] == "completed":
             _keep(prepared, run, store)

@@ -22,7 +22,7 @@ from fismo_cli.runs.directory import RunDirectory, run_identity
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
 
-_LAST = 4096
+_LAST = 262144
 """Bytes at a file's end in which its last record is looked for."""
 
 
@@ -107,14 +107,14 @@ class RunProcess:
         return [] if newest is None or newest.with_name("summary.json").exists() else [newest]
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
-        """Step and metrics of each evaluation on validation data so far."""
+        """Samples seen until, and metrics of, each evaluation on validation data so far."""
         found = []
         for file in self._unfinished():
             for line in file.read_text().splitlines():
                 with contextlib.suppress(ValueError):  # a line that is being written
                     event = json.loads(line)
                     if event.get("event") == "Evaluated" and event["split"] == "validation":
-                        found.append((int(event["step"]), event["metrics"]))
+                        found.append((int(event["samples"]), event["metrics"]))
         return found
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.models import build_model, model_notes
-from fismo_cli.optimizers import build_optimizer
+from fismo_cli.optimizers import build_mars, build_optimizer
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting.tensorboard import require_tensorboard
 from fismo_cli.tasks import build_task
@@ -71,6 +71,8 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
             workers=preset.data.workers,
             name=RunName(loaded.name, preset.optimizer.name),
             world=world,
+            adapt_radius=getattr(preset.optimizer, "adapt_radius", None),
+            mars=build_mars(preset.optimizer, optimizer),
         )
     return Prepared(loaded, task, trainer, notes)
 

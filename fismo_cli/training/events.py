@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 __all__ = [
+    "BatchGrown",
     "CheckpointSaved",
     "Diverged",
     "Evaluated",
     "Event",
     "Finished",
     "Interrupted",
+    "NoiseMeasured",
     "Noticed",
     "RunStarted",
     "StepLogged",
@@ -26,16 +28,21 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Training begins or continues; `resumed_from_step` is None for a new run."""
+    """Training begins or continues; `resumed_from_step` is None for a new run.
+
+    `total_steps` is None where the batch may grow: then only the samples are known.
+    """
 
     preset: str
     optimizer: str
     seed: int
     device: str
-    total_steps: int
+    total_steps: int | None
     resumed_from_step: int | None
     parameters: int
     train_samples: int
+    total_samples: int
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,10 @@ class Noticed:
 
 @dataclass(frozen=True)
 class StepLogged:
-    """A progress record: the mean training loss since the last one, learning rates by group, samples a second."""
+    """A progress record: the mean training loss since the last one, learning rates by group, samples a second.
+
+    The learning rate of `matrix` is FISMO's trust radius, as adapted.
+    """
 
     step: int
     loss: float
@@ -62,7 +72,7 @@ class Evaluated:
     """An evaluation of one split.
 
     `seconds` is what it took, `training_seconds` what training had taken until then, without evaluations and
-    checkpoints; `best` says whether it is the best validation loss so far.
+    checkpoints, `samples` those seen until then; `best` says whether it is the best validation loss so far.
     """
 
     step: int
@@ -71,6 +81,34 @@ class Evaluated:
     seconds: float
     training_seconds: float
     best: bool = False
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class NoiseMeasured:
+    """The gradient's signal |G|^2 and noise tr(S) after a measured step, averaged over measurements.
+
+    `noise_scale` tr(S) / |G|^2 is in samples, `fisher_noise_scale` the same of FISMO's matrices in the Fisher metric;
+    None where the signal cannot be told from zero, or the metric is not at hand. `by_parameter` holds signal and noise
+    by parameter and metric.
+    """
+
+    step: int
+    batch_size: int
+    signal: float
+    noise: float
+    noise_scale: float | None
+    fisher_noise_scale: float | None
+    by_parameter: dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class BatchGrown:
+    """From the next step on, a batch has more samples."""
+
+    step: int
+    batch_size: int
+    noise_scale: float | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +142,18 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = RunStarted | Noticed | StepLogged | Evaluated | CheckpointSaved | Interrupted | Diverged | Finished
+Event = (
+    RunStarted
+    | Noticed
+    | StepLogged
+    | Evaluated
+    | NoiseMeasured
+    | BatchGrown
+    | CheckpointSaved
+    | Interrupted
+    | Diverged
+    | Finished
+)
 
 
 def as_record(event: Event) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class RunState:
 
     Attributes:
         step: optimizer steps done.
+        batches: batches of `train.batch_size` samples seen; as many as steps unless the batch has grown.
+        batches_before: how many it were before the last step.
+        growth: how many such batches a step takes.
+        noise_scale: the gradient's noise scale as of the last measurement, in samples.
+        fisher_noise_scale: the same in the Fisher metric.
         evaluated_step: the last step whose validation metrics are known.
         validation: those metrics.
         train_loss: mean loss of the last closed window.
@@ -97,10 +102,15 @@ class RunState:
         seconds: time on the training clock.
         optimizer_seconds: of these, in the optimizer's step.
         logged_seconds: the clock at the last progress record.
-        logged_step: the step of that record.
+        logged_batches: batches seen until that record.
     """
 
     step: int = 0
+    batches: int = 0
+    batches_before: int = 0
+    growth: int = 1
+    noise_scale: float | None = None
+    fisher_noise_scale: float | None = None
     evaluated_step: int | None = None
     validation: dict[str, float] | None = None
     train_loss: float | None = None
@@ -108,4 +118,4 @@ class RunState:
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     logged_seconds: float = 0.0
-    logged_step: int = 0
+    logged_batches: int = 0

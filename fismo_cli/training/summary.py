@@ -23,15 +23,16 @@ def summarise(
     optimizer: str,
     train: TrainConfig,
     device: torch.device,
-    total_steps: int,
+    total_steps: int | None,
     resumed_from: int | None,
     test: dict[str, float] | None,
     seconds: float,
     optimizer_seconds: float,
     world_size: int,
+    radius_scale: float,
 ) -> dict[str, Any]:
     """The summary of a run; a metric that was not measured is None. Times leave out evaluation and checkpoints."""
-    samples = state.step * train.batch_size
+    samples = state.batches * train.batch_size
     return {
         "preset": preset,
         "optimizer": optimizer,
@@ -52,6 +53,10 @@ def summarise(
             "test": test,
         },
         "best_validation_loss": state.best_loss,
+        "noise_scale": state.noise_scale,
+        "fisher_noise_scale": state.fisher_noise_scale,
+        "final_batch_size": state.growth * train.batch_size,
+        "radius_scale": radius_scale,
         "seconds": seconds,
         "optimizer_seconds": optimizer_seconds,
         "samples_per_second": samples / seconds if seconds > 0 else 0.0,

@@ -5,7 +5,7 @@ Built from plain parts, it knows nothing of presets as files, run directories, o
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fismo_cli.errors import FismoError, UsageError
-from fismo_cli.optimizers import learning_rates
+from fismo_cli.optimizers import learning_rates, optimizer_state_bytes
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
 from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
@@ -25,12 +25,16 @@ from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys, fetch
 from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
 from fismo_cli.training.evaluation import evaluate_part
+from fismo_cli.training.growth import grown
+from fismo_cli.training.noise import NoiseMeter
 from fismo_cli.training.schedule import factor, total_steps
 from fismo_cli.training.seeding import derive_seed, kept_rng_state, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
+from fismo_cli.training.trust_region import RadiusControl, dot_of_changes
 from fismo_cli.training.world import World
+from fismo_core import Mars
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -57,6 +61,8 @@ class Trainer:
         workers: data loading processes.
         name: of the run, for events and summary.
         world: the processes that train the model together, each on its share of every batch, by DDP.
+        adapt_radius: steps between measurements of what steps achieve, by which FISMO's radius is adapted; None: fixed.
+        mars: the correction in front of the optimizer, whose state a checkpoint keeps.
 
     Raises:
         UsageError: if the training part is smaller than a batch, or a batch cannot be shared out.
@@ -75,6 +81,8 @@ class Trainer:
         workers: int = 0,
         name: RunName,
         world: World = World(),
+        adapt_radius: int | None = None,
+        mars: Mars | None = None,
     ) -> None:
         self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
@@ -86,6 +94,10 @@ class Trainer:
             model.compile()
         self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        names = {parameter: parameter_name for parameter_name, parameter in model.named_parameters()}
+        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
+        self._radius = RadiusControl(adapt_radius)
+        self._mars = mars
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self._mixing = torch.Generator()
@@ -123,10 +135,12 @@ class Trainer:
             optimizer=self.name.optimizer,
             seed=self.train_config.seed,
             device=str(self.device),
-            total_steps=self.total,
+            total_steps=self._total_steps,
             resumed_from_step=resumed_from,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             train_samples=len(self.task.train),
+            total_samples=self.total * self.train_config.batch_size,
+            samples=self._samples,
         )
         with self._stop, explain_memory(self.device, self._memory_advice):
             yield from self._run(store, resumed_from)
@@ -142,8 +156,16 @@ class Trainer:
         except FismoError:
             return Path(self._save(store, with_optimizer=False).path)
 
-    def try_steps(self, count: int) -> list[float]:
-        """Take a few steps from the start and return the seconds of each; nothing is logged or saved."""
+    def try_steps(self, count: int, measured: int = 0) -> tuple[list[float], float | None]:
+        """Take a few steps from the start; nothing is logged or saved.
+
+        Args:
+            count: steps whose time is taken.
+            measured: steps after them in which the noise scale is measured.
+
+        Returns:
+            The seconds of each step, and the noise scale in samples, if it could be measured.
+        """
         seconds = []
         self._join_replicas()
         self.model.train()
@@ -151,11 +173,15 @@ class Trainer:
             batches = self._batches()
             for _ in range(min(count, self.total)):
                 before = time.perf_counter()
-                self._train_step(batches)
+                for _event in self._train_step(batches):
+                    pass
                 self._window.mean()  # waits for the device
                 self._optimizer_clock.read()
                 seconds.append(time.perf_counter() - before)
-        return seconds
+            for _ in range(min(measured, self.total - self._state.batches)):
+                for _event in self._train_step(batches, measure=True):
+                    pass
+        return seconds, self._state.noise_scale
 
     def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
         state, log_every = self._state, self.train_config.log_every
@@ -164,9 +190,9 @@ class Trainer:
         batches = self._batches()
         self._watch.start(state.seconds)
         while True:
-            step, last = state.step, state.step == self.total
-            evaluation_due = state.evaluated_step != step and (last or _due(step, self.evaluate_config.every))
-            checkpoint_due = saved_step != step and _due(step, self.checkpoint_config.every)
+            step, last = state.step, state.batches == self.total
+            evaluation_due = state.evaluated_step != step and (last or _due(state, self.evaluate_config.every))
+            checkpoint_due = saved_step != step and _due(state, self.checkpoint_config.every)
             leave = self.world.any(self._stop.requested())
             if evaluation_due or checkpoint_due or leave:
                 self._optimizer_clock.read()
@@ -188,15 +214,14 @@ class Trainer:
             if last:
                 break
             try:
-                self._train_step(batches)
+                yield from self._train_step(batches)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
                 problem = self._window.problem() or self._gradients_problem()
                 if problem is None:
                     raise
                 yield from self._finish("diverged", resumed_from, problem=problem)
                 return
-            state.step += 1
-            if state.step % log_every == 0 or state.step == self.total:
+            if _due(state, log_every) or state.batches == self.total:
                 if (problem := self._window.problem()) is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
                     return
@@ -207,11 +232,11 @@ class Trainer:
             started = time.perf_counter()
             test = self._evaluate(self.task.test)
             if test is None:  # asked to leave in the middle of it
-                if store is not None and saved_step != self.total:
+                if store is not None and saved_step != state.step:
                     yield self._save(store)
                 yield from self._finish("interrupted", resumed_from)
                 return
-            yield events.Evaluated(self.total, "test", test, time.perf_counter() - started, self._watch.read())
+            yield self._evaluated("test", test, started)
         yield from self._finish("completed", resumed_from, test=test)
 
     def _batches(self) -> Iterator[Batch]:
@@ -220,42 +245,114 @@ class Trainer:
             samples=len(self.task.train),
             batch_size=self.train_config.batch_size,
             accumulate=self.train_config.accumulate,
-            start=self._state.step,
+            start=self._state.batches,
             total=self.total,
             rank=self.world.rank,
             parts=self.world.size,
         )
         return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
 
-    def _train_step(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step. Nothing in here makes the host wait for a CUDA device (but float16's scaler)."""
-        config, step = self.train_config, self._state.step
-        share = factor(step, self.total, config.schedule)
+    def _train_step(self, batches: Iterator[Batch], *, measure: bool = False) -> Iterator[events.Event]:
+        """One optimizer step. Nothing in here makes the host wait for a CUDA device, but float16 and measurements."""
+        config, state = self.train_config, self._state
+        share = factor(state.batches, self.total, config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
-        total_loss: Tensor | None = None
-        for micro in range(config.accumulate):
-            batch = move(next(batches), self.device)
-            mixing = derive_seed("mixing", config.seed, step, micro, *self._apart())
-            batch = self.task.prepare(batch, self._mixing.manual_seed(mixing))
-            with self._gradients_kept(micro):
-                with autocast(self.device, config.precision):
-                    loss = self.task.training_loss(self._replica, batch)
-                if config.accumulate > 1:
-                    loss = loss / config.accumulate
+            if "radius_scale" in group:
+                group["radius_scale"] = self._radius.scale
+        probe = _Probe(self.model, self._parameters) if self._radius.due(state.step, share) else None
+        taken = min(state.growth, self.total - state.batches)
+        measured = measure or self._noise.due(state.step)
+        pieces = self._pieces(batches, taken, halve=measured and self.world.size == 1)
+        losses = []
+        for piece, count, last in pieces:
+            with self._gradients_kept(last), self._noise.piece() if measured else nullcontext():
+                loss = self._training_loss(self._replica, piece)
+                if count > 1:
+                    loss = loss / count
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total_loss = loss.detach() if total_loss is None else total_loss + loss.detach()
-        assert total_loss is not None
+            losses.append(loss.detach())
+            if probe is not None:
+                probe.pieces.append(piece)
+        total_loss = torch.stack(losses).sum()
         self._window.add(total_loss)
-        if config.clip_grad_norm is not None:
+        step, samples = state.step + 1, taken * config.batch_size
+        noise = None
+        if measured:
+            scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+            noise = self._noise.finish(step, samples, scale=scale)
+        if config.clip_grad_norm is not None or probe is not None:
             self._scaler.unscale_(self.optimizer)
+        if probe is not None:
+            probe.gradients = [None if p.grad is None else p.grad.detach().clone() for p in self._parameters]
+        if config.clip_grad_norm is not None:
             self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
         with self._optimizer_clock:
             self._scaler.step(self.optimizer)
         self._scaler.update()
+        if probe is not None:
+            self._adapt_radius(probe, share, total_loss)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, first=step == 0)
+            self.average.update(self.model, first=state.step == 0)
+        state.step, state.batches, state.batches_before = step, state.batches + taken, state.batches
+        if noise is not None:
+            state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
+            yield noise
+            if config.batch_growth is not None:
+                growth = grown(state.growth, noise, config.batch_size, config.batch_growth)
+                if growth != state.growth:
+                    state.growth = growth
+                    yield events.BatchGrown(step, growth * config.batch_size, noise.noise_scale)
+
+    def _pieces(self, batches: Iterator[Batch], taken: int, *, halve: bool) -> Iterator[tuple[Batch, int, bool]]:
+        """What this process has to do in a step: micro-batches, how many there are, and whether it is the last one.
+
+        Args:
+            batches: the micro-batches to come.
+            taken: how many batches of `train.batch_size` the step takes.
+            halve: cut a single micro-batch in two, so that signal and noise can be told apart.
+        """
+        config, state = self.train_config, self._state
+        count = taken * config.accumulate
+        for number in range(count):
+            batch = move(next(batches), self.device)
+            batch_number, micro = divmod(number, config.accumulate)
+            mixing = derive_seed("mixing", config.seed, state.batches + batch_number, micro, *self._apart())
+            batch = self.task.prepare(batch, self._mixing.manual_seed(mixing))
+            size = len(next(iter(batch.values())))
+            if halve and count == 1 and size % 2 == 0 and not config.compile:
+                for half in range(2):
+                    part = slice(half * size // 2, (half + 1) * size // 2)
+                    yield {name: value[part] for name, value in batch.items()}, 2, half == 1
+            else:
+                yield batch, count, number + 1 == count
+
+    def _training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        with autocast(self.device, self.train_config.precision):
+            return self.task.training_loss(model, batch)
+
+    def _adapt_radius(self, probe: "_Probe", share: float, loss: Tensor) -> None:
+        """See what the step did to the loss of its own samples, and set the radius for the next one."""
+        after = probe.loss_again(lambda piece: self._training_loss(self.model, piece))
+        actual = self.world.mean(loss.float() - after.float()).item()
+        predicted = -dot_of_changes(probe.gradients, self._parameters, probe.before).item()
+        self._radius.update(self._state.step, share, actual, predicted)
+
+    def optimizer_state_bytes(self) -> int:
+        """Bytes of what the optimizer keeps in this process, variance reduction included."""
+        return optimizer_state_bytes(self.optimizer) + (0 if self._mars is None else self._mars.state_bytes())
+
+    @property
+    def _samples(self) -> int:
+        return self._state.batches * self.train_config.batch_size
+
+    @property
+    def _total_steps(self) -> int | None:
+        """All steps of the run, where they can be known: until it is over, not if the batch may grow."""
+        if self._state.batches == self.total:
+            return self._state.step
+        return self.total if self.train_config.batch_growth is None else None
 
     @property
     def _samples_at_once(self) -> int:
@@ -266,9 +363,8 @@ class Trainer:
         """What sets the seeds of this process apart from those of the others; nothing for the first one."""
         return () if self.world.main else (self.world.rank,)
 
-    def _gradients_kept(self, micro: int) -> AbstractContextManager[Any]:
+    def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
-        last = micro + 1 == self.train_config.accumulate
         return (
             self._replica.no_sync()
             if isinstance(self._replica, DistributedDataParallel) and not last
@@ -279,17 +375,17 @@ class Trainer:
         state = self._state
         self._optimizer_clock.read()
         seconds = self._watch.read()
-        samples = (state.step - state.logged_step) * self.train_config.batch_size
+        samples = (state.batches - state.logged_batches) * self.train_config.batch_size
         elapsed = seconds - state.logged_seconds
         state.train_loss = self._window.mean()
-        state.logged_step, state.logged_seconds = state.step, seconds
+        state.logged_batches, state.logged_seconds = state.batches, seconds
         self._window.reset()
         return events.StepLogged(
             step=state.step,
             loss=state.train_loss,
             lr=learning_rates(self.optimizer),
             gradient_norm=None if self._gradient_norm is None else self._gradient_norm.item(),
-            samples=state.step * self.train_config.batch_size,
+            samples=self._samples,
             samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
         )
 
@@ -345,9 +441,13 @@ class Trainer:
         if best:
             state.best_loss = metrics["loss"]
         state.evaluated_step, state.validation = state.step, metrics
-        yield events.Evaluated(
-            state.step, "validation", metrics, time.perf_counter() - started, self._watch.read(), best
-        )
+        yield self._evaluated("validation", metrics, started, best)
+
+    def _evaluated(
+        self, split: events.Split, metrics: dict[str, float], started: float, best: bool = False
+    ) -> events.Evaluated:
+        seconds = time.perf_counter() - started
+        return events.Evaluated(self._state.step, split, metrics, seconds, self._watch.read(), best, self._samples)
 
     def _weights_problem(self) -> str | None:
         """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
@@ -372,6 +472,9 @@ class Trainer:
             "optimizer": whole() if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
+            "noise": self._noise.state_dict(),
+            "radius": self._radius.state_dict(),
+            "mars": None if self._mars is None else self._mars.state_dict(),
             "rng": rng_state(),
             "rng_of_others": self.world.gather(None if self.world.main else rng_state())[1:],
         }
@@ -392,6 +495,10 @@ class Trainer:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(saved["scaler"])
         self._window.load_state_dict(saved["window"])
+        self._noise.load_state_dict(saved["noise"])
+        self._radius.load_state_dict(saved["radius"])
+        if self._mars is not None:
+            self._mars.load_state_dict(saved["mars"])
         self._optimizer_clock.start_at(self._state.optimizer_seconds)
         others = saved.get("rng_of_others", [])
         if self.world.main:
@@ -425,12 +532,13 @@ class Trainer:
                 optimizer=self.name.optimizer,
                 train=self.train_config,
                 device=self.device,
-                total_steps=self.total,
+                total_steps=self._total_steps,
                 resumed_from=resumed_from,
                 test=test,
                 seconds=self._watch.read(),
                 optimizer_seconds=self._optimizer_clock.read(),
                 world_size=self.world.size,
+                radius_scale=self._radius.scale,
             )
         )
 
@@ -456,5 +564,27 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
         )
 
 
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step > 0 and step % every == 0
+def _due(state: RunState, every: int | None) -> bool:
+    """Whether something is due every so many batches; a step of a grown batch may have passed it."""
+    return every is not None and state.batches // every > state.batches_before // every
+
+
+class _Probe:
+    """Remembers a step's start: to take its loss again afterwards, with the same dropout, and to see what changed."""
+
+    def __init__(self, model: nn.Module, parameters: list[Tensor]) -> None:
+        self._model, self._generators = model, rng_state()
+        self.before = [parameter.detach().clone() for parameter in parameters]
+        self.pieces: list[Batch] = []
+        self.gradients: list[Tensor | None] = []
+
+    @torch.no_grad()
+    def loss_again(self, loss: Callable[[Batch], Tensor]) -> Tensor:
+        """The mean loss of the step's pieces, in training mode; buffers and generators stay as they are."""
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        with kept_rng_state():
+            restore_rng_state(self._generators)
+            total = torch.stack([loss(piece) for piece in self.pieces]).mean()
+        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return total

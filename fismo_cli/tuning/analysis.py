@@ -64,7 +64,7 @@ def _as_plain(trial: FrozenTrial) -> dict[str, Any]:
         "limits": dict(trial.constraints),
         "intermediate": dict(trial.intermediate_values),
         **{key: attributes.get(key) for key in ("run_dirs", "metrics", "host", "worker")},
-        **{key: attributes.get(key) for key in ("seconds", "step_seconds", "memory_gib")},
+        **{key: attributes.get(key) for key in ("seconds", "step_seconds", "memory_gib", "noise_scale")},
         "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(timespec="seconds"),
         "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),
     }

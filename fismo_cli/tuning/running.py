@@ -296,6 +296,7 @@ class _Pool:
         summaries = [json.loads(run.summary.read_text()) for run in job.done]
         value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
         step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
+        scales = [summary["noise_scale"] for summary in summaries if summary["noise_scale"] is not None]
         memory = max((summary["peak_memory_bytes"] or 0 for summary in summaries), default=0) / 2**30
         for name, measured, limit in (
             ("step seconds", step_seconds, judging.max_step_seconds),
@@ -310,6 +311,7 @@ class _Pool:
             ("seconds", sum(summary["seconds"] for summary in summaries)),
             ("step_seconds", step_seconds),
             ("memory_gib", memory),
+            ("noise_scale", statistics.fmean(scales) if scales else None),
         ):
             trial.set_user_attr(key, known)
         self.study.tell(trial.number, value, skip_if_finished=True)
@@ -325,8 +327,9 @@ class _Pool:
         """Tell the pruner of the evaluations of a trial's first run, and stop it if it says so."""
         if self.plan.judging.pruner == "none" or job.done or job.process is None:
             return
-        for step, metrics in job.process.validations():
-            percent = 100 // REPORTS * round(REPORTS * step / job.steps)
+        samples = job.steps * job.runs[0].preset.train.batch_size
+        for seen, metrics in job.process.validations():
+            percent = 100 // REPORTS * round(REPORTS * seen / samples)
             value = metrics.get(self.plan.judging.metric)
             if value is None or percent in job.reported or percent >= 100:
                 continue

@@ -15,7 +15,7 @@ from fismo_cli.reporting.tables import summary_table
 from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.training.events import Diverged, Evaluated, Noticed, RunStarted, StepLogged
 
-STARTED = RunStarted("digits-vit", "fismo", 0, "cpu", 100, None, 1234, 50)
+STARTED = RunStarted("digits-vit", "fismo", 0, "cpu", 100, None, 1234, 50, 800)
 
 
 def step(number: int) -> StepLogged:
@@ -107,7 +107,7 @@ def test_time_left_is_always_visible(width):
     # 40 % done: 40 seconds ago this began, so a minute is left.
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     sink = LiveProgress(console)
-    sink.write(RunStarted("digits-vit", "fismo", 0, "cpu", 10000, None, 1234, 50))
+    sink.write(RunStarted("digits-vit", "fismo", 0, "cpu", 10000, None, 1234, 50, 80000))
     sink.write(Evaluated(10, "validation", {"loss": 0.2, "top1": 0.925}, 0.1, 1.0))
     sink.write(step(4000))
     sink.close()

@@ -98,7 +98,7 @@ def test_truncation_keeps_what_a_resumed_run_will_not_say_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     for event in (
-        RunStarted("p", "o", 0, "cpu", 9, None, 1, 1),
+        RunStarted("p", "o", 0, "cpu", 9, None, 1, 1, 9),
         step(2),
         Evaluated(4, "validation", {"loss": 1.0}, 0.1, 1.0),
         step(4),

@@ -1,0 +1,124 @@
+"""Adapts the trust radius by what steps achieve against what they promise. Knows no presets, models or schedules.
+
+The classical rule for trust regions (Conn, Gould, Toint, "Trust-Region Methods", 2000): where the loss falls as its
+linear model promises, the radius may grow; where it falls much less, it must shrink.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fismo_core.sharding import rows_of
+
+__all__ = ["RadiusControl", "dot_of_changes"]
+
+GROW_ABOVE = 0.85
+"""The radius doubles if, at the schedule's full share, the loss would fall by more than this share of the promise."""
+
+SHRINK_BELOW = 0.6
+"""It is halved if the loss falls by less than this share of the promise."""
+
+FACTOR = 2.0
+"""What the radius is multiplied or divided by."""
+
+MIN_SHARE = 0.25
+"""It grows only while the schedule gives this share of the peak: at smaller steps the promise holds at any radius."""
+
+LAST_SHARE = 0.5
+"""In the schedule's decay nothing is measured below this share: small steps keep any promise there too."""
+
+WAIT = 3
+"""Steps from a change to the next doubling: a step that is too long shows only in those that follow it."""
+
+MEMORY = 0.5
+"""What a measurement still counts for at the next one; a change of the radius makes all of them forgotten."""
+
+
+@dataclass
+class RadiusControl:
+    """What the radius is multiplied by, and when the next step is measured.
+
+    After each change the next step is measured, then the second, fourth, ... after it, up to every `every`-th.
+
+    Attributes:
+        every: steps between measurements in the long run; None: the radius is never changed.
+        scale: what the radius is multiplied by.
+        next_step: the step to measure next, from 0.
+        gap: steps to the measurement after it.
+        changed: the first step with the present radius.
+        actual: by how much measured steps lowered the loss, summed with weights that fade.
+        predicted: by how much they promised to.
+        last_share: of the schedule's peak, at the last step that was asked about.
+        measured: how many steps have been measured.
+    """
+
+    every: int | None
+    scale: float = 1.0
+    next_step: int = 0
+    gap: int = 1
+    changed: int = 0
+    actual: float = 0.0
+    predicted: float = 0.0
+    last_share: float = 0.0
+    measured: int = 0
+
+    def due(self, step: int, share: float) -> bool:
+        """Whether the step (from 0) is to be measured, at this share of the schedule's peak."""
+        falling, self.last_share = share < self.last_share, share
+        return self.every is not None and step >= self.next_step and not (falling and share < LAST_SHARE)
+
+    def update(self, step: int, share: float, actual: float, predicted: float) -> None:
+        """Take in a measured step; the scale is then right for the next one.
+
+        Args:
+            step: its number, from 0.
+            share: of the schedule's peak that it was taken at.
+            actual: by how much it lowered the loss of its own samples; anything not finite counts as no decrease.
+            predicted: by how much the gradient on these samples said it would: minus its product with the change.
+        """
+        assert self.every is not None
+        if predicted == 0:  # no step was taken, as where float16 overflowed
+            self.next_step = step + 1
+            return
+        self.measured += 1
+        finite = abs(actual) < float("inf")  # false for NaN
+        self.actual = MEMORY * self.actual + (actual if finite else 0.0)
+        self.predicted = MEMORY * self.predicted + predicted
+        ratio = self.actual / self.predicted if self.predicted > 0 else 0.0
+        # To first order the part of the promise that is missed grows with the radius, so also with the schedule.
+        at_full_share = 1 - (1 - ratio) / share if share > 0 else 0.0
+        factor = 1.0
+        if ratio < SHRINK_BELOW or not finite:
+            factor = 1 / FACTOR
+        elif at_full_share > GROW_ABOVE and share >= MIN_SHARE and step + 1 - self.changed >= WAIT:
+            factor = FACTOR
+        if factor == 1.0:
+            self.gap = min(2 * self.gap, self.every)
+        else:
+            self.scale, self.changed, self.gap = self.scale * factor, step + 1, 1
+            self.actual = self.predicted = 0.0
+        self.next_step = step + self.gap
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "every"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def dot_of_changes(gradients: Iterable[Tensor | None], after: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
+    """The sum over all parameters of <gradient, change>, in float64 where the device has it; of this rank's rows."""
+    device = rows_of(after[0]).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=dtype, device=device)
+    for gradient, new, old in zip(gradients, after, before, strict=True):
+        if gradient is not None:
+            change = rows_of(new).to(dtype) - rows_of(old).to(dtype)
+            total += (rows_of(gradient).to(dtype) * change).sum()
+    return total

@@ -121,7 +121,14 @@ def test_error_of_a_sample_reaches_the_user_as_it_is(workers):
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 13, 20])
-@pytest.mark.parametrize("extra", [{}, {"ema_decay": 0.9, "clip_grad_norm": 1.0, "accumulate": 2}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"ema_decay": 0.9, "clip_grad_norm": 1.0, "accumulate": 2},
+        {"fismo": True, "adapt_radius": 2, "mars": True, "noise_every": 3, "clip_grad_norm": 1.0},
+    ],
+)
 def test_resuming_at_any_step_continues_to_the_bit(tmp_path, stop_at, extra):
     settings = {"checkpoint": CheckpointConfig(every=stop_at, keep=100), "evaluate": EvaluateConfig(every=5), **extra}
     whole = make_trainer(**settings)

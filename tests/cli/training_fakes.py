@@ -11,6 +11,7 @@ from fismo_cli.tasks.base import Batch, Sums, Task
 from fismo_cli.training.checkpoint import CheckpointStore
 from fismo_cli.training.seeding import seed_everything
 from fismo_cli.training.trainer import RunName, Trainer
+from fismo_core import FISMO, Mars, split_parameters
 
 
 class PointsPart:
@@ -72,20 +73,28 @@ def make_trainer(
     build: Callable[[], nn.Module] = network,
     evaluate: EvaluateConfig | None = None,
     checkpoint: CheckpointConfig | None = None,
+    fismo: bool = False,
+    adapt_radius: int | None = None,
+    mars: bool = False,
     **train: object,
 ) -> Trainer:
     seed_everything(3)
     model = build()
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    if fismo:
+        optimizer = FISMO(split_parameters(model), lr=lr, weight_decay=0.1, compute_dtype="float32")
     return Trainer(
         task=task or points_task(),
         model=model,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=lr),
+        optimizer=optimizer,
         train=TrainConfig.model_validate({"batch_size": 8, "steps": 20, "log_every": 4, **train}),
         evaluate=evaluate or EvaluateConfig(),
         checkpoint=checkpoint or CheckpointConfig(),
         device=torch.device("cpu"),
         workers=workers,
         name=RunName("points", "adamw"),
+        adapt_radius=adapt_radius,
+        mars=Mars(optimizer) if mars else None,
     )
 
 

@@ -1,0 +1,61 @@
+"""Signal, noise and their metric, against sampling and formulas written out."""
+
+import torch
+from torch import nn
+
+from fismo_core import FISMO, fisher_square_norms, signal_and_noise, split_parameters
+
+
+def test_signal_and_noise_are_unbiased():
+    """Samples' gradients of a known mean and covariance: means over many batches are within four standard errors."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20, generator=generator, dtype=torch.float64)
+    root = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+    batches, batch_size = 4000, 12
+    for pieces in (2, 3, 12):
+        noise = torch.randn(batches, batch_size, 20, generator=generator, dtype=torch.float64)
+        samples = true + noise @ root.T
+        by_piece = samples.view(batches, pieces, -1, 20).mean(dim=2)
+        piece = by_piece.square().sum(-1).mean(dim=1)
+        whole = by_piece.mean(dim=1).square().sum(-1)
+        found = signal_and_noise(piece, whole, pieces=pieces, batch_size=batch_size)
+        for estimate, expected in zip(found, (true.square().sum(), (root @ root.T).trace()), strict=True):
+            error = estimate.std() / batches**0.5
+            assert (estimate.mean() - expected).abs() < 4 * error
+            assert error < 0.05 * expected  # else the test would say nothing
+
+
+def test_norms_in_the_fisher_metric_equal_the_formula():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(7, 9), nn.LayerNorm(9)).double()
+    optimizer = FISMO(split_parameters(model), roots="eigh", statistics="both")
+    for _ in range(4):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    gradients = {parameter: torch.randn_like(parameter) for parameter in model.parameters() if parameter.ndim > 1}
+    left_out = next(p for p in gradients if p.shape == (9, 7))
+    del gradients[left_out]
+    before = [p.clone() for p in model.parameters()]
+    found = fisher_square_norms(optimizer, gradients)
+    state, group = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"][0]
+    numbers = dict(zip(optimizer.param_groups[0]["params"], group["params"], strict=True))
+    treated = {p for p in gradients if p in numbers}
+    assert found.keys() == treated
+    assert len(treated) == 2
+    for parameter in treated:
+        entry = state[numbers[parameter]]
+        G = gradients[parameter].flatten(1)
+        for letter, of_rows in (("P", True), ("Q", False)):
+            F = entry[f"{letter}_inverse_sqrt.0"]
+            F = F if F.ndim == 2 else F.diag()
+            G = F @ G if of_rows else G @ F
+        torch.testing.assert_close(found[parameter], G.square().sum(), rtol=1e-10, atol=0)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_without_factors_the_metric_is_euclidean():
+    weight = nn.Parameter(torch.randn(3, 4))
+    optimizer = FISMO([weight], power=0.0)
+    G = torch.randn(3, 4)
+    torch.testing.assert_close(fisher_square_norms(optimizer, {weight: G})[weight], G.square().sum())

@@ -205,7 +205,7 @@ def test_small_steps_of_the_schedule_are_no_reason_to_grow():
 
 class Watched(RadiusControl):
     def update(self, step, share, actual, predicted):
-        self.seen = [*getattr(self, "seen", []), (actual, predicted)]
+        self.reports = [*getattr(self, "reports", []), (actual, predicted)]
         super().update(step, share, actual, predicted)
 
 
@@ -229,7 +229,7 @@ def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
 
     trainer.task.__dict__["training_loss"] = recorded
     run(trainer)
-    for step, (actual, predicted) in enumerate(trainer._radius.seen):
+    for step, (actual, predicted) in enumerate(trainer._radius.reports):
         (first, g1, a), (_, g2, b), (last, _, c), (_, _, d) = lengths[4 * step : 4 * step + 4]
         for one, two in ((0, 2), (1, 3)):
             assert torch.equal(calls[4 * step + one][0], calls[4 * step + two][0])

@@ -21,16 +21,19 @@ from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfi
 from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
+from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys, fetch
 from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.schedule import factor, total_steps
-from fismo_cli.training.seeding import derive_seed, kept_rng_state, restore_rng_state, rng_state, seed_everything
+from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
+from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
 from fismo_cli.training.world import World
+from fismo_core.sharding import is_spread, rows_of, whole_of
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -56,10 +59,12 @@ class Trainer:
         device: where to train.
         workers: data loading processes.
         name: of the run, for events and summary.
-        world: the processes that train the model together, each on its share of every batch, by DDP.
+        world: the processes that train the model together, each on its share of every batch.
+        spread: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
 
     Raises:
-        UsageError: if the training part is smaller than a batch, or a batch cannot be shared out.
+        UsageError: if the training part is smaller than a batch, a batch cannot be shared out, or the model has no
+            blocks whose activations could be computed again.
     """
 
     def __init__(
@@ -75,14 +80,18 @@ class Trainer:
         workers: int = 0,
         name: RunName,
         world: World = World(),
+        spread: SpreadModel | None = None,
     ) -> None:
         self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
-        self.workers, self.world = workers, world
+        self.workers, self.world, self._spread = workers, world, spread
         check_shares(train.batch_size, train.accumulate, world.size)
         self.total = total_steps(train, len(task.train))
-        self.average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
-        if train.compile:
+        twin = None if spread is None else spread.average
+        self.average = WeightAverage(model, train.ema_decay, twin) if train.ema_decay is not None else None
+        if train.activation_checkpointing:
+            recompute_activations(model)
+        if train.compile and spread is None:
             model.compile()
         self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -94,12 +103,18 @@ class Trainer:
         self._watch = Stopwatch()
         self._optimizer_clock = OptimizerClock(device)
         self._gradient_norm: Tensor | None = None
+        self._assembled: nn.Module | None = None
         self._stop = StopRequest()
 
     @property
     def final_model(self) -> nn.Module:
-        """The model to evaluate and keep: the average of the weights where there is one."""
+        """The model to evaluate: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The same to keep at the end: whole, also where it is spread over processes."""
+        return self._assembled or self.final_model
 
     def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Iterator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
@@ -212,6 +227,8 @@ class Trainer:
                 yield from self._finish("interrupted", resumed_from)
                 return
             yield events.Evaluated(self.total, "test", test, time.perf_counter() - started, self._watch.read())
+        if self._spread is not None:
+            self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
         yield from self._finish("completed", resumed_from, test=test)
 
     def _batches(self) -> Iterator[Batch]:
@@ -249,7 +266,9 @@ class Trainer:
         self._window.add(total_loss)
         if config.clip_grad_norm is not None:
             self._scaler.unscale_(self.optimizer)
-            self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
+            nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self._gradient_norm)
         with self._optimizer_clock:
             self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -269,11 +288,11 @@ class Trainer:
     def _gradients_kept(self, micro: int) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
         last = micro + 1 == self.train_config.accumulate
-        return (
-            self._replica.no_sync()
-            if isinstance(self._replica, DistributedDataParallel) and not last
-            else nullcontext()
-        )
+        if self._spread is not None:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif isinstance(self._replica, DistributedDataParallel) and not last:
+            return self._replica.no_sync()
+        return nullcontext()
 
     def _log(self) -> events.StepLogged:
         state = self._state
@@ -295,31 +314,10 @@ class Trainer:
 
     def _join_replicas(self) -> None:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
-        if self.world.size > 1 and self._replica is self.model:
+        if self.world.size > 1 and self._spread is None and self._replica is self.model:
             devices = [self.device] if self.device.type == "cuda" else None
-            unused = self._leaves_parameters_out()
-            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=unused)
-
-    def _leaves_parameters_out(self) -> bool:
-        """Whether some parameters get no gradient, tried by two samples; nothing is changed.
-
-        DDP waits for the gradients of all parameters unless it is told to look for unused ones, which takes time.
-        """
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        self.model.train()
-        with kept_rng_state(), explain_memory(self.device, self._memory_advice):
-            keys = [(0, index) for index in range(min(2, len(self.task.train)))]
-            batch = self.task.prepare(
-                move(self.task.train.__getitems__(keys), self.device), self._mixing.manual_seed(0)
-            )
-            with autocast(self.device, self.train_config.precision):
-                loss = self.task.training_loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        unused = any(parameter.grad is None for parameter in self._parameters)
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(value)
-        return unused
+            # Which parameters get a gradient may differ between steps and processes, and cannot be known beforehand.
+            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=True)
 
     def _evaluate(self, part: Part) -> dict[str, float] | None:
         config = self.train_config
@@ -351,9 +349,14 @@ class Trainer:
 
     def _weights_problem(self) -> str | None:
         """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
-        weights = [parameter.detach() for parameter in self._parameters if parameter.numel()]
-        largest = torch.stack([norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)])
-        return None if bool(torch.isfinite(largest).all()) else "the weights are no longer finite"
+        weights = [rows for parameter in self._parameters if (rows := rows_of(parameter.detach())).numel()]
+        largest = torch.stack(
+            [norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)] or [torch.zeros(())]
+        )
+        broken = not bool(torch.isfinite(largest).all())
+        if self._spread is not None:  # each process has seen its own rows
+            broken = self.world.any(broken)
+        return "the weights are no longer finite" if broken else None
 
     def _gradients_problem(self) -> str | None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -367,9 +370,9 @@ class Trainer:
         whole = getattr(self.optimizer, "full_state_dict", self.optimizer.state_dict)
         content = {
             "run": asdict(state),
-            "model": dict(self.model.state_dict()),
-            "average": None if self.average is None else dict(self.average.state_dict()),
-            "optimizer": whole() if with_optimizer else None,
+            "model": _whole(self.model.state_dict()),
+            "average": None if self.average is None else _whole(self.average.state_dict()),
+            "optimizer": _whole(whole()) if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "rng": rng_state(),
@@ -384,11 +387,11 @@ class Trainer:
 
     def _load(self, saved: dict[str, Any]) -> None:
         self._state = RunState(**saved["run"])
-        self.model.load_state_dict(saved["model"])
+        self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
         if self.average is not None:
-            self.average.load_state_dict(saved["average"])
+            self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
         if saved["optimizer"] is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
+            self.optimizer.load_state_dict(placed_state(saved["optimizer"], self.optimizer))
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(saved["scaler"])
         self._window.load_state_dict(saved["window"])
@@ -454,6 +457,13 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
             f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
+
+
+def _whole(state: Any) -> Any:
+    """A state with every tensor whole and on the CPU where it was spread; all processes call it together."""
+    if isinstance(state, dict):
+        return {key: _whole(value) for key, value in state.items()}
+    return whole_of(state).cpu() if isinstance(state, Tensor) and is_spread(state) else state
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -26,6 +26,7 @@ from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import Event, Finished, Noticed
+from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
 
 __all__ = ["dry_run", "execute"]
@@ -72,6 +73,7 @@ def execute(
         )
         place = world.from_main(None if begun is None else begun[0])
         assert place is not None
+        world.together(lambda: _check_seen(place))
         if begun is None:
             for _ in prepared.trainer.fit(CheckpointStore(place.checkpoints), checkpoint):
                 pass
@@ -136,6 +138,16 @@ def _same_checkpoint(run: RunDirectory) -> Loaded:
     return checkpoint
 
 
+def _check_seen(run: RunDirectory) -> None:
+    """Make sure that this process sees the run's directory, into which it writes its share of every checkpoint.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if not run.path.is_dir():
+        raise UsageError(f"{run.path} is not there on every host: make --runs-dir a directory that all of them share")
+
+
 def _check_same_start(prepared: Prepared, world: World) -> None:
     """Make sure that all processes begin with the same weights, as each of them has made them.
 
@@ -163,6 +175,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         prepared = world.together(lambda: prepare(loaded, world))
         trainer = prepared.trainer
         seconds = trainer.try_steps(steps)
+        spread = check_parallel(loaded.preset, world)
         received = getattr(trainer.optimizer, "received_bytes", int)()
         each = world.gather((optimizer_state_bytes(trainer.optimizer), peak_memory_bytes(trainer.device), received))
         if not world.main:
@@ -186,7 +199,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "optimizer_state_bytes": max(state for state, _, _ in each),
             "peak_memory_bytes": max(peak for _, peak, _ in each),
             "world_size": world.size,
-            "gradient_bytes": round(2 * gradients * (world.size - 1) / world.size),  # of an all-reduce in a ring
+            "gradient_bytes": round((1 if spread else 2) * gradients * (world.size - 1) / world.size),  # in a ring
             "update_bytes": max(new for _, _, new in each),
             "plan": None if plan is None else str(plan()),
         }

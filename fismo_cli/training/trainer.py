@@ -33,7 +33,7 @@ from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
 from fismo_cli.training.world import World
-from fismo_core.sharding import is_spread, rows_of, whole_of
+from fismo_core.sharding import rows_of, whole_of
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -366,13 +366,11 @@ class Trainer:
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
         state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
-        # FISMO's state is with its owners under DDP.
-        whole = getattr(self.optimizer, "full_state_dict", self.optimizer.state_dict)
         content = {
             "run": asdict(state),
-            "model": _whole(self.model.state_dict()),
-            "average": None if self.average is None else _whole(self.average.state_dict()),
-            "optimizer": _whole(whole()) if with_optimizer else None,
+            "model": dict(self.model.state_dict()),
+            "average": None if self.average is None else dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "rng": rng_state(),
@@ -380,9 +378,7 @@ class Trainer:
         }
         evaluated = state.validation is not None and state.evaluated_step == state.step
         loss = state.validation["loss"] if evaluated and state.validation is not None else None
-        if self.world.main:
-            store.save(state.step, content, validation_loss=loss)
-        self.world.wait()
+        store.save(state.step, content, validation_loss=loss, world=self.world)
         return events.CheckpointSaved(state.step, str(store.path(state.step)))
 
     def _load(self, saved: dict[str, Any]) -> None:
@@ -457,13 +453,6 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
             f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
-
-
-def _whole(state: Any) -> Any:
-    """A state with every tensor whole and on the CPU where it was spread; all processes call it together."""
-    if isinstance(state, dict):
-        return {key: _whole(value) for key, value in state.items()}
-    return whole_of(state).cpu() if isinstance(state, Tensor) and is_spread(state) else state
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -106,9 +106,9 @@ def _separate(tensor: Tensor, storages: set[int]) -> Tensor:
     """The tensor on the CPU, contiguous, copied where its memory is another's too (safetensors refuses that)."""
     value = tensor.detach()
     if is_spread(value):
-        storage = rows_of(value).untyped_storage().data_ptr()
-        value = value.clone() if storage in storages and rows_of(value).numel() else value
-        storages.add(storage)
+        memory = rows_of(value).untyped_storage().data_ptr()
+        value = value.clone() if memory in storages and rows_of(value).numel() else value
+        storages.add(memory)
         return value
     if value.device.type != "cpu":
         value = value.cpu()

@@ -22,7 +22,7 @@ from fismo_cli.training.tensor_files import measure_files, read_tensors, sha256,
 from fismo_cli.training.tree import flatten, merge, rebuild
 from fismo_cli.training.world import World
 
-__all__ = ["CheckpointStore", "Loaded"]
+__all__ = ["CheckpointStore", "Loaded", "write_weights"]
 
 Value = TypeVar("Value")
 
@@ -37,6 +37,20 @@ class Loaded:
     step: int
     state: dict[str, Any]
     problems: list[str]
+
+
+def write_weights(checkpoint: Loaded, path: Path) -> None:
+    """Write a model's weights, their average where there is one, to one safetensors file, whole or not at all.
+
+    Args:
+        checkpoint: of a run.
+        path: the file; its folder is made.
+    """
+    from safetensors.torch import save_file
+
+    weights = checkpoint.state["average"] or checkpoint.state["model"]
+    with whole_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
 
 
 class CheckpointStore:

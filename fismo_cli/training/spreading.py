@@ -140,9 +140,10 @@ def _fully_shard(network: nn.Module, train: TrainConfig, world: World, device: t
         # Also the outermost one is spread again after its forward pass, which by default stays whole until the backward
         # pass: evaluation has none, and would go on with old weights.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    if hasattr(network, "set_reduce_scatter_unused_params"):  # since torch 2.14
-        # A parameter that gets no gradient in some processes would make them send unlike amounts, and wait for ever.
-        network.set_reduce_scatter_unused_params(True)
+    # A parameter that gets no gradient in some processes would make them send unlike amounts, and wait for ever.
+    fill_in = getattr(network, "set_reduce_scatter_unused_params", None)  # since torch 2.14
+    if fill_in is not None:
+        fill_in(True)
 
 
 def _outline(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fismo_cli.training.spreading import ELEMENTWISE
 from tests.distributed.curves import curve
 from tests.distributed.test_sharding import start
 
@@ -48,6 +49,18 @@ def test_eight_micro_batches_follow_the_curve_of_one_batch(alone):
     for (model, form), (plain, spread) in alone.items():
         cut, _ = curve(*MODELS[model], f"optimizer.form={form}", "train.accumulate=8")
         assert gap(plain, cut) <= 2 * spread + ROUNDING
+
+
+def test_every_other_optimizer_that_may_steps_rows_as_it_steps_all(tmp_path):
+    path, *_ = MODELS["images"]
+    runs = [
+        [path, "train.steps=6", "train.threads=1", f"optimizer={{name: {name}, lr: 0.01, weight_decay: 0.1}}"]
+        for name in ELEMENTWISE
+        if name != "fismo"
+    ]
+    spread = json.dumps([[*run, "train.parallel=fsdp2"] for run in runs])
+    for run, (losses, _) in zip(runs, json.loads(start("curves.py", tmp_path, 2, spread)), strict=True):
+        assert losses == pytest.approx(curve(*run)[0], rel=ROUNDING), run[-1]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import Cli, wait_for
 
@@ -64,6 +66,12 @@ def test_saved_by_four_processes_and_resumed_by_two_and_by_one(cli, parallel):
     assert len(list(run.glob("checkpoints/step-25/shard-*.safetensors"))) == 4
     measured = cli.run("evaluate", run, "--json").json["metrics"]["validation"]
     assert measured["loss"] == pytest.approx(four["metrics"]["validation"]["loss"], rel=1e-6)
+    exported = cli.run("export", run, "weights.safetensors", "--json")
+    assert exported.json["step"] == 50
+    kept, weights = load_file(run / "model.safetensors"), load_file(cli.folder / "weights.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+    again = cli.run("train", *settings, "train.steps=1", "model.pretrained=weights.safetensors", "--json")
+    assert again.json["metrics"]["train"]["loss"] < 0.7 * losses(cli, run)[0]
     shutil.rmtree(run / "checkpoints" / "step-50")
     (run / "summary.json").unlink()
     for processes in (("--nproc", 2), ()):

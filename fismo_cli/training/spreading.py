@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import Preset, TrainConfig
 from fismo_cli.training.blocks import repeated_blocks
+from fismo_cli.training.used import UsedParameters
 from fismo_cli.training.world import World
 from fismo_core import FISMO
 from fismo_core.sharding import is_spread, whole_of
@@ -57,10 +58,12 @@ class SpreadModel:
     Attributes:
         outline: a copy of the model as it was, without memory for its weights.
         average: another copy, spread in the same way, for an average of the weights; None where there is none.
+        used: which of its parameters get gradients.
     """
 
     outline: nn.Module
     average: nn.Module | None
+    used: UsedParameters
 
     def assembled(self, model: nn.Module, *, keep: bool) -> nn.Module | None:
         """A whole model on the CPU with the weights of a spread one, where it is to be kept; all processes call it."""
@@ -90,7 +93,7 @@ def spread_out(model: nn.Module, train: TrainConfig, world: World, device: torch
     for network in (model, average):
         if network is not None:
             _fully_shard(network, train, world, device)
-    return SpreadModel(outline, average)
+    return SpreadModel(outline, average, UsedParameters(model, world))
 
 
 def placed_alike(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:

@@ -264,6 +264,8 @@ class Trainer:
             total_loss = loss.detach() if total_loss is None else total_loss + loss.detach()
         assert total_loss is not None
         self._window.add(total_loss)
+        if self._spread is not None:
+            self._spread.used.drop_unused()
         if config.clip_grad_norm is not None:
             self._scaler.unscale_(self.optimizer)
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]

@@ -15,15 +15,14 @@ RUNS = [
     ("ddp", 0.1, 1, False),
     ("ddp", 0.1, 2, False),
     ("ddp", 0.1, 1, True),
-    ("fsdp2", 0.5, 1, False),
-    ("fsdp2", 0.5, 2, False),
-    ("fsdp2", 0.5, 1, True),
+    ("fsdp2", 0.1, 1, False),
+    ("fsdp2", 0.1, 2, False),
+    ("fsdp2", 0.1, 1, True),
 ]
 
 
 def gap(one: dict, other: dict) -> float:
-    names = [name for name in one["weights"] if not name.startswith("never")]  # tested below
-    pairs = [(torch.tensor(one["weights"][name]), torch.tensor(other["weights"][name])) for name in names]
+    pairs = [(torch.tensor(one["weights"][name]), torch.tensor(other["weights"][name])) for name in one["weights"]]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
@@ -48,10 +47,7 @@ def test_four_ranks_train_as_one_does(several, run):
 def test_ranks_differed_in_what_they_used(several, run):
     counts = several[run]["ranks with rare samples"]
     assert any(0 < count < 4 for count in counts)
-    if run[0] == "ddp":
-        assert 0 in counts  # a step in which no rank used the branch
-    elif run[2] == 1:
-        assert 0 not in counts  # see the limits in docs/scaling-out.md
+    assert 0 in counts  # a micro-batch in which no rank used the branch
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
@@ -61,6 +57,7 @@ def test_what_is_never_used_or_frozen_is_left_alone_and_the_rest_is_finite(sever
     after = {name: torch.tensor(value, dtype=torch.float64) for name, value in several[run]["weights"].items()}
     for name, value in after.items():
         assert value.isfinite().all()
-        untouched = "frozen" in name or (name.startswith("never") and run[0] == "ddp")
-        assert torch.equal(value, before[name]) == untouched, name
+        assert torch.equal(value, before[name]) == name.startswith(("never", "blocks.0.frozen", "blocks.1.frozen")), (
+            name
+        )
     assert torch.equal(after["first.weight"], after["last.weight"])

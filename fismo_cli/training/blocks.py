@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from fismo_cli.errors import UsageError
@@ -37,20 +38,29 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return [block for block in blocks if block not in inner and not _shares_weights(block, model)]
 
 
-def recompute_activations(model: nn.Module) -> None:
+def recompute_activations(model: nn.Module, *, compiled: bool = False) -> None:
     """Keep only the inputs of a model's blocks for the backward pass, which computes each block's forward pass again.
 
     In place, and no name of a parameter changes. Random draws are repeated; statistics that a block takes in training
     (batch norm) are taken once.
 
+    Args:
+        model: the model.
+        compiled: whether torch.compile compiles it.
+
     Raises:
-        UsageError: if the model has no repeated blocks.
+        UsageError: if the model has no repeated blocks, or compiled ones with batch norm.
     """
     blocks = repeated_blocks(model)
     if not blocks:
         raise UsageError(
             f"train.activation_checkpointing: {type(model).__name__} has no repeated blocks to compute again; set it "
             "to false"
+        )
+    if compiled and any(isinstance(module, _BatchNorm) for block in blocks for module in block.modules()):
+        raise UsageError(
+            "train.activation_checkpointing: with train.compile, batch norm would take its statistics twice; set one of "
+            "them to false"
         )
     for block in blocks:
         block.forward = _recomputed(block)
@@ -63,6 +73,8 @@ def _recomputed(block: nn.Module) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not (block.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
+        if torch.compiler.is_compiling():  # torch.compile takes no context
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return checkpoint(
             forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _buffers_kept(block)), **kwargs
         )

@@ -90,7 +90,7 @@ class Trainer:
         twin = None if spread is None else spread.average
         self.average = WeightAverage(model, train.ema_decay, twin) if train.ema_decay is not None else None
         if train.activation_checkpointing:
-            recompute_activations(model)
+            recompute_activations(model, compiled=train.compile)
         if train.compile and spread is None:
             model.compile()
         self._replica = model  # as DDP has it, once training begins

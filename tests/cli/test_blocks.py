@@ -8,6 +8,8 @@ from torch import nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.training.blocks import recompute_activations, repeated_blocks
+from fismo_cli.training.events import StepLogged
+from tests.cli.training_fakes import make_trainer
 
 
 class Block(nn.Module):
@@ -37,6 +39,14 @@ class Network(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
+
+
+class Deep(nn.Sequential):
+    def __init__(self, dropout: float) -> None:
+        blocks = [Block() for _ in range(2)]
+        for block in blocks:
+            block.drop.p = dropout
+        super().__init__(nn.Linear(4, 8), *blocks, nn.Linear(8, 1))
 
 
 @pytest.mark.parametrize(
@@ -118,3 +128,17 @@ def test_less_is_kept_for_the_backward_pass():
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(UsageError, match=r"train.activation_checkpointing: Linear has no repeated blocks"):
         recompute_activations(nn.Linear(2, 2))
+
+
+def test_batch_norm_is_refused_where_it_is_compiled():
+    with pytest.raises(UsageError, match="batch norm would take its statistics twice"):
+        recompute_activations(Network(), compiled=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_is_the_same_to_the_last_bit(dropout):
+    def losses(**train: object) -> list[float]:
+        trainer = make_trainer(build=lambda: Deep(dropout), **train)
+        return [event.loss for event in trainer.fit() if isinstance(event, StepLogged)]
+
+    assert losses(activation_checkpointing=True, log_every=1) == losses(log_every=1)

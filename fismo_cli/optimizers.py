@@ -22,6 +22,7 @@ from fismo_cli.preset.schema import BaselineConfig, FismoConfig
 from fismo_core import FISMO, Mars, Plan, split_parameters
 from fismo_core.layout import shares_memory
 from fismo_core.routing import layout_from_plain, plan_of_groups
+from fismo_core.sharding import rows_of
 
 __all__ = ["MatrixOptimizer", "build_mars", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
 
@@ -229,10 +230,10 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors in the optimizer's state."""
+    """Bytes of all tensors in the optimizer's state in this process."""
     if isinstance(optimizer, FISMO):
         return optimizer.state_bytes()
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
+    return sum(rows_of(tensor).numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

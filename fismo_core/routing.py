@@ -240,7 +240,7 @@ def _head_parameters(model: nn.Module) -> set[int]:
             if callable(getattr(type(module), accessor, None)):
                 with suppress(TypeError):  # a method of that name with other arguments
                     heads.extend(_flatten(getattr(module, accessor)()))
-        library = type(module).__module__.startswith("torchvision.models.")
+        library = _class_of(module).__module__.startswith("torchvision.models.")
         if module is model or library or hasattr(type(module), "base_model_prefix"):
             named = [child for name, child in module.named_children() if name in _HEAD_NAMES]
             heads.extend(last for child in named if (last := _last_linear(child)) is not None)
@@ -348,7 +348,12 @@ def _decide_convolution(module: nn.Module, owner: _Owner) -> Decision:
 
 
 def _qualified(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return f"{_class_of(module).__module__}.{_class_of(module).__qualname__}"
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """The class that the module was made of: FSDP2 gives modules one derived from it."""
+    return next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed.fsdp"))
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "matrix_cost",
     "rows_of",
     "share_out",
+    "spread_as",
     "whole_of",
 ]
 
@@ -235,6 +236,18 @@ def rows_of(tensor: Tensor) -> Tensor:
 def whole_of(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every rank; one that is not spread out is given back. All ranks call it together."""
     return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def spread_as(value: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor, which every rank has, on the device of another one and spread as that is."""
+    value = value.to(like.device)
+    if not is_spread(like) or is_spread(value):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has the whole: nothing needs to be sent.
+    spread: Any = like
+    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
 
 
 def group_of(parameters: Sequence[Any]) -> Any:

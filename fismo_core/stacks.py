@@ -6,7 +6,7 @@ Knows parameter groups as dictionaries; the optimizer around it and the arithmet
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from fismo_core.layout import Bucket, MatrixLayout, Slot, make_buckets
 from fismo_core.options import options_of, structure_of
 from fismo_core.routing import layout_from_plain
-from fismo_core.sharding import is_spread
+from fismo_core.sharding import spread_as
 from fismo_core.update import State, initial_state
 
 __all__ = ["MatrixStacks", "device_mask", "fetch", "placement_of"]
@@ -102,13 +102,7 @@ def fetch(saved: Mapping[Any, Mapping[str, Any]], key: Any, name: str, like: Ten
         raise ValueError(f"the state of parameter {key} has no {name}")
     if value.shape != like.shape:
         raise ValueError(f"{name} of parameter {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
-    value = value.to(device=like.device, dtype=like.dtype, copy=True)
-    if is_spread(like) and not is_spread(value):
-        from torch.distributed.tensor import distribute_tensor
-
-        spread: Any = like
-        return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
-    return cast(Tensor, value)
+    return spread_as(value.to(device=like.device, dtype=like.dtype, copy=True), like)
 
 
 def device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor | bool:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from fismo_core.sharding import spread_as
+
 __all__ = ["Mars"]
 
 
@@ -75,7 +77,7 @@ class Mars:
             if not int(key) < len(parameters) or parameters[int(key)].shape != entry["last"].shape:
                 raise ValueError(f"the last gradient of parameter {key} is of another parameter")
             parameter = parameters[int(key)]
-            last[parameter] = entry["last"].to(parameter.device, parameter.dtype, copy=True)
+            last[parameter] = spread_as(entry["last"].to(parameter.dtype, copy=True), parameter.detach())
             seen[parameter] = entry["seen"].to(parameter.device, copy=True)
         self._last, self._seen = last, seen
 

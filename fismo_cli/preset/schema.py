@@ -103,6 +103,15 @@ class TrainConfig(Config):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="bfloat16, float16: automatic mixed precision; weights stay float32."
     )
+    parallel: Literal["ddp", "fsdp2", "none"] = Field(
+        default="ddp",
+        description="How several processes train a model. ddp: each has all of it. fsdp2: weights, gradients and "
+        "optimizer state are spread over them. none: several are refused.",
+    )
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Compute each block's forward pass again in the backward pass, which saves memory for time.",
+    )
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="Decay of an average of the weights, which is then evaluated and saved; null: none."

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.errors import AbortedError, FismoError, UsageError
+from fismo_cli.errors import AbortedError, FismoError, QuietError, UsageError
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset
@@ -19,13 +19,14 @@ from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import JsonlSink, truncate_after
 from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identity, unfinished_runs, write_json
-from fismo_cli.runs.environment import describe_run, differences, weights_hash
+from fismo_cli.runs.environment import describe_run, differences
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import Event, Finished, Noticed
-from fismo_cli.training.world import join_world
+from fismo_cli.training.spreading import check_parallel
+from fismo_cli.training.world import World, join_world
 
 __all__ = ["dry_run", "execute"]
 
@@ -68,11 +69,13 @@ def execute(
         run = world.from_main(run)
         checkpoint = world.together(lambda: checkpoint if run is None or world.main else _same_checkpoint(run))
         prepared = world.together(lambda: prepare(loaded, world))
+        _check_same_start(prepared, world)
         begun = world.together(
             lambda: _begin(prepared, run, checkpoint, runs_dir, command, stack) if world.main else None
         )
         place = world.from_main(None if begun is None else begun[0])
         assert place is not None
+        world.together(lambda: _check_seen(place))
         if begun is None:
             for _ in prepared.trainer.fit(CheckpointStore(place.checkpoints), checkpoint):
                 pass
@@ -137,6 +140,30 @@ def _same_checkpoint(run: RunDirectory) -> Loaded:
     return checkpoint
 
 
+def _check_seen(run: RunDirectory) -> None:
+    """Make sure that this process sees the run's directory, into which it writes its share of every checkpoint.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if not run.path.is_dir():
+        raise UsageError(f"{run.path} is not there on every host: make --runs-dir a directory that all of them share")
+
+
+def _check_same_start(prepared: Prepared, world: World) -> None:
+    """Make sure that all processes begin with the same weights, as each of them has made them.
+
+    Raises:
+        FismoError: if they do not: the hosts have other versions or other pretrained weights.
+    """
+    hashes = world.gather(prepared.initial_weights)
+    if (other := next((rank for rank, found in enumerate(hashes) if found != hashes[0]), None)) is not None:
+        problem = FismoError(
+            f"process {other} of this run begins with other weights than process 0: are all hosts equal?"
+        )
+        raise problem if world.main else QuietError(str(problem))
+
+
 def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
     """Take a few steps and return their time, the memory they took and who treats which parameter; writes nothing.
 
@@ -151,6 +178,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         trainer = prepared.trainer
         measured = 0 if loaded.preset.train.noise_every is None else NOISE_STEPS
         seconds, noise_scale = trainer.try_steps(steps, measured)
+        spread = check_parallel(loaded.preset, world)
         received = getattr(trainer.optimizer, "received_bytes", int)()
         each = world.gather((trainer.optimizer_state_bytes(), peak_memory_bytes(trainer.device), received))
         if not world.main:
@@ -174,7 +202,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "optimizer_state_bytes": max(state for state, _, _ in each),
             "peak_memory_bytes": max(peak for _, peak, _ in each),
             "world_size": world.size,
-            "gradient_bytes": round(2 * gradients * (world.size - 1) / world.size),  # of an all-reduce in a ring
+            "gradient_bytes": round((1 if spread else 2) * gradients * (world.size - 1) / world.size),  # in a ring
             "update_bytes": max(new for _, _, new in each),
             "noise_scale": noise_scale,
             "plan": None if plan is None else str(plan()),
@@ -209,7 +237,7 @@ def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None
     Raises:
         FismoError: if the model could not be saved.
     """
-    preset, model = prepared.loaded.preset, prepared.trainer.final_model
+    preset, model = prepared.loaded.preset, prepared.trainer.kept_model
     try:
         save_model(model, preset, prepared.task, run.model)
         if preset.model.library == "timm":
@@ -280,7 +308,7 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
     return describe_run(
         command=command,
         device=trainer.device,
-        initial_weights=weights_hash(trainer.model),
+        initial_weights=prepared.initial_weights,
         sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
         data=prepared.task.description,
     )

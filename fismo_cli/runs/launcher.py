@@ -34,6 +34,8 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what matters is said below, in one line
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # passed on to the processes
+    # DDP would warn of models in which no parameter is left out, though it cannot be known that none ever is.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     own = [f"--nproc-per-node={nproc}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
     if not torchrun_arguments:
         own.append("--standalone")

@@ -15,11 +15,13 @@ from fismo_cli.models import build_model, model_notes
 from fismo_cli.optimizers import build_mars, build_optimizer
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting.tensorboard import require_tensorboard
+from fismo_cli.runs.environment import weights_hash
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Task
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.seeding import configure_torch, kept_rng_state, seed_everything
+from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World
 
@@ -28,12 +30,16 @@ __all__ = ["Prepared", "check_space", "prepare"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to start: nothing is on disk yet."""
+    """A run that is ready to start: nothing is on disk yet.
+
+    `initial_weights` is `weights_hash` of the model before the first step.
+    """
 
     loaded: LoadedPreset
     task: Task
     trainer: Trainer
     notes: tuple[str, ...]
+    initial_weights: str
 
 
 def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
@@ -51,15 +57,19 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
     if preset.logging.tensorboard:
         require_tensorboard()
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
+    spread = check_parallel(preset, world)
     device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)
     with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
         task = build_task(preset)
         seed_everything(preset.train.seed)
         model = build_model(preset, task)
         notes = (*loaded.notes, *model_notes(model))
-        model.to(device)
-        optimizer = build_optimizer(preset.optimizer, model, process_group=world.group)
-        _try_forward(loaded, task, model, device)
+        initial_weights = weights_hash(model)
+        if not spread:  # which may not find room on one device
+            model.to(device)
+        _try_forward(loaded, task, model, torch.device("cpu") if spread else device)
+        spread_model = spread_out(model, preset.train, world, device) if spread else None
+        optimizer = build_optimizer(preset.optimizer, model, process_group=None if spread else world.group)
         trainer = Trainer(
             task=task,
             model=model,
@@ -71,10 +81,11 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
             workers=preset.data.workers,
             name=RunName(loaded.name, preset.optimizer.name),
             world=world,
+            spread=spread_model,
             adapt_radius=getattr(preset.optimizer, "adapt_radius", None),
             mars=build_mars(preset.optimizer, optimizer),
         )
-    return Prepared(loaded, task, trainer, notes)
+    return Prepared(loaded, task, trainer, notes, initial_weights)
 
 
 def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fismo_core.sharding import rows_of
+
 __all__ = ["WeightAverage"]
 
 
@@ -19,10 +21,11 @@ class WeightAverage:
     Args:
         model: the model to follow; call this before it is compiled.
         decay: share of the average kept at each update.
+        twin: a copy of the model to hold the average; by default one is made here.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, decay: float, twin: nn.Module | None = None) -> None:
+        self.module = (copy.deepcopy(model) if twin is None else twin).eval().requires_grad_(False)
         self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._own: list[Tensor] = list(self.module.parameters())
         self._own_buffers: list[Tensor] = list(self.module.buffers())
@@ -30,11 +33,12 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, *, first: bool) -> None:
         """Fold the model's weights into the average; the first time they become the average."""
-        current = [parameter.detach() for parameter in model.parameters()]
+        current = [rows_of(parameter.detach()) for parameter in model.parameters()]
+        own = [rows_of(parameter) for parameter in self._own]
         if first:
-            torch._foreach_copy_(self._own, current)
+            torch._foreach_copy_(own, current)
         else:
-            self._average(self._own, current, None)
+            self._average(own, current, None)
         buffers = list(model.buffers())
         if buffers:
             torch._foreach_copy_(self._own_buffers, buffers)

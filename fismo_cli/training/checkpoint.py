@@ -1,27 +1,30 @@
 """Checkpoints on disk: written whole or not at all, verified when read, the last few and the best kept.
 
-A checkpoint is a directory written by `torch.distributed.checkpoint` in its safetensors format, plus `state.json` for
-everything that is no tensor and `complete.json`, written last, with the size and SHA-256 of every file. Nothing in it
-is ever unpickled. This module knows nothing of models, optimizers or what the state means.
+A checkpoint is a directory written by `torch.distributed.checkpoint` in its safetensors format, a file a process, plus
+`state.json` for everything that is no tensor and `complete.json`, written last, with the size and SHA-256 of every
+file. Nothing in it is ever unpickled. This module knows nothing of models, optimizers or what the state means.
 """
 
-import hashlib
 import json
 import re
 import shutil
-import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from fismo_cli.errors import FismoError
 from fismo_cli.files import whole_directory, whole_file
-from fismo_cli.training.tree import flatten, rebuild
+from fismo_cli.training.tensor_files import measure_files, read_tensors, sha256, write_tensors
+from fismo_cli.training.tree import flatten, merge, rebuild
+from fismo_cli.training.world import World
 
-__all__ = ["CheckpointStore", "Loaded"]
+__all__ = ["CheckpointStore", "Loaded", "write_weights"]
+
+Value = TypeVar("Value")
 
 STATE, MARKER = "state.json", "complete.json"
 STEP_DIRECTORY = re.compile(r"step-(\d+)")
@@ -36,8 +39,22 @@ class Loaded:
     problems: list[str]
 
 
+def write_weights(checkpoint: Loaded, path: Path) -> None:
+    """Write a model's weights, their average where there is one, to one safetensors file, whole or not at all.
+
+    Args:
+        checkpoint: of a run.
+        path: the file; its folder is made.
+    """
+    from safetensors.torch import save_file
+
+    weights = checkpoint.state["average"] or checkpoint.state["model"]
+    with whole_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+
+
 class CheckpointStore:
-    """The checkpoints of one run. One process at a time may write.
+    """The checkpoints of one run. The processes of one world at a time may write.
 
     Args:
         directory: where they are; created by the first `save`.
@@ -58,42 +75,55 @@ class CheckpointStore:
         """Where the checkpoint of a step is."""
         return self.directory / f"step-{step}"
 
-    def save(self, step: int, state: dict[str, Any], *, validation_loss: float | None = None) -> Path:
-        """Write a checkpoint, then delete those that need not be kept.
+    def save(
+        self, step: int, state: dict[str, Any], *, validation_loss: float | None = None, world: World = World()
+    ) -> Path:
+        """Write a checkpoint, then delete those that need not be kept; all processes call it together.
 
         Args:
             step: the step it belongs to; a broken checkpoint of the same step is replaced.
-            state: what `load` gives back (see `tree.flatten` for what it may hold).
+            state: what `load` gives back (see `tree.flatten` for what it may hold). Of what several processes have, it
+                is the first one's; of tensors that FSDP2 has spread, each has its rows.
             validation_loss: by which the best is chosen; None where this step was not evaluated.
+            world: the processes, each of which writes what it has.
 
         Raises:
             FismoError: if it cannot be written; earlier checkpoints are intact and nothing partial is left.
         """
-        # torch's own exception derives from BaseException and hides the cause in an attribute.
-        from torch.distributed.checkpoint.api import CheckpointException
-
         target = self.path(step)
-        try:
-            self._remove_partial()
-            with whole_directory(target) as partial:
-                tensors, document = flatten(state)
-                _write_tensors(tensors, partial)
-                (partial / STATE).write_text(json.dumps(document))
-                marker = {"step": step, "validation_loss": validation_loss, "files": _measure_files(partial)}
-            with whole_file(target / MARKER) as file:
-                file.write_text(json.dumps(marker, indent=1))
-        except (OSError, CheckpointException) as error:
-            cause: BaseException = error
-            if isinstance(error, CheckpointException):
-                cause = next(iter(error.failures.values()))[0]
-                if not isinstance(cause, OSError | RuntimeError):
-                    raise
-            raise FismoError(
-                f"the checkpoint of step {step} could not be written to {self.directory}: "
-                f"{getattr(cause, 'strerror', None) or cause}. Earlier checkpoints are intact"
-            ) from error
-        self._prune()
+        tensors, document = flatten(state)
+        documents = world.gather(document)
+        with ExitStack() as stack:
+            begun = self._attempt(step, world, lambda: self._begin(target, stack) if world.main else None)
+            partial = world.from_main(begun)
+            assert partial is not None
+            own = self._attempt(step, world, lambda: _write(tensors, partial, world))
+            files = {name: measured for part in world.gather(own) for name, measured in part.items()}
+            marker = {"step": step, "validation_loss": validation_loss, "files": files}
+            self._attempt(
+                step, world, lambda: _finish(partial, target, merge(documents), marker, stack) if world.main else None
+            )
+        if world.main:
+            self._prune()
         return target
+
+    def _begin(self, target: Path, stack: ExitStack) -> Path:
+        self._remove_partial()
+        return stack.enter_context(whole_directory(target))
+
+    def _attempt(self, step: int, world: World, work: Callable[[], Value]) -> Value:
+        """Do a part of saving a checkpoint, which fails in all processes if it fails in one."""
+
+        def attempt() -> Value:
+            try:
+                return work()
+            except (OSError, FismoError) as error:
+                raise FismoError(
+                    f"the checkpoint of step {step} could not be written to {self.directory}: "
+                    f"{getattr(error, 'strerror', None) or error}. Earlier checkpoints are intact"
+                ) from error
+
+        return world.together(attempt)
 
     def load(self) -> Loaded | None:
         """The newest checkpoint that is whole, with a sentence for each newer one that is not; None if there is none.
@@ -120,10 +150,10 @@ class CheckpointStore:
                 raise _BrokenError(f"{name} is missing")
             if file.stat().st_size != expected["bytes"]:
                 raise _BrokenError(f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
-            if _sha256(file) != expected["sha256"]:
+            if sha256(file) != expected["sha256"]:
                 raise _BrokenError(f"{name} has changed since it was written")
         document = json.loads((path / STATE).read_text())
-        state: dict[str, Any] = rebuild(document, _read_tensors(path))
+        state: dict[str, Any] = rebuild(document, read_tensors(path))
         return state
 
     def _remove_partial(self) -> None:
@@ -153,6 +183,24 @@ class _BrokenError(Exception):
     """A checkpoint that must not be used; the message says why."""
 
 
+def _write(tensors: dict[str, Tensor], partial: Path, world: World) -> dict[str, dict[str, Any]]:
+    """Write this process's share, and measure it."""
+    if not partial.is_dir():
+        raise FismoError("it is not there; all hosts must see the directory of a run")
+    write_tensors(tensors, partial, world)
+    return measure_files(partial, world)
+
+
+def _finish(partial: Path, target: Path, document: Any, marker: dict[str, Any], stack: ExitStack) -> None:
+    """Write what is no tensor, give the directory its name by closing the stack, and mark it complete."""
+    state = partial / STATE
+    state.write_text(json.dumps(document))
+    marker["files"][STATE] = {"bytes": state.stat().st_size, "sha256": sha256(state)}
+    stack.close()
+    with whole_file(target / MARKER) as file:
+        file.write_text(json.dumps(marker, indent=1))
+
+
 def _read_marker(path: Path) -> dict[str, Any]:
     try:
         marker = json.loads((path / MARKER).read_text())
@@ -161,38 +209,3 @@ def _read_marker(path: Path) -> dict[str, Any]:
         raise _BrokenError("it was not finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _BrokenError(f"{MARKER} cannot be read: {error}") from error
-
-
-def _write_tensors(tensors: dict[str, Tensor], directory: Path) -> None:
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory)), no_dist=True)
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in found.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
-    return tensors
-
-
-def _measure_files(directory: Path) -> dict[str, dict[str, Any]]:
-    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(directory.iterdir())}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -54,12 +54,18 @@ def evaluate_part(
     dtype = torch.float32 if device.type == "mps" else torch.float64
     totals: dict[str, Tensor] = {}
     with evaluation_mode(model):
-        keys = sequential_keys(part, batch_size)[world.rank :: world.size]
-        for batch in fetch(part, keys, workers=workers, pin=device.type == "cuda"):
+        every = sequential_keys(part, batch_size)
+        keys = every[world.rank :: world.size]
+        counted = len(keys)
+        if counted < len(every[:: world.size]):  # where weights are spread, a forward pass takes all processes
+            keys = [*keys, every[-1]]
+        for index, batch in enumerate(fetch(part, keys, workers=workers, pin=device.type == "cuda")):
             if world.size == 1 and stop():
                 return None
             with autocast(device, precision):
                 measured = task.measure(model, move(batch, device))
+            if index == counted:
+                break
             for name, value in measured.items():
                 totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
     sums: dict[str, float] = {}

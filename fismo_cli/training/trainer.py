@@ -5,7 +5,7 @@ Built from plain parts, it knows nothing of presets as files, run directories, o
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,20 +21,24 @@ from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfi
 from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
+from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys, fetch
 from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.growth import grown
 from fismo_cli.training.noise import NoiseMeter
+from fismo_cli.training.probe import StepProbe
 from fismo_cli.training.schedule import factor, total_steps
-from fismo_cli.training.seeding import derive_seed, kept_rng_state, restore_rng_state, rng_state, seed_everything
+from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
+from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.summary import Status, summarise
-from fismo_cli.training.trust_region import RadiusControl, dot_of_changes
+from fismo_cli.training.trust_region import RadiusControl
 from fismo_cli.training.world import World
 from fismo_core import Mars
+from fismo_core.sharding import rows_of, whole_of
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -60,12 +64,14 @@ class Trainer:
         device: where to train.
         workers: data loading processes.
         name: of the run, for events and summary.
-        world: the processes that train the model together, each on its share of every batch, by DDP.
+        world: the processes that train the model together, each on its share of every batch.
+        spread: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
         adapt_radius: steps between measurements of what steps achieve, by which FISMO's radius is adapted; None: fixed.
         mars: the correction in front of the optimizer, whose state a checkpoint keeps.
 
     Raises:
-        UsageError: if the training part is smaller than a batch, or a batch cannot be shared out.
+        UsageError: if the training part is smaller than a batch, a batch cannot be shared out, or the model has no
+            blocks whose activations could be computed again.
     """
 
     def __init__(
@@ -81,21 +87,26 @@ class Trainer:
         workers: int = 0,
         name: RunName,
         world: World = World(),
+        spread: SpreadModel | None = None,
         adapt_radius: int | None = None,
         mars: Mars | None = None,
     ) -> None:
         self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
-        self.workers, self.world = workers, world
+        self.workers, self.world, self._spread = workers, world, spread
         check_shares(train.batch_size, train.accumulate, world.size)
         self.total = total_steps(train, len(task.train))
-        self.average = WeightAverage(model, train.ema_decay) if train.ema_decay is not None else None
-        if train.compile:
+        twin = None if spread is None else spread.average
+        self.average = WeightAverage(model, train.ema_decay, twin) if train.ema_decay is not None else None
+        if train.activation_checkpointing:
+            recompute_activations(model, compiled=train.compile)
+        if train.compile and spread is None:
             model.compile()
         self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         names = {parameter: parameter_name for parameter_name, parameter in model.named_parameters()}
-        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
+        every = train.noise_every if spread is None else None  # FSDP2 shows no process its own gradients
+        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=every, world=world)
         self._radius = RadiusControl(adapt_radius)
         self._mars = mars
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -106,12 +117,18 @@ class Trainer:
         self._watch = Stopwatch()
         self._optimizer_clock = OptimizerClock(device)
         self._gradient_norm: Tensor | None = None
+        self._assembled: nn.Module | None = None
         self._stop = StopRequest()
 
     @property
     def final_model(self) -> nn.Module:
-        """The model to evaluate and keep: the average of the weights where there is one."""
+        """The model to evaluate: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def kept_model(self) -> nn.Module:
+        """The same to keep at the end: whole, also where it is spread over processes."""
+        return self._assembled or self.final_model
 
     def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Iterator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
@@ -237,6 +254,8 @@ class Trainer:
                 yield from self._finish("interrupted", resumed_from)
                 return
             yield self._evaluated("test", test, started)
+        if self._spread is not None:
+            self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
         yield from self._finish("completed", resumed_from, test=test)
 
     def _batches(self) -> Iterator[Batch]:
@@ -260,7 +279,7 @@ class Trainer:
             group["lr"] = peak * share
             if "radius_scale" in group:
                 group["radius_scale"] = self._radius.scale
-        probe = _Probe(self.model, self._parameters) if self._radius.due(state.step, share) else None
+        probe = StepProbe(self.model, self._parameters) if self._radius.due(state.step, share) else None
         taken = min(state.growth, self.total - state.batches)
         measured = measure or self._noise.due(state.step)
         pieces = self._pieces(batches, taken, halve=measured and self.world.size == 1)
@@ -276,6 +295,8 @@ class Trainer:
                 probe.pieces.append(piece)
         total_loss = torch.stack(losses).sum()
         self._window.add(total_loss)
+        if self._spread is not None:
+            self._spread.used.drop_unused()
         step, samples = state.step + 1, taken * config.batch_size
         noise = None
         if measured:
@@ -284,9 +305,11 @@ class Trainer:
         if config.clip_grad_norm is not None or probe is not None:
             self._scaler.unscale_(self.optimizer)
         if probe is not None:
-            probe.gradients = [None if p.grad is None else p.grad.detach().clone() for p in self._parameters]
+            probe.take_gradients()
         if config.clip_grad_norm is not None:
-            self._gradient_norm = nn.utils.clip_grad_norm_(self._parameters, config.clip_grad_norm)
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
+            nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self._gradient_norm)
         with self._optimizer_clock:
             self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -332,12 +355,14 @@ class Trainer:
         with autocast(self.device, self.train_config.precision):
             return self.task.training_loss(model, batch)
 
-    def _adapt_radius(self, probe: "_Probe", share: float, loss: Tensor) -> None:
+    def _adapt_radius(self, probe: StepProbe, share: float, loss: Tensor) -> None:
         """See what the step did to the loss of its own samples, and set the radius for the next one."""
         after = probe.loss_again(lambda piece: self._training_loss(self.model, piece))
         actual = self.world.mean(loss.float() - after.float()).item()
-        predicted = -dot_of_changes(probe.gradients, self._parameters, probe.before).item()
-        self._radius.update(self._state.step, share, actual, predicted)
+        change = probe.promised_change()
+        if self._spread is not None:  # each process has seen its own rows
+            change = self.world.mean(change) * self.world.size
+        self._radius.update(self._state.step, share, actual, -change.item())
 
     def optimizer_state_bytes(self) -> int:
         """Bytes of what the optimizer keeps in this process, variance reduction included."""
@@ -365,11 +390,11 @@ class Trainer:
 
     def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
-        return (
-            self._replica.no_sync()
-            if isinstance(self._replica, DistributedDataParallel) and not last
-            else nullcontext()
-        )
+        if self._spread is not None:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        elif isinstance(self._replica, DistributedDataParallel) and not last:
+            return self._replica.no_sync()
+        return nullcontext()
 
     def _log(self) -> events.StepLogged:
         state = self._state
@@ -391,31 +416,10 @@ class Trainer:
 
     def _join_replicas(self) -> None:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
-        if self.world.size > 1 and self._replica is self.model:
+        if self.world.size > 1 and self._spread is None and self._replica is self.model:
             devices = [self.device] if self.device.type == "cuda" else None
-            unused = self._leaves_parameters_out()
-            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=unused)
-
-    def _leaves_parameters_out(self) -> bool:
-        """Whether some parameters get no gradient, tried by two samples; nothing is changed.
-
-        DDP waits for the gradients of all parameters unless it is told to look for unused ones, which takes time.
-        """
-        before = [buffer.clone() for buffer in self.model.buffers()]
-        self.model.train()
-        with kept_rng_state(), explain_memory(self.device, self._memory_advice):
-            keys = [(0, index) for index in range(min(2, len(self.task.train)))]
-            batch = self.task.prepare(
-                move(self.task.train.__getitems__(keys), self.device), self._mixing.manual_seed(0)
-            )
-            with autocast(self.device, self.train_config.precision):
-                loss = self.task.training_loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        unused = any(parameter.grad is None for parameter in self._parameters)
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(self.model.buffers(), before, strict=True):
-            buffer.copy_(value)
-        return unused
+            # Which parameters get a gradient may differ between steps and processes, and cannot be known beforehand.
+            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=True)
 
     def _evaluate(self, part: Part) -> dict[str, float] | None:
         config = self.train_config
@@ -451,9 +455,14 @@ class Trainer:
 
     def _weights_problem(self) -> str | None:
         """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
-        weights = [parameter.detach() for parameter in self._parameters if parameter.numel()]
-        largest = torch.stack([norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)])
-        return None if bool(torch.isfinite(largest).all()) else "the weights are no longer finite"
+        weights = [rows for parameter in self._parameters if (rows := rows_of(parameter.detach())).numel()]
+        largest = torch.stack(
+            [norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)] or [torch.zeros(())]
+        )
+        broken = not bool(torch.isfinite(largest).all())
+        if self._spread is not None:  # each process has seen its own rows
+            broken = self.world.any(broken)
+        return "the weights are no longer finite" if broken else None
 
     def _gradients_problem(self) -> str | None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -463,13 +472,11 @@ class Trainer:
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
         state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
-        # FISMO's state is with its owners under DDP.
-        whole = getattr(self.optimizer, "full_state_dict", self.optimizer.state_dict)
         content = {
             "run": asdict(state),
             "model": dict(self.model.state_dict()),
             "average": None if self.average is None else dict(self.average.state_dict()),
-            "optimizer": whole() if with_optimizer else None,
+            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
             "scaler": self._scaler.state_dict(),
             "window": self._window.state_dict(),
             "noise": self._noise.state_dict(),
@@ -480,18 +487,16 @@ class Trainer:
         }
         evaluated = state.validation is not None and state.evaluated_step == state.step
         loss = state.validation["loss"] if evaluated and state.validation is not None else None
-        if self.world.main:
-            store.save(state.step, content, validation_loss=loss)
-        self.world.wait()
+        store.save(state.step, content, validation_loss=loss, world=self.world)
         return events.CheckpointSaved(state.step, str(store.path(state.step)))
 
     def _load(self, saved: dict[str, Any]) -> None:
         self._state = RunState(**saved["run"])
-        self.model.load_state_dict(saved["model"])
+        self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
         if self.average is not None:
-            self.average.load_state_dict(saved["average"])
+            self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
         if saved["optimizer"] is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
+            self.optimizer.load_state_dict(placed_state(saved["optimizer"], self.optimizer))
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(saved["scaler"])
         self._window.load_state_dict(saved["window"])
@@ -567,24 +572,3 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
 def _due(state: RunState, every: int | None) -> bool:
     """Whether something is due every so many batches; a step of a grown batch may have passed it."""
     return every is not None and state.batches // every > state.batches_before // every
-
-
-class _Probe:
-    """Remembers a step's start: to take its loss again afterwards, with the same dropout, and to see what changed."""
-
-    def __init__(self, model: nn.Module, parameters: list[Tensor]) -> None:
-        self._model, self._generators = model, rng_state()
-        self.before = [parameter.detach().clone() for parameter in parameters]
-        self.pieces: list[Batch] = []
-        self.gradients: list[Tensor | None] = []
-
-    @torch.no_grad()
-    def loss_again(self, loss: Callable[[Batch], Tensor]) -> Tensor:
-        """The mean loss of the step's pieces, in training mode; buffers and generators stay as they are."""
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
-        with kept_rng_state():
-            restore_rng_state(self._generators)
-            total = torch.stack([loss(piece) for piece in self.pieces]).mean()
-        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-        return total

@@ -4,14 +4,17 @@ A state is made of dicts (keys: str, int, float, bool or None), lists, tuples, t
 tuples, negative zero, infinities and NaN survive, which plain JSON would lose.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["flatten", "rebuild"]
+from fismo_core.sharding import is_spread, rows_of
+
+__all__ = ["flatten", "merge", "rebuild"]
 
 Tree = Any
 
@@ -20,7 +23,7 @@ def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
     """Split a state into its tensors, named by their path, and a JSON document that `rebuild` reads.
 
     Tensors without a dimension go into the document, byte for byte. The others are contiguous, on the CPU, and share no
-    memory with one another.
+    memory with one another; those that are spread over processes stay spread, on their devices.
 
     Raises:
         TypeError: for a value of another kind, naming where it is.
@@ -84,6 +87,17 @@ def rebuild(document: Any, tensors: Mapping[str, Tensor]) -> Tree:
     return document
 
 
+def merge(documents: Sequence[Any]) -> Any:
+    """One document out of those of several processes: of dicts all entries that any has, of all else the first's."""
+    dicts = [document["dict"] for document in documents if isinstance(document, dict) and "dict" in document]
+    if not dicts or not isinstance(documents[0], dict) or "dict" not in documents[0]:
+        return documents[0]
+    entries: dict[str, tuple[Any, list[Any]]] = {}
+    for key, value in (entry for items in dicts for entry in items):
+        entries.setdefault(json.dumps(key), (key, []))[1].append(value)
+    return {"dict": [[key, merge(values)] for key, values in entries.values()]}
+
+
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -91,6 +105,11 @@ def _join(path: str, key: Any) -> str:
 def _separate(tensor: Tensor, storages: set[int]) -> Tensor:
     """The tensor on the CPU, contiguous, copied where its memory is another's too (safetensors refuses that)."""
     value = tensor.detach()
+    if is_spread(value):
+        memory = rows_of(value).untyped_storage().data_ptr()
+        value = value.clone() if memory in storages and rows_of(value).numel() else value
+        storages.add(memory)
+        return value
     if value.device.type != "cpu":
         value = value.cpu()
     storage = value.untyped_storage()

@@ -5,16 +5,10 @@ linear model promises, the radius may grow; where it falls much less, it must sh
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fismo_core.sharding import rows_of
-
-__all__ = ["RadiusControl", "dot_of_changes"]
+__all__ = ["RadiusControl"]
 
 GROW_ABOVE = 0.8
 """The radius grows if, at the schedule's full share, the loss would fall by more than this share of the promise."""
@@ -126,15 +120,3 @@ class RadiusControl:
         """Go on from what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
-
-
-def dot_of_changes(gradients: Iterable[Tensor | None], after: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
-    """The sum over all parameters of <gradient, change>, in float64 where the device has it; of this rank's rows."""
-    device = rows_of(after[0]).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    total = torch.zeros((), dtype=dtype, device=device)
-    for gradient, new, old in zip(gradients, after, before, strict=True):
-        if gradient is not None:
-            change = rows_of(new).to(dtype) - rows_of(old).to(dtype)
-            total += (rows_of(gradient).to(dtype) * change).sum()
-    return total

@@ -65,6 +65,14 @@ class World:
         distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
         return int(tensor.item())
 
+    def maximum(self, values: Tensor) -> Tensor:
+        """The elementwise maximum over all processes of a tensor on the CPU."""
+        if self.size == 1:
+            return values
+        result = values.clone()
+        distributed.all_reduce(result, op=distributed.ReduceOp.MAX)
+        return result
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes of a tensor on any device; NaN if it is so anywhere."""
         if self.size == 1:

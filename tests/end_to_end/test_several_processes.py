@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import Cli, wait_for
 
@@ -51,6 +54,47 @@ def test_several_processes_train_as_one_does(cli, settings):
         )
     allowed = max(10 * largest_gap(losses(cli, one["run_dir"]), losses(cli, accumulated["run_dir"])), 1e-5)
     assert max(gaps) <= allowed
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_saved_by_four_processes_and_resumed_by_two_and_by_one(cli, parallel):
+    """Weights, their average, FISMO's state and AdamW's come back whole, whoever had them; the model is that of one."""
+    tiny = ("model.args.n_layer=2", "model.args.n_embd=48", "model.args.n_head=2", "data.block_size=32")
+    settings = (*TEXT, *tiny, f"train.parallel={parallel}", "train.ema_decay=0.9", "train.clip_grad_norm=1")
+    four = cli.run("train", *settings, "checkpoint.every=25", "--nproc", 4, "--json").json
+    run = cli.folder / four["run_dir"]
+    assert len(list(run.glob("checkpoints/step-25/shard-*.safetensors"))) == 4
+    measured = cli.run("evaluate", run, "--json").json["metrics"]["validation"]
+    assert measured["loss"] == pytest.approx(four["metrics"]["validation"]["loss"], rel=1e-6)
+    exported = cli.run("export", run, "weights.safetensors", "--json")
+    assert exported.json["step"] == 50
+    kept, weights = load_file(run / "model.safetensors"), load_file(cli.folder / "weights.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+    again = cli.run("train", *settings, "train.steps=1", "model.pretrained=weights.safetensors", "--json")
+    assert again.json["metrics"]["train"]["loss"] < 0.7 * losses(cli, run)[0]
+    shutil.rmtree(run / "checkpoints" / "step-50")
+    (run / "summary.json").unlink()
+    for processes in (("--nproc", 2), ()):
+        copy = Path(shutil.copytree(run, cli.folder / f"copy{len(processes)}"))
+        resumed = cli.run("train", copy / "preset.yaml", "--resume", copy, *processes, "--json")
+        assert resumed.code == 0, resumed.err
+        assert resumed.json["resumed_from_step"] == 25
+        assert largest_gap(losses(cli, run), losses(cli, copy)) < 1e-5
+        assert resumed.json["metrics"]["validation"]["loss"] == pytest.approx(measured["loss"], rel=1e-5)
+
+
+def test_killed_and_restarted_with_spread_weights(cli):
+    settings = (*LONG, "train.steps=60", "train.parallel=fsdp2")
+    whole = cli.run("train", *settings, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
+    saved = "runs/*/*/checkpoints/step-*/complete.json"
+    before = set(cli.folder.glob(saved))
+    process = cli.start("train", *settings, "--nproc", 2, "--json", "--", "--max-restarts=1")
+    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
+    restarted = cli.finish(process)
+    assert restarted.code == 0, restarted.err
+    assert restarted.json["resumed_from_step"] > 0
+    assert restarted.json["metrics"]["validation"]["loss"] == whole
 
 
 LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")
@@ -113,6 +157,8 @@ def test_killed_stopped_and_resumed(cli):
     [
         (("train.batch_size=63", "--nproc", 2), 2, "cannot be shared evenly by 2 processes: make it a multiple of 2"),
         (("train.max_loss=0.1", "train.steps=2", "--nproc", 2), 4, "above train.max_loss=0.1"),
+        (("train.max_loss=0.1", "train.parallel=fsdp2", "--nproc", 2), 4, "above train.max_loss=0.1"),
+        (("train.parallel=none", "--nproc", 2), 2, "train.parallel=none, but there are 2 processes"),
         (("--nproc", 2, "--", "--no-such-flag"), 2, "torchrun does not take --no-such-flag"),
         (("--", "--nnodes=2"), 2, "need --nproc"),
         (("data.source=npz", "data.path=/no/such.npz", "--nproc", 2), 2, "/no/such.npz is not a file"),

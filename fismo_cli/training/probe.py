@@ -1,0 +1,66 @@
+"""Looks at one optimizer step: what the gradient said it would do to the loss of its samples, and what it did.
+
+Knows nothing of optimizers, and of a model only that it has buffers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fismo_cli.tasks.base import Batch
+from fismo_cli.training.seeding import kept_rng_state, restore_rng_state, rng_state
+from fismo_core.sharding import rows_of
+
+__all__ = ["StepProbe"]
+
+
+class StepProbe:
+    """Made before a step's first forward pass; takes a copy of the weights, and later of the gradients.
+
+    Args:
+        model: in training mode.
+        parameters: those that the step changes.
+
+    Attributes:
+        pieces: the parts of the step's batch, to be added one by one.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        self._model, self._parameters, self._generators = model, parameters, rng_state()
+        self._before = [parameter.detach().clone() for parameter in parameters]
+        self._gradients: list[Tensor | None] = []
+        self.pieces: list[Batch] = []
+
+    def take_gradients(self) -> None:
+        """Copy the gradients, before they are clipped or corrected."""
+        self._gradients = [None if p.grad is None else p.grad.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def loss_again(self, loss: Callable[[Batch], Tensor]) -> Tensor:
+        """The mean loss of the pieces, by the weights of now and the dropout of then.
+
+        Buffers and generators are left as they are.
+        """
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+        with kept_rng_state():
+            restore_rng_state(self._generators)
+            mean = torch.stack([loss(piece) for piece in self.pieces]).mean()
+        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return mean
+
+    @torch.no_grad()
+    def promised_change(self) -> Tensor:
+        """The sum over all parameters of <gradient, change>; of this process's rows where they are spread.
+
+        In float64, where the device has it: small changes of large weights would be lost in rounding.
+        """
+        device = rows_of(self._before[0]).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        total = torch.zeros((), dtype=dtype, device=device)
+        for gradient, new, old in zip(self._gradients, self._parameters, self._before, strict=True):
+            if gradient is not None:
+                change = rows_of(new.detach()).to(dtype) - rows_of(old).to(dtype)
+                total += (rows_of(gradient).to(dtype) * change).sum()
+        return total

@@ -1,0 +1,39 @@
+"""A rank that raises, or dies, in the middle of training ends the run of all, soon and with one message."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.test_sharding import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("parallel", "how"), [("ddp", "raise"), ("fsdp2", "raise"), ("fsdp2", "die")])
+def test_a_rank_that_fails_ends_the_run(tmp_path, parallel, how):
+    started = time.monotonic()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"),
+            *(str(Path(__file__).with_name("failing.py")), how, "train", "digits-vit", "train.batch_size=63"),
+            *(f"train.parallel={parallel}", "train.threads=1"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert time.monotonic() - started < 120  # not the ten minutes after which a rank that hangs is given up
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    if how == "raise":
+        assert [line for line in errors if line.startswith("unexpected error: ValueError: this rank has had enough")]
+        assert len([line for line in errors if line.startswith(("error:", "unexpected error:"))]) == 1, errors
+    else:
+        assert "Signal 9" in done.stderr  # of torchrun; fismo train --nproc says it in its own words
+    assert not list(tmp_path.glob("runs/*/*/summary.json"))

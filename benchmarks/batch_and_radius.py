@@ -2,9 +2,9 @@
 
     python benchmarks/batch_and_radius.py
 
-Four tables: the batch size beyond which steps stop being saved, measured, against the noise scale; a growing batch on
-0.7 of the samples against a constant large one; an adaptive radius that starts far off against a fixed good one; MARS.
-All losses are validation losses of finished runs, `fismo train` processes on one thread each. Finished runs are kept in
+Five tables: the batch size beyond which steps stop being saved, measured, against the noise scale; a growing batch on
+0.7 of the samples against a constant large one; an adaptive radius that starts far off against a fixed one; MARS; what
+measuring the noise costs. All losses are validation losses of finished runs, `fismo train` processes on one thread each. Finished runs are kept in
 the JSON file, so that an interrupted benchmark goes on where it was.
 """
 
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -25,6 +26,9 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import curve_fit
+
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.preparation import prepare
 
 RADII = {"digits-vit": 0.02, "stdlib-gpt2": 0.04}
 """The presets' trust radii: the best of four on another seed (docs/results.md)."""
@@ -217,7 +221,25 @@ def mars(each: Each) -> list[str]:
     return lines
 
 
-PARTS = {"radius": radius, "growth": growth, "sweep": sweep, "mars": mars}
+def overhead(each: Each) -> list[str]:
+    """What a measured step costs beyond another one, by the clock of one process: medians of steps taken in turn."""
+    lines = table("preset", "step, ms", "measured step, ms", "measuring every 50th step costs")
+    for preset in (*RADII, "stdlib-llama"):
+        trainer = prepare(load_preset(preset, ["train.threads=1"])).trainer
+        batches = trainer._batches()
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for number in range(60):
+            start = time.perf_counter()
+            for _ in trainer._train_step(batches, measure=number % 2 == 1):
+                pass
+            seconds[number % 2 == 1].append(time.perf_counter() - start)
+        plain, measured = (statistics.median(seconds[kind][5:]) for kind in (False, True))
+        cost = f"{100 * (measured / plain - 1) / 50:.1f} %"
+        lines.append(f"| {preset} | {1000 * plain:.1f} | {1000 * measured:.1f} | {cost} |")
+    return lines
+
+
+PARTS = {"radius": radius, "growth": growth, "sweep": sweep, "mars": mars, "overhead": overhead}
 
 
 def main() -> None:

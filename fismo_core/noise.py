@@ -21,9 +21,9 @@ def signal_and_noise(piece: Tensor, whole: Tensor, *, pieces: int, batch_size: i
     """Unbiased estimates of |G|^2 and of tr(S), in any metric; the first may be negative.
 
     Args:
-        piece: mean over the pieces of a batch of the squared norm of each piece's mean gradient.
+        piece: squared norm of the mean gradient of a piece of a batch; or its mean over some or all pieces.
         whole: squared norm of the whole batch's mean gradient.
-        pieces: how many equal pieces there are, at least 2.
+        pieces: how many pieces of this size the batch has, at least 2.
         batch_size: samples of the whole batch.
     """
     signal = (pieces * whole - piece) / (pieces - 1)

@@ -151,8 +151,8 @@ class TrainConfig(Config):
             (
                 self.batch_growth is not None and self.accumulate == 1 and (self.compile or self.batch_size % 2 == 1),
                 "accumulate",
-                "must be at least 2 where train.batch_growth is set with train.compile or an odd train.batch_size: the "
-                "batch is not cut into halves then, to tell signal from noise",
+                "must be at least 2 where train.batch_growth is set with train.compile or an odd train.batch_size: no "
+                "half of a batch is taken then, to tell signal from noise",
                 ("batch_growth", "compile", "batch_size"),
             ),
             (

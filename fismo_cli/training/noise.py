@@ -1,7 +1,7 @@
 """Measures the gradient's noise scale while a run trains, from pieces of its batches. Knows no presets and no files.
 
-A piece is what one process sees of one micro-batch; where the whole batch is a single piece, the trainer cuts it into
-two halves in the steps that are measured.
+A piece is what one process sees of one micro-batch; where the whole batch is a single one, half of it is a piece, of
+which the trainer takes the gradient besides in the steps that are measured.
 """
 
 import math
@@ -50,8 +50,11 @@ class NoiseMeter:
         return self._every is not None and (step + 1) % self._every == 0
 
     @contextmanager
-    def piece(self) -> Iterator[None]:
-        """Around the backward pass of one piece: takes the norm of its own gradient, before it is added to others'."""
+    def piece(self, count: int) -> Iterator[None]:
+        """Around the backward pass of one of `count` pieces in this process, each of which adds its share of the mean.
+
+        Takes the norms of its own gradient, before it is added to the others'.
+        """
         gradients: dict[Tensor, Tensor] = {}
         handles = [
             parameter.register_hook(partial(gradients.__setitem__, parameter))  # type: ignore[no-untyped-call]
@@ -63,27 +66,30 @@ class NoiseMeter:
         finally:
             for handle in handles:
                 handle.remove()
-        self._pieces.append(self._square_norms(gradients))
+        self.add_piece(gradients, count)
 
-    def finish(self, step: int, batch_size: int, *, scale: float = 1.0) -> NoiseMeasured | None:
+    def add_piece(self, gradients: Mapping[Tensor, Tensor], count: int = 1) -> None:
+        """Take the norms of a piece's mean gradient, divided by `count`."""
+        self._pieces.append(self._square_norms(gradients) * count**2)
+
+    def finish(self, step: int, batch_size: int, *, pieces: int, scale: float = 1.0) -> NoiseMeasured | None:
         """Take in a measured step, once all gradients are complete and before they are clipped or used.
 
         Args:
             step: the number of the step that is about to be done, from 1.
             batch_size: samples of the whole batch.
+            pieces: of which size those that were added are: how many of them a batch has.
             scale: what the loss was multiplied by.
 
         Returns:
             The averages, as an event; None if a gradient was not finite, or nothing was measured.
         """
-        pieces, self._pieces = self._pieces, []
-        count = len(pieces) * self._world.size
-        if count < 2:
+        added, self._pieces = self._pieces, []
+        if not added:
             return None
-        # Each piece's gradient is its share of the mean over all pieces of this process.
-        piece = self._world.mean(torch.stack(pieces).mean(dim=0)) * len(pieces) ** 2
+        piece = self._world.mean(torch.stack(added).mean(dim=0))
         whole = self._square_norms({p: p.grad for p in self._parameters if p.grad is not None})
-        signal, noise = signal_and_noise(piece, whole, pieces=count, batch_size=batch_size)
+        signal, noise = signal_and_noise(piece, whole, pieces=pieces, batch_size=batch_size)
         found = torch.stack([signal, noise], dim=1).cpu().double() / scale**2
         if not bool(found.isfinite().all()):
             return None

@@ -3,7 +3,8 @@
 Knows nothing of optimizers, and of a model only that it has buffers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fismo_cli.tasks.base import Batch
 from fismo_cli.training.seeding import kept_rng_state, restore_rng_state, rng_state
 from fismo_core.sharding import rows_of
 
-__all__ = ["StepProbe"]
+__all__ = ["StepProbe", "untouched"]
 
 
 class StepProbe:
@@ -42,13 +43,9 @@ class StepProbe:
 
         Buffers and generators are left as they are.
         """
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
-        with kept_rng_state():
+        with untouched(self._model):
             restore_rng_state(self._generators)
-            mean = torch.stack([loss(piece) for piece in self.pieces]).mean()
-        for buffer, value in zip(self._model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-        return mean
+            return torch.stack([loss(piece) for piece in self.pieces]).mean()
 
     @torch.no_grad()
     def promised_change(self) -> Tensor:
@@ -64,3 +61,14 @@ class StepProbe:
                 change = rows_of(new.detach()).to(dtype) - rows_of(old).to(dtype)
                 total += (rows_of(gradient).to(dtype) * change).sum()
         return total
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model's buffers and all generators back afterwards, whatever forward passes there were."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with kept_rng_state():
+        yield
+    with torch.no_grad():
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)

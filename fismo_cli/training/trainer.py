@@ -28,7 +28,7 @@ from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, 
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.growth import grown
 from fismo_cli.training.noise import NoiseMeter
-from fismo_cli.training.probe import StepProbe
+from fismo_cli.training.probe import StepProbe, untouched
 from fismo_cli.training.schedule import factor, total_steps
 from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
@@ -281,18 +281,21 @@ class Trainer:
                 group["radius_scale"] = self._radius.scale
         probe = StepProbe(self.model, self._parameters) if self._radius.due(state.step, share) else None
         taken = min(state.growth, self.total - state.batches)
+        count = taken * config.accumulate
         measured = measure or self._noise.due(state.step)
-        pieces = self._pieces(batches, taken, halve=measured and self.world.size == 1)
-        losses = []
-        for piece, count, last in pieces:
-            with self._gradients_kept(last), self._noise.piece() if measured else nullcontext():
-                loss = self._training_loss(self._replica, piece)
+        losses: list[Tensor] = []
+        for batch in self._micro_batches(batches, taken):
+            if measured and count * self.world.size == 1:
+                self._measure_half(batch)
+            parted = measured and count * self.world.size > 1
+            with self._gradients_kept(len(losses) + 1 == count), self._noise.piece(count) if parted else nullcontext():
+                loss = self._training_loss(self._replica, batch)
                 if count > 1:
                     loss = loss / count
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             if probe is not None:
-                probe.pieces.append(piece)
+                probe.pieces.append(batch)
         total_loss = torch.stack(losses).sum()
         self._window.add(total_loss)
         if self._spread is not None:
@@ -301,7 +304,7 @@ class Trainer:
         noise = None
         if measured:
             scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-            noise = self._noise.finish(step, samples, scale=scale)
+            noise = self._noise.finish(step, samples, pieces=max(2, count * self.world.size), scale=scale)
         if config.clip_grad_norm is not None or probe is not None:
             self._scaler.unscale_(self.optimizer)
         if probe is not None:
@@ -328,28 +331,25 @@ class Trainer:
                     state.growth = growth
                     yield events.BatchGrown(step, growth * config.batch_size, noise.noise_scale)
 
-    def _pieces(self, batches: Iterator[Batch], taken: int, *, halve: bool) -> Iterator[tuple[Batch, int, bool]]:
-        """What this process has to do in a step: micro-batches, how many there are, and whether it is the last one.
-
-        Args:
-            batches: the micro-batches to come.
-            taken: how many batches of `train.batch_size` the step takes.
-            halve: cut a single micro-batch in two, so that signal and noise can be told apart.
-        """
+    def _micro_batches(self, batches: Iterator[Batch], taken: int) -> Iterator[Batch]:
+        """The micro-batches of a step that takes so many batches of `train.batch_size`, ready for the model."""
         config, state = self.train_config, self._state
-        count = taken * config.accumulate
-        for number in range(count):
-            batch = move(next(batches), self.device)
-            batch_number, micro = divmod(number, config.accumulate)
-            mixing = derive_seed("mixing", config.seed, state.batches + batch_number, micro, *self._apart())
-            batch = self.task.prepare(batch, self._mixing.manual_seed(mixing))
-            size = len(next(iter(batch.values())))
-            if halve and count == 1 and size % 2 == 0 and not config.compile:
-                for half in range(2):
-                    part = slice(half * size // 2, (half + 1) * size // 2)
-                    yield {name: value[part] for name, value in batch.items()}, 2, half == 1
-            else:
-                yield batch, count, number + 1 == count
+        for number in range(taken):
+            for micro in range(config.accumulate):
+                batch = move(next(batches), self.device)
+                mixing = derive_seed("mixing", config.seed, state.batches + number, micro, *self._apart())
+                yield self.task.prepare(batch, self._mixing.manual_seed(mixing))
+
+    def _measure_half(self, batch: Batch) -> None:
+        """Take the gradient of half of a batch besides, for the noise scale; nothing else is changed by it."""
+        size = len(next(iter(batch.values())))
+        if size % 2 or self.train_config.compile:
+            return  # there is no half, or one of another shape would be compiled anew
+        half = {name: value[: size // 2] for name, value in batch.items()}
+        with untouched(self.model):
+            loss = self._scaler.scale(self._training_loss(self.model, half))
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        self._noise.add_piece({p: g for p, g in zip(self._parameters, gradients, strict=True) if g is not None})
 
     def _training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         with autocast(self.device, self.train_config.precision):

@@ -11,7 +11,7 @@ from fismo_cli.training.growth import grown
 from fismo_cli.training.seeding import derive_seed
 from fismo_cli.training.trust_region import RadiusControl
 from tests.cli.test_trainer import of, run
-from tests.cli.training_fakes import linear, make_trainer, points_task, store_in, weights
+from tests.cli.training_fakes import PointsPart, PointsTask, linear, make_trainer, points_task, store_in, weights
 
 
 def gradients_of_pieces(trainer, pieces: int) -> list[torch.Tensor]:
@@ -38,21 +38,23 @@ def test_signal_and_noise_are_those_of_the_pieces(accumulate, pieces):
     trainer = make_trainer(build=linear, steps=1, accumulate=accumulate, noise_every=1, clip_grad_norm=1e-3)
     each = gradients_of_pieces(trainer, pieces)
     (event,) = of(NoiseMeasured, run(trainer)[0])
-    square = sum(float(gradient.square().sum()) for gradient in each) / pieces
+    squares = [float(gradient.square().sum()) for gradient in each]
+    piece = sum(squares) / pieces if accumulate > 1 else squares[0]  # half of the batch is taken, not both halves
     whole = float((sum(each) / pieces).square().sum())
-    assert event.signal == pytest.approx((pieces * whole - square) / (pieces - 1), rel=1e-5)
-    assert event.noise == pytest.approx((square - whole) * 8 / (pieces - 1), rel=1e-5)
+    assert event.signal == pytest.approx((pieces * whole - piece) / (pieces - 1), rel=1e-5)
+    assert event.noise == pytest.approx((piece - whole) * 8 / (pieces - 1), rel=1e-5)
     assert event.batch_size == 8
     assert sum(entry["euclidean"]["noise"] for entry in event.by_parameter.values()) == pytest.approx(event.noise)
 
 
-def test_measuring_by_halves_changes_nothing_but_the_order_of_sums():
-    settings = {"build": linear, "steps": 20, "lr": 0.1}
-    plain, measured = make_trainer(noise_every=None, **settings), make_trainer(noise_every=1, **settings)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_measuring_changes_nothing(accumulate):
+    """Of a network with dropout and batch norm."""
+    plain, measured = (make_trainer(accumulate=accumulate, noise_every=every) for every in (None, 1))
     assert not of(NoiseMeasured, run(plain)[0])
     assert len(of(NoiseMeasured, run(measured)[0])) == 20
     for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(measured)[name], value, rtol=1e-5, atol=1e-6)
+        assert torch.equal(weights(measured)[name], value), name
 
 
 def test_no_measurement_where_a_batch_has_no_halves():
@@ -114,6 +116,7 @@ def test_a_batch_grows_within_the_budget_of_samples():
 def test_a_run_whose_batch_grows_resumes_to_the_bit(tmp_path):
     settings = {
         "steps": 60,
+        "accumulate": 2,
         "noise_every": 3,
         "batch_growth": {"max_batch_size": 32, "theta": 0.01},
         "checkpoint": CheckpointConfig(every=10, keep=100),
@@ -257,6 +260,51 @@ def test_the_radius_that_is_logged_is_the_adapted_one():
     assert of(StepLogged, events)[-1].lr["matrix"] == pytest.approx(
         1e-4 * trainer.optimizer.param_groups[0]["radius_scale"]
     )
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, precision):
+    settings = {
+        "fismo": True,
+        "mars": True,
+        "adapt_radius": 2,
+        "noise_every": 2,
+        "accumulate": 2,
+        "precision": precision,
+        "clip_grad_norm": 1.0,
+        "checkpoint": CheckpointConfig(every=7, keep=100),
+    }
+    whole = make_trainer(**settings)
+    events, summary = run(whole, store=store_in(tmp_path))
+    assert whole._radius.measured > 4
+    measured = of(NoiseMeasured, events)
+    assert len(measured) >= (10 if precision == "bfloat16" else 8)  # float16's scale may be too large at first
+    alone = CheckpointStore(tmp_path / "one")
+    alone.directory.mkdir()
+    store_in(tmp_path).path(7).rename(alone.path(7))
+    resumed = make_trainer(**settings)
+    again, again_summary = run(resumed, store=alone, resume=alone.load())
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    assert again_summary["radius_scale"] == summary["radius_scale"]
+    assert of(NoiseMeasured, again) == [event for event in measured if event.step > 7]
+
+
+def test_the_noise_is_that_of_the_unscaled_loss():
+    """float16 multiplies the loss by 65536; signal and noise are those of float32, up to its rounding."""
+
+    class Small(PointsTask):  # so that 65536 times its gradient is no infinity
+        def training_loss(self, model, batch):
+            return 1e-3 * super().training_loss(model, batch)
+
+    def measured(precision: str) -> NoiseMeasured:
+        task = Small(train=PointsPart(50), validation=None, test=None)
+        events, _ = run(make_trainer(task, build=linear, steps=1, noise_every=1, precision=precision))
+        return of(NoiseMeasured, events)[0]
+
+    half, single = measured("float16"), measured("float32")
+    assert half.signal == pytest.approx(single.signal, rel=0.02)
+    assert half.noise == pytest.approx(single.noise, rel=0.02)
 
 
 def test_nn_modules_without_matrices_do_not_matter():

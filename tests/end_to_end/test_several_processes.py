@@ -27,9 +27,12 @@ IMAGES = (
 )
 
 
+def events_of(cli: Cli, run_dir: str) -> list[dict]:
+    return [json.loads(line) for line in (cli.folder / run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(cli: Cli, run_dir: str) -> list[float]:
-    events = [json.loads(line) for line in (cli.folder / run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [event["loss"] for event in events if event["event"] == "StepLogged"]
+    return [event["loss"] for event in events_of(cli, run_dir) if event["event"] == "StepLogged"]
 
 
 def largest_gap(one: list[float], other: list[float]) -> float:
@@ -95,6 +98,30 @@ def test_killed_and_restarted_with_spread_weights(cli):
     assert restarted.code == 0, restarted.err
     assert restarted.json["resumed_from_step"] > 0
     assert restarted.json["metrics"]["validation"]["loss"] == whole
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, parallel):
+    """Two processes measure what one process does with two micro-batches, and do the same about it."""
+    settings = (
+        *(*IMAGES, "train.steps=24", "train.noise_every=6", "train.clip_grad_norm=1.0"),
+        *("optimizer.adapt_radius=4", "optimizer.variance_reduction=mars", "optimizer.trust_radius=0.002"),
+    )
+    one = cli.run("train", *settings, "train.accumulate=2", "--json").json
+    two = cli.run("train", *settings, f"train.parallel={parallel}", "--nproc", 2, "--json").json
+    assert one["radius_scale"] > 1
+    assert two["radius_scale"] == one["radius_scale"]
+    assert two["metrics"]["validation"]["loss"] == pytest.approx(one["metrics"]["validation"]["loss"], rel=1e-3)
+    found = [
+        [event for event in events_of(cli, run["run_dir"]) if event["event"] == "NoiseMeasured"] for run in (one, two)
+    ]
+    assert len(found[0]) == 4
+    if parallel == "fsdp2":
+        assert found[1] == []  # it shows no process its own gradients
+        return
+    for alone, shared in zip(*found, strict=True):
+        assert shared["signal"] == pytest.approx(alone["signal"], rel=1e-2)
+        assert shared["noise"] == pytest.approx(alone["noise"], rel=1e-2)
 
 
 LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")

@@ -4,8 +4,8 @@
 
 Five tables: the batch size beyond which steps stop being saved, measured, against the noise scale; a growing batch on
 0.7 of the samples against a constant large one; an adaptive radius that starts far off against a fixed one; MARS; what
-measuring the noise costs. All losses are validation losses of finished runs, `fismo train` processes on one thread each. Finished runs are kept in
-the JSON file, so that an interrupted benchmark goes on where it was.
+measuring the noise costs. All losses are validation losses of finished runs, `fismo train` processes on one thread
+each. Finished runs are kept in the JSON file, so that an interrupted benchmark goes on where it was.
 """
 
 import argparse

@@ -92,7 +92,11 @@ def _baseline(preset: Preset, label: str) -> Preset:
         own = config.adamw.model_dump(include=config.adamw.model_fields_set)
         given["adamw"] = {**preset.optimizer.adamw.model_dump(), **own}
     candidate = preset.optimizer
-    shared: dict[str, Any] = {"adamw": candidate.adamw.model_dump()}
+    shared: dict[str, Any] = {
+        "adamw": candidate.adamw.model_dump(),
+        "variance_reduction": candidate.variance_reduction,
+        "mars_gamma": candidate.mars_gamma,
+    }
     if name not in COUPLED_DECAY | NO_WEIGHT_DECAY:
         shared["weight_decay"] = candidate.weight_decay
     if name in ("fismo", *MATRIX_NAMES):

@@ -180,6 +180,16 @@ def test_coupled_weight_decay_is_not_the_candidate_s():
     assert decays == {"fismo": 0.1, "adam": 0.0, "sgd": 0.0, "adamw": 0.1}
 
 
+def test_variance_reduction_is_in_front_of_every_momentum():
+    found = contenders(
+        *("optimizer.variance_reduction=mars", "optimizer.mars_gamma=0.05", "compare.muon={variance_reduction: null}"),
+        baselines=("muon", "adamw"),
+    )
+    reductions = {label: contender.loaded.preset.optimizer.variance_reduction for label, contender in found.items()}
+    assert reductions == {"fismo": "mars", "adamw": "mars", "muon": None}
+    assert found["adamw"].loaded.preset.optimizer.mars_gamma == 0.05
+
+
 def test_a_baseline_s_adamw_is_the_candidate_s_but_for_what_it_says():
     found = contenders("optimizer.adamw.betas=[0.8, 0.9]", "compare.muon.adamw.lr=0.5", baselines=("muon",))
     adamw = found["muon"].loaded.preset.optimizer.adamw

@@ -150,6 +150,12 @@ def test_auto_tells_of_a_run_in_use_and_does_not_contradict_itself(tmp_path):
     assert "no unfinished run" not in told.getvalue()
 
 
+def test_a_dry_run_names_the_noise_scale_of_the_first_steps():
+    longer = ("train.epochs=null", "train.steps=20")
+    assert execution.dry_run(digits(*longer))["noise_scale"] > 0
+    assert execution.dry_run(digits(*longer, "train.noise_every=null"))["noise_scale"] is None
+
+
 def test_a_dry_run_has_one_step_time():
     result = execution.dry_run(digits())
     assert result["samples_per_second"] == pytest.approx(64 / result["step_seconds"])

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from fismo_cli.errors import DivergedError, FismoError, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import get_setting, with_settings
+from fismo_cli.reporting.tuning_words import notes
 from fismo_cli.runs import executor
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.training.schedule import total_steps
@@ -492,3 +493,18 @@ def test_urls_are_shown_without_secrets():
     shown = shown_url("postgresql+psycopg://me:hunter2@host:5432/db?sslpassword=hunter3")
     assert shown == "postgresql+psycopg://me:***@host:5432/db"
     assert "hunter2" not in shown_url("post gres://hunter2")
+
+
+def test_the_noise_scale_of_the_best_trial_is_named():
+    trials = [{"number": number, "noise_scale": scale, "failure": None} for number, scale in ((0, 10.0), (3, 1234.5))]
+    summary = {
+        "best": {"trial": 3},
+        "trial_list": trials,
+        "at_bound": [],
+        "trials": {"finished": 20},
+        "eligible": 20,
+        "plan": {"space": {"optimizer.damping": {}}},
+    }
+    assert "1,234 samples" in notes(summary)[0]
+    trials[1]["noise_scale"] = None
+    assert notes(summary) == []

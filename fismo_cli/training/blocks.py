@@ -59,8 +59,8 @@ def recompute_activations(model: nn.Module, *, compiled: bool = False) -> None:
         )
     if compiled and any(isinstance(module, _BatchNorm) for block in blocks for module in block.modules()):
         raise UsageError(
-            "train.activation_checkpointing: with train.compile, batch norm would take its statistics twice; set one of "
-            "them to false"
+            "train.activation_checkpointing: with train.compile, batch norm would take its statistics twice; set one "
+            "of them to false"
         )
     for block in blocks:
         block.forward = _recomputed(block)

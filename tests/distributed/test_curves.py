@@ -76,9 +76,11 @@ def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
         [*MODELS[model], f"optimizer.form={form}", f"train.parallel={parallel}", f"train.accumulate={accumulate}"]
         for model, form, parallel, accumulate in wanted
     ]
-    for key, (losses, summary) in zip(
-        wanted, json.loads(start("curves.py", tmp_path, ranks, json.dumps(runs))), strict=True
-    ):
-        plain, spread = alone[key[:2]]
+    found = json.loads(start("curves.py", tmp_path, ranks, json.dumps(runs)))
+    for key, (losses, summary) in zip(wanted, found, strict=True):
+        model, form, parallel, accumulate = key
+        plain, spread = alone[model, form]
         assert (summary["world_size"], summary["samples_per_rank"]) == (ranks, 50 * 8 // ranks)
+        # The table of docs/scaling-out.md, by pytest -s.
+        print(f"| {model}, {form} | {ranks} x {accumulate}, {parallel} | {gap(plain, losses):.1e} | {spread:.1e} |")
         assert gap(plain, losses) <= 2 * spread + ROUNDING, key

@@ -88,7 +88,13 @@ def spread_out(model: nn.Module, train: TrainConfig, world: World, device: torch
         train: the loop's settings.
         world: the processes.
         device: of this process; the model is moved there.
+
+    Raises:
+        UsageError: if the model has a parameter without rows.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise UsageError(f"train.parallel=fsdp2 cannot spread {name}, which is a single number; use ddp")
     outline = _outline(model)
     average = copy.deepcopy(model) if train.ema_decay is not None else None
     if train.compile:  # before, so that no compiled code holds what FSDP2 does around a block

@@ -128,7 +128,7 @@ class Trainer:
     @property
     def kept_model(self) -> nn.Module:
         """The same to keep at the end: whole, also where it is spread over processes."""
-        return self._assembled or self.final_model
+        return self.final_model if self._assembled is None else self._assembled
 
     def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Iterator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
@@ -552,7 +552,7 @@ class Trainer:
         return (
             f"in step {self._state.step} with {self._samples_at_once} samples at once. Set "
             f"train.accumulate={config.accumulate * 2} to halve that at the same batch size (evaluation has "
-            "evaluate.batch_size), or train.precision=bfloat16"
+            "evaluate.batch_size), or train.activation_checkpointing=true, or train.precision=bfloat16"
         )
 
 

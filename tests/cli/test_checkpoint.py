@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from fismo_cli.app import main
 from fismo_cli.errors import FismoError
 from fismo_cli.training.checkpoint import CheckpointStore
 from fismo_cli.training.seeding import restore_rng_state, rng_state
-from fismo_cli.training.tree import flatten
+from fismo_cli.training.tree import flatten, merge, rebuild
 
 DTYPES = [
     torch.float32,
@@ -213,3 +214,58 @@ def test_marker_names_every_file(tmp_path):
     path = CheckpointStore(tmp_path).save(1, {"a": torch.ones(2)})
     marker = json.loads((path / "complete.json").read_text())
     assert set(marker["files"]) == {file.name for file in path.iterdir()} - {"complete.json"}
+
+
+def test_documents_of_several_processes_become_one():
+    """All entries of dicts, however deep; of what several have, and of lists, the first one's."""
+    states = [
+        {"rank": 0, "owned": {0: {"a": 1}, 2: {}}, "list": [0, {"x": 0}], "kind": {}},
+        {"rank": 1, "owned": {1: {"a": 2}, 0: {"b": (3,)}}, "list": [1, {"y": 0}], "kind": 5, "0": 7, 0: 8},
+    ]
+    merged = rebuild(merge([flatten(state)[1] for state in states]), {})
+    assert merged == {
+        "rank": 0, "owned": {0: {"a": 1, "b": (3,)}, 2: {}, 1: {"a": 2}}, "list": [0, {"x": 0}], "kind": {}, "0": 7,
+        0: 8,
+    }  # fmt: skip
+    assert merge([flatten(states[0])[1]]) == flatten(states[0])[1]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "preset.yaml").touch()
+    return tmp_path / "run"
+
+
+def export(capsys, *arguments: object) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as leaving:
+        main(["export", *map(str, arguments)])
+    return leaving.value.code, " ".join(capsys.readouterr().err.split())
+
+
+def test_export_takes_the_average_where_there_is_one_and_the_newest_whole_checkpoint(capsys, run_dir, tmp_path):
+    from safetensors.torch import load_file
+
+    store, file = CheckpointStore(run_dir / "checkpoints"), tmp_path / "new" / "w.safetensors"
+    store.save(1, {"model": {"w": torch.ones(2)}, "average": None})
+    assert export(capsys, run_dir, file)[0] == 0
+    assert load_file(file)["w"].tolist() == [1, 1]
+    store.save(2, {"model": {"w": torch.ones(2)}, "average": {"w": torch.full((2,), 3.0)}})
+    assert export(capsys, run_dir, file) == (0, f"the weights of step 2 are in {file}")
+    assert load_file(file)["w"].tolist() == [3, 3]
+    (store.path(2) / "state.json").unlink()
+    code, said = export(capsys, run_dir, file)
+    assert code == 0
+    assert "state.json is missing" in said
+    assert said.endswith(f"the weights of step 1 are in {file}")
+
+
+def test_export_says_what_is_wrong(capsys, run_dir, tmp_path):
+    assert export(capsys, tmp_path, "w.safetensors") == (
+        2,
+        f"error: {tmp_path}: not a run directory (it has no preset.yaml)",
+    )
+    assert export(capsys, run_dir, "w.bin") == (2, "error: w.bin: the file's name must end in .safetensors")
+    code, said = export(capsys, run_dir, tmp_path / "w.safetensors")
+    assert (code, said) == (2, f"error: {run_dir}: this run has no checkpoint (see checkpoint.every)")
+    assert not (tmp_path / "w.safetensors").exists()

@@ -1,10 +1,13 @@
 """Which processes may train together how, by `train.parallel`; what FSDP2 does is tested by several processes."""
 
 import pytest
+import torch
+from torch import nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
-from fismo_cli.training.spreading import check_parallel
+from fismo_cli.preset.schema import TrainConfig
+from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.world import World
 
 
@@ -35,3 +38,10 @@ def test_several_processes_are_spread_if_asked():
 def test_what_several_processes_cannot_do_is_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
         check(2, *overrides)
+
+
+def test_a_parameter_without_rows_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(UsageError, match="cannot spread scale, which is a single number"):
+        spread_out(model, TrainConfig(steps=1, parallel="fsdp2"), World(0, 2, 0), torch.device("cpu"))

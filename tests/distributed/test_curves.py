@@ -63,6 +63,24 @@ def test_every_other_optimizer_that_may_steps_rows_as_it_steps_all(tmp_path):
         assert losses == pytest.approx(curve(*run)[0], rel=ROUNDING), run[-1]
 
 
+def test_activations_computed_again_give_the_same_losses_to_the_last_bit(tmp_path):
+    """With dropout, of which the same must be dropped in the second forward pass."""
+    short = ("train.steps=6", "train.ema_decay=0.9")
+    settings = [
+        [*MODELS["text"], *short, "model.args.resid_pdrop=0.2", "model.args.attn_pdrop=0.2"],
+        [*MODELS["images"], *short, "model.args.drop_path_rate=0.2"],
+    ]
+    again = "train.activation_checkpointing=true"
+    pairs = [(run, [*run, again]) for one in settings for run in ([*one, "train.parallel=fsdp2"], one)]
+    found = [
+        losses for losses, _ in json.loads(start("curves.py", tmp_path, 2, json.dumps([r for p in pairs for r in p])))
+    ]
+    for plain, recomputed in zip(found[::2], found[1::2], strict=True):
+        assert recomputed == plain
+    for one in settings:
+        assert curve(*one, again)[0] == curve(*one)[0]
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
     wanted = [
@@ -76,9 +94,11 @@ def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
         [*MODELS[model], f"optimizer.form={form}", f"train.parallel={parallel}", f"train.accumulate={accumulate}"]
         for model, form, parallel, accumulate in wanted
     ]
-    for key, (losses, summary) in zip(
-        wanted, json.loads(start("curves.py", tmp_path, ranks, json.dumps(runs))), strict=True
-    ):
-        plain, spread = alone[key[:2]]
+    found = json.loads(start("curves.py", tmp_path, ranks, json.dumps(runs)))
+    for key, (losses, summary) in zip(wanted, found, strict=True):
+        model, form, parallel, accumulate = key
+        plain, spread = alone[model, form]
         assert (summary["world_size"], summary["samples_per_rank"]) == (ranks, 50 * 8 // ranks)
+        # The table of docs/scaling-out.md, by pytest -s.
+        print(f"| {model}, {form} | {ranks} x {accumulate}, {parallel} | {gap(plain, losses):.1e} | {spread:.1e} |")
         assert gap(plain, losses) <= 2 * spread + ROUNDING, key

@@ -18,8 +18,8 @@ def test_a_rank_that_fails_ends_the_run(tmp_path, parallel, how):
     started = time.monotonic()
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"),
-            *(str(Path(__file__).with_name("failing.py")), how, "train", "digits-vit", "train.batch_size=63"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(Path(__file__).with_name("failing.py")), how, "train", "digits-vit", "train.batch_size=64"),
             *(f"train.parallel={parallel}", "train.threads=1"),
         ],
         cwd=tmp_path,

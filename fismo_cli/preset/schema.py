@@ -80,7 +80,7 @@ class BatchGrowthConfig(Config):
 
     max_batch_size: PositiveInt = Field(description="Samples that it grows to at most, in multiples of batch_size.")
     theta: Positive = Field(
-        default=1.0, description="It doubles when the gradient's standard deviation exceeds this times its mean."
+        default=2.0, description="It doubles when the gradient's standard deviation exceeds this times its mean."
     )
 
 

@@ -5,7 +5,7 @@ import math
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ScheduleConfig, TrainConfig
 
-__all__ = ["factor", "steps_per_epoch", "total_steps"]
+__all__ = ["factor", "steps_per_epoch", "total_steps", "warmup_steps"]
 
 
 def factor(step: int, total: int, schedule: ScheduleConfig) -> float:
@@ -24,7 +24,7 @@ def factor(step: int, total: int, schedule: ScheduleConfig) -> float:
     """
     if not 0 <= step <= total:
         raise ValueError(f"step {step} is outside 0..{total}")
-    warmup = round(schedule.warmup * total)
+    warmup = warmup_steps(total, schedule)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
@@ -40,6 +40,11 @@ def factor(step: int, total: int, schedule: ScheduleConfig) -> float:
             decay = min(max(1, round(schedule.decay * total)), max(1, total - warmup))
             shape = min(1.0, (total - step) / decay)
     return schedule.final + (1.0 - schedule.final) * shape
+
+
+def warmup_steps(total: int, schedule: ScheduleConfig) -> int:
+    """How many of all steps the learning rate rises."""
+    return round(schedule.warmup * total)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

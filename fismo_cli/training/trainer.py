@@ -29,7 +29,7 @@ from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.growth import grown
 from fismo_cli.training.noise import NoiseMeter
 from fismo_cli.training.probe import StepProbe, untouched
-from fismo_cli.training.schedule import factor, total_steps
+from fismo_cli.training.schedule import factor, total_steps, warmup_steps
 from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
@@ -325,7 +325,7 @@ class Trainer:
         if noise is not None:
             state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
             yield noise
-            if config.batch_growth is not None:
+            if config.batch_growth is not None and state.batches >= warmup_steps(self.total, config.schedule):
                 growth = grown(state.growth, noise, config.batch_size, config.batch_growth)
                 if growth != state.growth:
                     state.growth = growth

@@ -113,6 +113,14 @@ def test_a_batch_grows_within_the_budget_of_samples():
     assert [event.samples // 160 for event in of(Evaluated, events)[:-1]] == [1, 2, 3]
 
 
+def test_no_batch_grows_during_the_warm_up():
+    growth = {"max_batch_size": 32, "theta": 0.01}
+    events, _ = run(
+        make_trainer(build=linear, accumulate=2, steps=60, noise_every=5, batch_growth=growth, schedule={"warmup": 0.2})
+    )
+    assert [event.step for event in of(BatchGrown, events)] == [15, 20]
+
+
 def test_a_run_whose_batch_grows_resumes_to_the_bit(tmp_path):
     settings = {
         "steps": 60,

@@ -33,8 +33,9 @@ TUNING_SEEDS, TUNING_STEPS, ETAS = (100, 101), 256, (0.125, 0.25, 0.5, 1.0, 2.0)
 STEPS = (128, 512, 2048)
 BATCHES = (1, 4, 16, 64)
 NOISE_A = 1e-5  # of an entry; the bound's floor is then below a thousandth of what is measured
-NOISE_B, FLOOR_STEPS, FLOOR_LRS = 0.5, 2000, (4e-4, 8e-4)
-RARE_LR, RARE = 2e-4, 0.01
+RARE = 0.01
+FLOORS = (("gaussian", 0.5, 4e-4, 2000), ("rare", 0.1, 5e-5, 4000), ("gaussian", 0.5, 8e-4, 2000))
+"""Noise, sigma of an entry at B = 1, lr, steps. The last one, with twice the lr, is run with the default form only."""
 BETA = 0.95
 
 
@@ -164,7 +165,7 @@ def stationary(problem: str, seeds: Sequence[int], dtype: torch.dtype, steps: in
     return W
 
 
-def floor(problem: str, form: str, kind: str, lr: float) -> Tensor:
+def floor(problem: str, form: str, kind: str, sigma: float, lr: float, steps: int) -> Tensor:
     """Part B: nuclear norm over the last half, `(seeds, batches)`.
 
     `gaussian` noise is independent in every entry. `rare` noise has the same variance, in one direction of full rank:
@@ -177,11 +178,11 @@ def floor(problem: str, form: str, kind: str, lr: float) -> Tensor:
     for w in W:
         left, _, right = torch.linalg.svd(w, full_matrices=False)
         directions.append(-(left @ right) * max(w.shape[1:]) ** 0.5)  # squared norm m n
-    scale = torch.tensor([NOISE_B / b**0.5 for b in BATCHES], dtype=dtype).repeat(len(SEEDS))[:, None, None]
+    scale = torch.tensor([sigma / b**0.5 for b in BATCHES], dtype=dtype).repeat(len(SEEDS))[:, None, None]
     step, random, norms = build(W, lr), torch.Generator().manual_seed(7), []
-    for index in range(FLOOR_STEPS):
+    for index in range(steps):
         G = gradient(W)[1]
-        if index >= FLOOR_STEPS // 2 and index % 4 == 0:
+        if index >= steps // 2 and index % 4 == 0:
             norms.append(nuclear(G))
         if kind == "gaussian":
             N = [torch.randn(g.shape, generator=random, dtype=dtype) for g in G]
@@ -226,11 +227,11 @@ def steps_row(problem: str, form: str) -> dict[str, Any]:
     return row
 
 
-def floor_row(problem: str, form: str, kind: str, lr: float) -> dict[str, Any]:
-    levels = floor(problem, form, kind, lr)
+def floor_row(problem: str, form: str, kind: str, sigma: float, lr: float, steps: int) -> dict[str, Any]:
+    levels = floor(problem, form, kind, sigma, lr, steps)
     shapes = [w.shape[1:] for w in PROBLEMS[problem](SEEDS[:1], torch.float64)[0]]
-    unit = NOISE_B * (sum(m * n for m, n in shapes) * sum(map(min, shapes))) ** 0.5
-    row = {"problem": problem, "form": form, "noise": kind, "lr": lr, "mean": levels.mT.tolist()}
+    unit = sigma * (sum(m * n for m, n in shapes) * sum(map(min, shapes))) ** 0.5
+    row = {"problem": problem, "form": form, "noise": kind, "sigma": sigma, "lr": lr, "mean": levels.mT.tolist()}
     row["slope"], row["half"] = slope(BATCHES, levels)
     row["of_unit"] = [(level * b**0.5 / unit).item() for level, b in zip(levels.mean(0), BATCHES, strict=True)]
     return row
@@ -298,21 +299,20 @@ def main() -> None:
             weights = " ".join(f"{value:.1f}" for value in row["weights"])
             share = " ".join(f"{value:.3f}" for value in row.get("of_bound", ()))
             say(problem, form, row["eta0"], means(row), f"{row['slope']:.2f} ± {row['half']:.2f}", weights, share)
-    print(f"\nB. Nuclear norm at B = {BATCHES}, sigma {NOISE_B} an entry\n")
-    say("problem", "form", "noise", "lr", "means", "slope in B", "over sigma sqrt(r) / sqrt(B)")
-    say(*["---"] * 7)
-    kinds = [("gaussian", FLOOR_LRS[0]), ("rare", RARE_LR), ("gaussian", FLOOR_LRS[1])]
-    for kind, lr in kinds:
+    print(f"\nB. Nuclear norm at B = {BATCHES}, noise of sigma / sqrt(B) an entry\n")
+    say("problem", "form", "noise", "sigma", "lr", "means", "slope in B", "over sigma sqrt(r) / sqrt(B)")
+    say(*["---"] * 8)
+    for kind, sigma, lr, steps in FLOORS:
         for problem in list(PROBLEMS)[:2]:
-            for form in ["default"] if lr == FLOOR_LRS[1] else list(FORMS)[:3]:
-                in_batch.append(row := floor_row(problem, form, kind, lr))
+            for form in ["default"] if lr == FLOORS[-1][2] else list(FORMS)[:3]:
+                in_batch.append(row := floor_row(problem, form, kind, sigma, lr, steps))
                 ratios = " ".join(f"{value:.3f}" for value in row["of_unit"])
-                say(problem, form, kind, lr, means(row), f"{row['slope']:.2f} ± {row['half']:.2f}", ratios)
+                say(problem, form, kind, sigma, lr, means(row), f"{row['slope']:.2f} ± {row['half']:.2f}", ratios)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     saved = {"steps": STEPS, "batches": BATCHES, "in_steps": in_steps, "in_batch": in_batch}
     arguments.out.write_text(json.dumps(saved, indent=1) + "\n")
     panels = [(f"{p}: against T", STEPS, [r for r in in_steps if r["problem"] == p]) for p in PROBLEMS]
-    for kind, lr in kinds[:2]:
+    for kind, _, lr, _ in FLOORS[:2]:
         for problem in list(PROBLEMS)[:2]:
             rows = [r for r in in_batch if (r["problem"], r["noise"], r["lr"]) == (problem, kind, lr)]
             panels.append((f"{problem}, {kind} noise: against B", BATCHES, rows))

@@ -536,6 +536,11 @@ class FISMO(Optimizer):
         for hook in before.values():
             changed = hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        # Older states lack what has been added since.
+        saved_groups = state_dict["param_groups"]
+        state_dict["param_groups"] = [
+            {"radius_scale": 1.0, **g} if g.get("rule") == "matrix" else g for g in saved_groups
+        ]
         moments, stacked = self._entries_to_load(state_dict)
         self._optimizer_load_state_dict_pre_hooks = OrderedDict()
         self._optimizer_load_state_dict_post_hooks = OrderedDict()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from fismo_core.sharding import spread_as
+from fismo_core.sharding import rows_of, spread_as, whole_of
 
 __all__ = ["Mars"]
 
@@ -53,8 +53,8 @@ class Mars:
         optimizer.register_step_post_hook(self._put_back)
 
     def state_bytes(self) -> int:
-        """Bytes of the gradients it keeps."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._last.values())
+        """Bytes of the gradients it keeps in this process."""
+        return sum(rows_of(tensor).numel() * tensor.element_size() for tensor in self._last.values())
 
     def state_dict(self) -> dict[str, Any]:
         """The last gradients, by the parameter's number among all of the optimizer's."""
@@ -94,7 +94,7 @@ class Mars:
                 if gradient is None:
                     continue
                 self._raw[parameter] = gradient
-                finite = gradient.isfinite().all()
+                finite = whole_of(gradient.isfinite().all())
                 if parameter in self._last:
                     last, seen = self._last[parameter], self._seen[parameter]
                     corrected = gradient + (gradient - last) * (factor * seen)

@@ -156,9 +156,9 @@ class TrainConfig(Config):
                 ("batch_growth", "compile", "batch_size"),
             ),
             (
-                self.batch_growth is not None and self.batch_growth.max_batch_size < self.batch_size,
+                self.batch_growth is not None and self.batch_growth.max_batch_size < 2 * self.batch_size,
                 "batch_growth.max_batch_size",
-                f"must be at least train.batch_size ({self.batch_size})",
+                f"must be at least twice train.batch_size ({self.batch_size})",
                 ("batch_size",),
             ),
         )

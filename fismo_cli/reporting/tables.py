@@ -30,12 +30,13 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 def dry_run_table(result: Mapping[str, Any]) -> Table:
     """What a few steps took."""
     seconds, steps = result["step_seconds"], result["total_steps"]
+    amount = f"{'at most ' if result['batch_grows'] else ''}{steps} steps, {result['total_samples']:,} samples"
     rows = {
         "run": f"{result['preset']} with {result['optimizer']}, {result['parameters']:,} parameters, "
         f"on {result['device']}",
         "step": f"{1000 * seconds:.1f} ms (the first {1000 * result['first_step_seconds']:.1f} ms), "
         f"{result['samples_per_second']:,.0f} samples/s",
-        "all steps": f"{steps} steps, about {seconds * steps:.0f} s without evaluation",
+        "all steps": f"{amount}, about {seconds * steps:.0f} s without evaluation",
         "memory": f"{_bytes(result['peak_memory_bytes'])} at most, "
         f"optimizer state {_bytes(result['optimizer_state_bytes'])}",
     }

@@ -194,6 +194,8 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "device": str(trainer.device),
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
             "total_steps": trainer.total,
+            "total_samples": trainer.total * loaded.preset.train.batch_size,
+            "batch_grows": loaded.preset.train.batch_growth is not None,
             "train_samples": len(prepared.task.train),
             "validation_samples": None if prepared.task.validation is None else len(prepared.task.validation),
             "first_step_seconds": seconds[0],
@@ -251,7 +253,7 @@ def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None
         run.weights.unlink(missing_ok=True)
         try:
             # A checkpoint takes all processes, and the others have left.
-            if prepared.trainer.world.size == 1 and prepared.trainer.total not in store.steps():
+            if prepared.trainer.world.size == 1 and prepared.trainer.step not in store.steps():
                 prepared.trainer.save_completed(store)
         except FismoError as worse:
             raise FismoError(f"{problem}; and {worse}") from error

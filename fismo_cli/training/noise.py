@@ -88,7 +88,8 @@ class NoiseMeter:
         if not added:
             return None
         piece = self._world.mean(torch.stack(added).mean(dim=0))
-        whole = self._square_norms({p: p.grad for p in self._parameters if p.grad is not None})
+        # The same on all ranks already, but for the last digit, on which decisions must not depend.
+        whole = self._world.mean(self._square_norms({p: p.grad for p in self._parameters if p.grad is not None}))
         signal, noise = signal_and_noise(piece, whole, pieces=pieces, batch_size=batch_size)
         found = torch.stack([signal, noise], dim=1).cpu().double() / scale**2
         if not bool(found.isfinite().all()):
@@ -102,17 +103,16 @@ class NoiseMeter:
         return {"weight": self._weight, "averages": self._averages}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, also of a run that measured in fewer metrics."""
-        self._weight = state["weight"]
-        shared = min(len(self._averages), len(state["averages"]))
-        self._averages[:shared] = state["averages"][:shared]
+        """Go on from what `state_dict` gave; anew if another number of processes measures in other metrics."""
+        if len(state["averages"]) == len(self._averages):
+            self._weight, self._averages = state["weight"], state["averages"].clone()
 
     def _square_norms(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         """Squared norms `(metrics, parameters)`, in float32 at least; zero where there is no gradient."""
         device = self._parameters[0].device
         zero = torch.zeros((), device=device)
         present = [p for p in self._parameters if p in gradients]
-        norms = torch._foreach_norm([gradients[p].detach().float() for p in present])
+        norms = torch._foreach_norm([gradients[p].detach().float() for p in present]) if present else []
         by_metric: list[Mapping[Tensor, Tensor]] = [dict(zip(present, (n.square() for n in norms), strict=True))]
         if "fisher" in self._metrics:
             assert isinstance(self._optimizer, FISMO)

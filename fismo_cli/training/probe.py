@@ -59,7 +59,9 @@ class StepProbe:
         for gradient, new, old in zip(self._gradients, self._parameters, self._before, strict=True):
             if gradient is not None:
                 change = rows_of(new.detach()).to(dtype) - rows_of(old).to(dtype)
-                total += (rows_of(gradient).to(dtype) * change).sum()
+                # What was not changed promised nothing, also where its gradient is not finite and was skipped for it.
+                product = rows_of(gradient).to(dtype) * change
+                total += torch.where(change == 0, 0.0, product).sum()
         return total
 
 

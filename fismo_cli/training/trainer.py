@@ -105,8 +105,7 @@ class Trainer:
         self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         names = {parameter: parameter_name for parameter_name, parameter in model.named_parameters()}
-        every = train.noise_every if spread is None else None  # FSDP2 shows no process its own gradients
-        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=every, world=world)
+        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
         self._radius = RadiusControl(adapt_radius)
         self._mars = mars
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -119,6 +118,11 @@ class Trainer:
         self._gradient_norm: Tensor | None = None
         self._assembled: nn.Module | None = None
         self._stop = StopRequest()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._state.step
 
     @property
     def final_model(self) -> nn.Module:
@@ -190,14 +194,12 @@ class Trainer:
             batches = self._batches()
             for _ in range(min(count, self.total)):
                 before = time.perf_counter()
-                for _event in self._train_step(batches):
-                    pass
+                self._train_step(batches)
                 self._window.mean()  # waits for the device
                 self._optimizer_clock.read()
                 seconds.append(time.perf_counter() - before)
             for _ in range(min(measured, self.total - self._state.batches)):
-                for _event in self._train_step(batches, measure=True):
-                    pass
+                self._train_step(batches, measure=True)
         return seconds, self._state.noise_scale
 
     def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
@@ -231,13 +233,16 @@ class Trainer:
             if last:
                 break
             try:
-                yield from self._train_step(batches)
+                noise = self._train_step(batches)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
                 problem = self._window.problem() or self._gradients_problem()
                 if problem is None:
                     raise
                 yield from self._finish("diverged", resumed_from, problem=problem)
                 return
+            if noise is not None:
+                yield noise
+                yield from self._grow(noise)
             if _due(state, log_every) or state.batches == self.total:
                 if (problem := self._window.problem()) is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
@@ -271,8 +276,11 @@ class Trainer:
         )
         return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
 
-    def _train_step(self, batches: Iterator[Batch], *, measure: bool = False) -> Iterator[events.Event]:
-        """One optimizer step. Nothing in here makes the host wait for a CUDA device, but float16 and measurements."""
+    def _train_step(self, batches: Iterator[Batch], *, measure: bool = False) -> events.NoiseMeasured | None:
+        """One optimizer step; returns the gradient's noise, where it was measured.
+
+        Nothing in here makes the host wait for a CUDA device, but float16 and measurements.
+        """
         config, state = self.train_config, self._state
         share = factor(state.batches, self.total, config.schedule)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -282,7 +290,8 @@ class Trainer:
         probe = StepProbe(self.model, self._parameters) if self._radius.due(state.step, share) else None
         taken = min(state.growth, self.total - state.batches)
         count = taken * config.accumulate
-        measured = measure or self._noise.due(state.step)
+        # FSDP2 shows no process the gradients of its own samples.
+        measured = self._spread is None and (measure or self._noise.due(state.step))
         losses: list[Tensor] = []
         for batch in self._micro_batches(batches, taken):
             if measured and count * self.world.size == 1:
@@ -324,12 +333,18 @@ class Trainer:
         state.step, state.batches, state.batches_before = step, state.batches + taken, state.batches
         if noise is not None:
             state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
-            yield noise
-            if config.batch_growth is not None and state.batches >= warmup_steps(self.total, config.schedule):
-                growth = grown(state.growth, noise, config.batch_size, config.batch_growth)
-                if growth != state.growth:
-                    state.growth = growth
-                    yield events.BatchGrown(step, growth * config.batch_size, noise.noise_scale)
+        return noise
+
+    def _grow(self, noise: events.NoiseMeasured) -> Iterator[events.Event]:
+        """Let the batch grow from the next step on, if there is one and the noise asks for it."""
+        config, state = self.train_config, self._state
+        early = state.batches < warmup_steps(self.total, config.schedule)
+        if config.batch_growth is None or early or state.batches == self.total:
+            return
+        growth = grown(state.growth, noise, config.batch_size, config.batch_growth)
+        if growth != state.growth:
+            state.growth = growth
+            yield events.BatchGrown(state.step, growth * config.batch_size, noise.noise_scale)
 
     def _micro_batches(self, batches: Iterator[Batch], taken: int) -> Iterator[Batch]:
         """The micro-batches of a step that takes so many batches of `train.batch_size`, ready for the model."""
@@ -359,9 +374,10 @@ class Trainer:
         """See what the step did to the loss of its own samples, and set the radius for the next one."""
         after = probe.loss_again(lambda piece: self._training_loss(self.model, piece))
         actual = self.world.mean(loss.float() - after.float()).item()
-        change = probe.promised_change()
-        if self._spread is not None:  # each process has seen its own rows
-            change = self.world.mean(change) * self.world.size
+        # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
+        change = self.world.mean(probe.promised_change())
+        if self._spread is not None:
+            change = change * self.world.size
         self._radius.update(self._state.step, share, actual, -change.item())
 
     def optimizer_state_bytes(self) -> int:
@@ -491,6 +507,10 @@ class Trainer:
         return events.CheckpointSaved(state.step, str(store.path(state.step)))
 
     def _load(self, saved: dict[str, Any]) -> None:
+        if "batches" not in saved["run"]:
+            raise FismoError(
+                "this checkpoint is of an earlier version of fismo, which counted other things; start anew"
+            )
         self._state = RunState(**saved["run"])
         self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
         if self.average is not None:

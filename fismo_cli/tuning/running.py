@@ -296,7 +296,7 @@ class _Pool:
         summaries = [json.loads(run.summary.read_text()) for run in job.done]
         value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
         step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
-        scales = [summary["noise_scale"] for summary in summaries if summary["noise_scale"] is not None]
+        scales = [scale for summary in summaries if (scale := summary.get("noise_scale")) is not None]
         memory = max((summary["peak_memory_bytes"] or 0 for summary in summaries), default=0) / 2**30
         for name, measured, limit in (
             ("step seconds", step_seconds, judging.max_step_seconds),

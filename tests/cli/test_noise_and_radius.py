@@ -8,6 +8,7 @@ from fismo_cli.preset.schema import BatchGrowthConfig, CheckpointConfig, Evaluat
 from fismo_cli.training.checkpoint import CheckpointStore
 from fismo_cli.training.events import BatchGrown, CheckpointSaved, Evaluated, NoiseMeasured, RunStarted, StepLogged
 from fismo_cli.training.growth import grown
+from fismo_cli.training.probe import StepProbe
 from fismo_cli.training.seeding import derive_seed
 from fismo_cli.training.trust_region import RadiusControl
 from tests.cli.test_trainer import of, run
@@ -121,6 +122,14 @@ def test_no_batch_grows_during_the_warm_up():
     assert [event.step for event in of(BatchGrown, events)] == [15, 20]
 
 
+def test_no_batch_grows_after_the_last_step():
+    growth = {"max_batch_size": 32, "theta": 0.01}
+    events, summary = run(make_trainer(build=linear, accumulate=2, steps=4, noise_every=4, batch_growth=growth))
+    assert len(of(NoiseMeasured, events)) == 1
+    assert not of(BatchGrown, events)
+    assert summary["final_batch_size"] == 8
+
+
 def test_a_run_whose_batch_grows_resumes_to_the_bit(tmp_path):
     settings = {
         "steps": 60,
@@ -152,7 +161,7 @@ def test_a_run_whose_batch_grows_resumes_to_the_bit(tmp_path):
         ({"noise_every": None}, "noise_every"),
         ({"compile": True}, "accumulate"),
         ({"batch_size": 7}, "accumulate"),
-        ({"batch_size": 64}, "max_batch_size"),
+        ({"batch_size": 18}, "max_batch_size"),
     ],
 )
 def test_growth_that_could_not_work_is_refused(change, key):
@@ -296,6 +305,27 @@ def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, pre
         assert torch.equal(weights(resumed)[name], value), name
     assert again_summary["radius_scale"] == summary["radius_scale"]
     assert of(NoiseMeasured, again) == [event for event in measured if event.step > 7]
+
+
+def test_a_step_that_float16_skips_says_nothing_about_the_radius():
+    """Its scale is too large at first: the gradients are infinite, and no step is taken."""
+    trainer = make_trainer(fismo=True, adapt_radius=2, precision="float16", steps=3)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
+    before = weights(trainer)["0.weight"]
+    run(trainer)
+    assert torch.equal(weights(trainer)["0.weight"], before)
+    assert (trainer._radius.scale, trainer._radius.measured) == (1.0, 0)
+
+
+def test_a_matrix_that_is_skipped_promises_nothing():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    parameters = list(model.parameters())
+    probe = StepProbe(model, parameters)
+    parameters[0].grad, parameters[1].grad = torch.full((2, 2), torch.inf), torch.ones(2, 2)
+    probe.take_gradients()
+    with torch.no_grad():
+        parameters[1] -= 0.5
+    assert probe.promised_change().item() == -2.0
 
 
 def test_the_noise_is_that_of_the_unscaled_loss():

@@ -522,3 +522,29 @@ def test_compiled_model_trains_like_the_plain_one() -> None:
     first = train_steps(plain, _fismo(plain), 4)
     second = train_steps(compiled, _fismo(compiled), 4)
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_a_state_of_before_the_radius_could_be_scaled_is_loaded():
+    weight = nn.Parameter(torch.ones(3, 4))
+    optimizer = FISMO([weight])
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["radius_scale"]
+    optimizer.load_state_dict(state)
+    weight.grad = torch.ones(3, 4)
+    optimizer.step()
+    assert optimizer.param_groups[0]["radius_scale"] == 1.0
+    assert "radius_scale" not in state["param_groups"][0]
+
+
+def test_the_scale_of_the_radius_lengthens_steps_but_not_the_decay():
+    torch.manual_seed(0)
+    gradient = torch.randn(4, 6)
+    ends = []
+    for lr, scale in ((0.06, 1.0), (0.02, 3.0)):
+        weight = nn.Parameter(torch.full((4, 6), 2.0))
+        optimizer = FISMO([weight], lr=lr, weight_decay=0.5, compute_dtype="float32")
+        optimizer.param_groups[0]["radius_scale"] = scale
+        weight.grad = gradient.clone()
+        optimizer.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(ends[1] - ends[0], torch.full((4, 6), 2.0 * 0.5 * (0.06 - 0.02)))

@@ -108,7 +108,15 @@ def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, paral
         *("optimizer.adapt_radius=4", "optimizer.variance_reduction=mars", "optimizer.trust_radius=0.002"),
     )
     one = cli.run("train", *settings, "train.accumulate=2", "--json").json
-    two = cli.run("train", *settings, f"train.parallel={parallel}", "--nproc", 2, "--json").json
+    shared = (*settings, f"train.parallel={parallel}", "checkpoint.every=10", "--nproc", 2, "--json")
+    two = cli.run("train", *shared).json
+    assert cli.run("train", *shared, "--dry-run").json["world_size"] == 2
+    (cli.folder / two["run_dir"] / "summary.json").unlink()
+    shutil.rmtree(cli.folder / two["run_dir"] / "checkpoints" / "step-20")
+    again = cli.run("train", *shared, "--resume", "auto").json
+    assert again["resumed_from_step"] == 10
+    for key in ("metrics", "radius_scale", "noise_scale"):
+        assert again[key] == two[key]
     assert one["radius_scale"] > 1
     assert two["radius_scale"] == one["radius_scale"]
     assert two["metrics"]["validation"]["loss"] == pytest.approx(one["metrics"]["validation"]["loss"], rel=1e-3)
@@ -119,9 +127,9 @@ def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, paral
     if parallel == "fsdp2":
         assert found[1] == []  # it shows no process its own gradients
         return
-    for alone, shared in zip(*found, strict=True):
-        assert shared["signal"] == pytest.approx(alone["signal"], rel=1e-2)
-        assert shared["noise"] == pytest.approx(alone["noise"], rel=1e-2)
+    for alone, together in zip(*found, strict=True):
+        assert together["signal"] == pytest.approx(alone["signal"], rel=1e-2)
+        assert together["noise"] == pytest.approx(alone["noise"], rel=1e-2)
 
 
 LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")

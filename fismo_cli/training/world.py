@@ -51,19 +51,11 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process: the same answer in all of them."""
-        if self.size == 1:
-            return flag
-        value = torch.tensor([int(flag)], dtype=torch.int32)
-        distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
-        return bool(value.item())
+        return bool(self.highest(int(flag)))
 
     def highest(self, value: int) -> int:
         """The highest of all processes' values."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.int64)
-        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
-        return int(tensor.item())
+        return int(self.maximum(torch.tensor(value, dtype=torch.int64)))
 
     def maximum(self, values: Tensor) -> Tensor:
         """The elementwise maximum over all processes of a tensor on the CPU."""

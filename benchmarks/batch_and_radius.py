@@ -224,11 +224,11 @@ def overhead(each: Each) -> list[str]:
     lines = table("preset", "step, ms", "measured step, ms", "measuring every 50th step costs")
     for preset in (*RADII, "stdlib-llama"):
         trainer = prepare(load_preset(preset, ["train.threads=1"])).trainer
-        batches = trainer._batches()
+        batches = trainer.batches()
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for number in range(60):
             start = time.perf_counter()
-            trainer._train_step(batches, measure=number % 2 == 1)
+            trainer.take_step(batches, measure=number % 2 == 1)
             seconds[number % 2 == 1].append(time.perf_counter() - start)
         plain, measured = (statistics.median(seconds[kind][5:]) for kind in (False, True))
         cost = f"{100 * (measured / plain - 1) / 50:.1f} %"

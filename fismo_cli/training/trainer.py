@@ -6,17 +6,15 @@ Built from plain parts, it knows nothing of presets as files, run directories, o
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from fismo_cli.errors import FismoError, UsageError
-from fismo_cli.optimizers import learning_rates, optimizer_state_bytes
+from fismo_cli.optimizers import learning_rates
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
 from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
@@ -24,21 +22,18 @@ from fismo_cli.training.averaging import WeightAverage
 from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys, fetch
-from fismo_cli.training.device import OptimizerClock, autocast, explain_memory, move
+from fismo_cli.training.device import explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.growth import grown
-from fismo_cli.training.noise import NoiseMeter
-from fismo_cli.training.probe import StepProbe, untouched
-from fismo_cli.training.schedule import factor, total_steps, warmup_steps
+from fismo_cli.training.schedule import total_steps, warmup_steps
 from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
+from fismo_cli.training.stepping import Stepper
 from fismo_cli.training.summary import Status, summarise
-from fismo_cli.training.trust_region import RadiusControl
 from fismo_cli.training.world import World
 from fismo_core import Mars
-from fismo_core.sharding import rows_of, whole_of
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -102,20 +97,21 @@ class Trainer:
             recompute_activations(model, compiled=train.compile)
         if train.compile and spread is None:
             model.compile()
-        self._replica = model  # as DDP has it, once training begins
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        names = {parameter: parameter_name for parameter_name, parameter in model.named_parameters()}
-        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
-        self._radius = RadiusControl(adapt_radius)
-        self._mars = mars
-        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
-        self._mixing = torch.Generator()
+        self._stepper = Stepper(
+            task=task,
+            model=model,
+            optimizer=optimizer,
+            train=train,
+            total=self.total,
+            device=device,
+            world=world,
+            spread=spread,
+            adapt_radius=adapt_radius,
+            mars=mars,
+        )
         self._state = RunState()
         self._window = LossWindow(device, max_loss=train.max_loss, world=world)
         self._watch = Stopwatch()
-        self._optimizer_clock = OptimizerClock(device)
-        self._gradient_norm: Tensor | None = None
         self._assembled: nn.Module | None = None
         self._stop = StopRequest()
 
@@ -146,11 +142,11 @@ class Trainer:
         """
         if resume is None:
             # Apart from initialisation's draws, so that models built in different ways see the same augmentation.
-            seed_everything(derive_seed("training", self.train_config.seed, *self._apart()))
+            seed_everything(derive_seed("training", self.train_config.seed, *self.world.apart()))
         else:
             self._load(resume.state)
         resumed_from = None if resume is None else resume.step
-        self._join_replicas()
+        self._stepper.join_replicas()
         yield events.RunStarted(
             preset=self.name.preset,
             optimizer=self.name.optimizer,
@@ -188,25 +184,25 @@ class Trainer:
             The seconds of each step, and the noise scale in samples, if it could be measured.
         """
         seconds = []
-        self._join_replicas()
+        self._stepper.join_replicas()
         self.model.train()
         with explain_memory(self.device, self._memory_advice):
-            batches = self._batches()
+            batches = self.batches()
             for _ in range(min(count, self.total)):
                 before = time.perf_counter()
-                self._train_step(batches)
+                self.take_step(batches)
                 self._window.mean()  # waits for the device
-                self._optimizer_clock.read()
+                self._stepper.clock.read()
                 seconds.append(time.perf_counter() - before)
             for _ in range(min(measured, self.total - self._state.batches)):
-                self._train_step(batches, measure=True)
+                self.take_step(batches, measure=True)
         return seconds, self._state.noise_scale
 
     def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
         state, log_every = self._state, self.train_config.log_every
         saved_step = resumed_from
         self.model.train()
-        batches = self._batches()
+        batches = self.batches()
         self._watch.start(state.seconds)
         while True:
             step, last = state.step, state.batches == self.total
@@ -214,8 +210,8 @@ class Trainer:
             checkpoint_due = saved_step != step and _due(state, self.checkpoint_config.every)
             leave = self.world.any(self._stop.requested())
             if evaluation_due or checkpoint_due or leave:
-                self._optimizer_clock.read()
-                problem = self._window.problem() or self._weights_problem()  # the same in all processes
+                self._stepper.clock.read()
+                problem = self._window.problem() or self._stepper.weights_problem()  # the same in all processes
                 self._watch.pause()
                 if problem is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
@@ -233,9 +229,9 @@ class Trainer:
             if last:
                 break
             try:
-                noise = self._train_step(batches)
+                noise = self.take_step(batches)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
-                problem = self._window.problem() or self._gradients_problem()
+                problem = self._window.problem() or self._stepper.gradients_problem()
                 if problem is None:
                     raise
                 yield from self._finish("diverged", resumed_from, problem=problem)
@@ -263,7 +259,8 @@ class Trainer:
             self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
         yield from self._finish("completed", resumed_from, test=test)
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches of this process, from the next step to the end of the run."""
         keys = MicroBatchKeys(
             seed=self.train_config.seed,
             samples=len(self.task.train),
@@ -276,63 +273,19 @@ class Trainer:
         )
         return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
 
-    def _train_step(self, batches: Iterator[Batch], *, measure: bool = False) -> events.NoiseMeasured | None:
-        """One optimizer step; returns the gradient's noise, where it was measured.
+    def take_step(self, batches: Iterator[Batch], *, measure: bool = False) -> events.NoiseMeasured | None:
+        """Take one optimizer step; returns the gradient's noise, where it was measured.
 
-        Nothing in here makes the host wait for a CUDA device, but float16 and measurements.
+        Args:
+            batches: from `batches`.
+            measure: measure it whatever the interval says.
         """
-        config, state = self.train_config, self._state
-        share = factor(state.batches, self.total, config.schedule)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * share
-            if "radius_scale" in group:
-                group["radius_scale"] = self._radius.scale
-        probe = StepProbe(self.model, self._parameters) if self._radius.due(state.step, share) else None
-        taken = min(state.growth, self.total - state.batches)
-        count = taken * config.accumulate
-        # FSDP2 shows no process the gradients of its own samples.
-        measured = self._spread is None and (measure or self._noise.due(state.step))
-        losses: list[Tensor] = []
-        for batch in self._micro_batches(batches, taken):
-            if measured and count * self.world.size == 1:
-                self._measure_half(batch)
-            parted = measured and count * self.world.size > 1
-            with self._gradients_kept(len(losses) + 1 == count), self._noise.piece(count) if parted else nullcontext():
-                loss = self._training_loss(self._replica, batch)
-                if count > 1:
-                    loss = loss / count
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            if probe is not None:
-                probe.pieces.append(batch)
-        total_loss = torch.stack(losses).sum()
-        self._window.add(total_loss)
-        if self._spread is not None:
-            self._spread.used.drop_unused()
-        step, samples = state.step + 1, taken * config.batch_size
-        noise = None
-        if measured:
-            scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-            noise = self._noise.finish(step, samples, pieces=max(2, count * self.world.size), scale=scale)
-        if config.clip_grad_norm is not None or probe is not None:
-            self._scaler.unscale_(self.optimizer)
-        if probe is not None:
-            probe.take_gradients()
-        if config.clip_grad_norm is not None:
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            self._gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
-            nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self._gradient_norm)
-        with self._optimizer_clock:
-            self._scaler.step(self.optimizer)
-        self._scaler.update()
-        if probe is not None:
-            self._adapt_radius(probe, share, total_loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.model, first=state.step == 0)
-        state.step, state.batches, state.batches_before = step, state.batches + taken, state.batches
+        state = self._state
+        noise = self._stepper.step(batches, state, self._window.add, measure=measure)
         if noise is not None:
             state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
+        if self.average is not None:
+            self.average.update(self.model, first=state.step == 1)
         return noise
 
     def _grow(self, noise: events.NoiseMeasured) -> Iterator[events.Event]:
@@ -346,43 +299,9 @@ class Trainer:
             state.growth = growth
             yield events.BatchGrown(state.step, growth * config.batch_size, noise.noise_scale)
 
-    def _micro_batches(self, batches: Iterator[Batch], taken: int) -> Iterator[Batch]:
-        """The micro-batches of a step that takes so many batches of `train.batch_size`, ready for the model."""
-        config, state = self.train_config, self._state
-        for number in range(taken):
-            for micro in range(config.accumulate):
-                batch = move(next(batches), self.device)
-                mixing = derive_seed("mixing", config.seed, state.batches + number, micro, *self._apart())
-                yield self.task.prepare(batch, self._mixing.manual_seed(mixing))
-
-    def _measure_half(self, batch: Batch) -> None:
-        """Take the gradient of half of a batch besides, for the noise scale; nothing else is changed by it."""
-        size = len(next(iter(batch.values())))
-        if size % 2 or self.train_config.compile:
-            return  # there is no half, or one of another shape would be compiled anew
-        half = {name: value[: size // 2] for name, value in batch.items()}
-        with untouched(self.model):
-            loss = self._scaler.scale(self._training_loss(self.model, half))
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        self._noise.add_piece({p: g for p, g in zip(self._parameters, gradients, strict=True) if g is not None})
-
-    def _training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        with autocast(self.device, self.train_config.precision):
-            return self.task.training_loss(model, batch)
-
-    def _adapt_radius(self, probe: StepProbe, share: float, loss: Tensor) -> None:
-        """See what the step did to the loss of its own samples, and set the radius for the next one."""
-        after = probe.loss_again(lambda piece: self._training_loss(self.model, piece))
-        actual = self.world.mean(loss.float() - after.float()).item()
-        # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
-        change = self.world.mean(probe.promised_change())
-        if self._spread is not None:
-            change = change * self.world.size
-        self._radius.update(self._state.step, share, actual, -change.item())
-
     def optimizer_state_bytes(self) -> int:
         """Bytes of what the optimizer keeps in this process, variance reduction included."""
-        return optimizer_state_bytes(self.optimizer) + (0 if self._mars is None else self._mars.state_bytes())
+        return self._stepper.optimizer_state_bytes()
 
     @property
     def _samples(self) -> int:
@@ -400,24 +319,13 @@ class Trainer:
         """Samples of a micro-batch that this process sees."""
         return max(1, self.train_config.batch_size // self.train_config.accumulate // self.world.size)
 
-    def _apart(self) -> tuple[int, ...]:
-        """What sets the seeds of this process apart from those of the others; nothing for the first one."""
-        return () if self.world.main else (self.world.rank,)
-
-    def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
-        """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
-        if self._spread is not None:
-            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        elif isinstance(self._replica, DistributedDataParallel) and not last:
-            return self._replica.no_sync()
-        return nullcontext()
-
     def _log(self) -> events.StepLogged:
         state = self._state
-        self._optimizer_clock.read()
+        self._stepper.clock.read()
         seconds = self._watch.read()
         samples = (state.batches - state.logged_batches) * self.train_config.batch_size
         elapsed = seconds - state.logged_seconds
+        norm = self._stepper.gradient_norm
         state.train_loss = self._window.mean()
         state.logged_batches, state.logged_seconds = state.batches, seconds
         self._window.reset()
@@ -425,17 +333,10 @@ class Trainer:
             step=state.step,
             loss=state.train_loss,
             lr=learning_rates(self.optimizer),
-            gradient_norm=None if self._gradient_norm is None else self._gradient_norm.item(),
+            gradient_norm=None if norm is None else norm.item(),
             samples=self._samples,
             samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
         )
-
-    def _join_replicas(self) -> None:
-        """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
-        if self.world.size > 1 and self._spread is None and self._replica is self.model:
-            devices = [self.device] if self.device.type == "cuda" else None
-            # Which parameters get a gradient may differ between steps and processes, and cannot be known beforehand.
-            self._replica = DistributedDataParallel(self.model, device_ids=devices, find_unused_parameters=True)
 
     def _evaluate(self, part: Part) -> dict[str, float] | None:
         config = self.train_config
@@ -469,35 +370,16 @@ class Trainer:
         seconds = time.perf_counter() - started
         return events.Evaluated(self._state.step, split, metrics, seconds, self._watch.read(), best, self._samples)
 
-    def _weights_problem(self) -> str | None:
-        """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
-        weights = [rows for parameter in self._parameters if (rows := rows_of(parameter.detach())).numel()]
-        largest = torch.stack(
-            [norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)] or [torch.zeros(())]
-        )
-        broken = not bool(torch.isfinite(largest).all())
-        if self._spread is not None:  # each process has seen its own rows
-            broken = self.world.any(broken)
-        return "the weights are no longer finite" if broken else None
-
-    def _gradients_problem(self) -> str | None:
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-        return None if finite else "the gradients are no longer finite"
-
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
-        state.seconds, state.optimizer_seconds = self._watch.read(), self._optimizer_clock.read()
+        state.seconds, state.optimizer_seconds = self._watch.read(), self._stepper.clock.read()
         content = {
             "run": asdict(state),
             "model": dict(self.model.state_dict()),
             "average": None if self.average is None else dict(self.average.state_dict()),
             "optimizer": self.optimizer.state_dict() if with_optimizer else None,
-            "scaler": self._scaler.state_dict(),
+            "stepper": self._stepper.state_dict(),
             "window": self._window.state_dict(),
-            "noise": self._noise.state_dict(),
-            "radius": self._radius.state_dict(),
-            "mars": None if self._mars is None else self._mars.state_dict(),
             "rng": rng_state(),
             "rng_of_others": self.world.gather(None if self.world.main else rng_state())[1:],
         }
@@ -517,21 +399,16 @@ class Trainer:
             self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
         if saved["optimizer"] is not None:
             self.optimizer.load_state_dict(placed_state(saved["optimizer"], self.optimizer))
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict(saved["scaler"])
+        self._stepper.load_state_dict(saved["stepper"])
         self._window.load_state_dict(saved["window"])
-        self._noise.load_state_dict(saved["noise"])
-        self._radius.load_state_dict(saved["radius"])
-        if self._mars is not None:
-            self._mars.load_state_dict(saved["mars"])
-        self._optimizer_clock.start_at(self._state.optimizer_seconds)
+        self._stepper.clock.start_at(self._state.optimizer_seconds)
         others = saved.get("rng_of_others", [])
         if self.world.main:
             restore_rng_state(saved["rng"])
         elif self.world.rank <= len(others):
             restore_rng_state(others[self.world.rank - 1])
         else:  # there were fewer processes before
-            seed_everything(derive_seed("training", self.train_config.seed, self._state.step, *self._apart()))
+            seed_everything(derive_seed("training", self.train_config.seed, self._state.step, *self.world.apart()))
 
     def _finish(
         self,
@@ -561,9 +438,9 @@ class Trainer:
                 resumed_from=resumed_from,
                 test=test,
                 seconds=self._watch.read(),
-                optimizer_seconds=self._optimizer_clock.read(),
+                optimizer_seconds=self._stepper.clock.read(),
                 world_size=self.world.size,
-                radius_scale=self._radius.scale,
+                radius_scale=self._stepper.radius.scale,
             )
         )
 

@@ -49,6 +49,10 @@ class World:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
 
+    def apart(self) -> tuple[int, ...]:
+        """What sets the seeds of this process apart from those of the others; nothing for the first one."""
+        return () if self.main else (self.rank,)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process: the same answer in all of them."""
         return bool(self.highest(int(flag)))

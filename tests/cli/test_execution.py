@@ -57,7 +57,7 @@ def test_a_trained_model_that_could_not_be_saved_is_saved_on_resuming_without_tr
     told = io.StringIO()
     sink = PlainProgress(Console(file=told))
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", None)  # there is nothing left to train
+        patch.setattr(Trainer, "take_step", None)  # there is nothing left to train
         summary = execution.execute(loaded, runs_dir=runs, resume="auto", sinks=[sink])
     assert (summary["status"], summary["resumed_from_step"], summary["run_dir"]) == ("completed", 6, str(run.path))
     assert summary["metrics"] == whole["metrics"]

@@ -232,7 +232,7 @@ class Watched(RadiusControl):
 def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
     """Against the loss and the products written out, on a network with dropout, batch norm and weight decay."""
     trainer = make_trainer(fismo=True, adapt_radius=1, steps=3, clip_grad_norm=0.1, accumulate=2)
-    trainer._radius = Watched(1)
+    trainer._stepper.radius = Watched(1)
     lengths, calls = [], []
     before_loss = trainer.task.training_loss
 
@@ -249,7 +249,7 @@ def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
 
     trainer.task.__dict__["training_loss"] = recorded
     run(trainer)
-    for step, (actual, predicted) in enumerate(trainer._radius.reports):
+    for step, (actual, predicted) in enumerate(trainer._stepper.radius.reports):
         (first, g1, a), (_, g2, b), (last, _, c), (_, _, d) = lengths[4 * step : 4 * step + 4]
         for one, two in ((0, 2), (1, 3)):
             assert torch.equal(calls[4 * step + one][0], calls[4 * step + two][0])
@@ -264,7 +264,7 @@ def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
 
 def test_measuring_a_step_changes_nothing_but_the_radius():
     plain, measured = make_trainer(fismo=True, steps=12), make_trainer(fismo=True, steps=12, adapt_radius=1)
-    measured._radius.update = lambda *arguments: None
+    measured._stepper.radius.update = lambda *arguments: None
     run(plain), run(measured)
     for name, value in weights(plain).items():
         assert torch.equal(weights(measured)[name], value), name
@@ -293,7 +293,7 @@ def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, pre
     }
     whole = make_trainer(**settings)
     events, summary = run(whole, store=store_in(tmp_path))
-    assert whole._radius.measured > 4
+    assert whole._stepper.radius.measured > 4
     measured = of(NoiseMeasured, events)
     assert len(measured) >= (10 if precision == "bfloat16" else 8)  # float16's scale may be too large at first
     alone = CheckpointStore(tmp_path / "one")
@@ -310,11 +310,11 @@ def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, pre
 def test_a_step_that_float16_skips_says_nothing_about_the_radius():
     """Its scale is too large at first: the gradients are infinite, and no step is taken."""
     trainer = make_trainer(fismo=True, adapt_radius=2, precision="float16", steps=3)
-    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
+    trainer._stepper._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
     before = weights(trainer)["0.weight"]
     run(trainer)
     assert torch.equal(weights(trainer)["0.weight"], before)
-    assert (trainer._radius.scale, trainer._radius.measured) == (1.0, 0)
+    assert (trainer._stepper.radius.scale, trainer._stepper.radius.measured) == (1.0, 0)
 
 
 def test_a_matrix_that_is_skipped_promises_nothing():

@@ -206,6 +206,8 @@ def _try(contenders: Sequence[Contender], workers: int) -> dict[str, Any]:
         "threads": threads,
         "device": results[0]["device"],
         "total_steps": steps,
+        "total_samples": results[0]["total_samples"],
+        "batch_grows": results[0]["batch_grows"],
         "evaluate_every": every if asked is None else min(every, asked),
         "parameters": results[0]["parameters"],
         "train_samples": results[0]["train_samples"],

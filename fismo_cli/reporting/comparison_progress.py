@@ -43,8 +43,9 @@ def _table(plan: Plan, status: Status) -> Table:
         done = [record.loss for record in records if not record.diverged]
         diverged = len(records) - len(done)
         mean = f"{sum(done) / len(done):.4f}" if done else ""
+        total = "" if plan.environment.get("batch_grows") else f"/{plan.environment['total_steps']}"
         active = [
-            f"{name.removeprefix(f'{contender.label}, ')} at step {step}/{plan.environment['total_steps']}"
+            f"{name.removeprefix(f'{contender.label}, ')} at step {step}{total}"
             for name, step in status.active
             if name.startswith((f"{contender.label}, ", f"tuning {contender.label}, "))
         ]

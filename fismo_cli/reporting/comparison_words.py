@@ -14,9 +14,12 @@ def opening(summary: Mapping[str, Any]) -> str:
         if summary["tune_trials"]
         else "nothing was tuned: the preset's own settings, its `compare` values, or built-in defaults"
     )
+    environment = summary["environment"]
+    grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
+    amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
     return (
         f"{summary['candidate']} against {baselines} on {summary['preset']}, {len(summary['seeds'])} paired seeds of "
-        f"{summary['environment']['total_steps']:,} steps; {tuned}."
+        f"{amount}; {tuned}."
     )
 
 

@@ -114,6 +114,9 @@ def test_verdicts_in_words():
     assert "too few runs" in verdict_sentence(summary(), unknown)
     assert "nothing was tuned" in opening(summary())
     assert "each tuned by 5 trials" in opening(summary(tune_trials=5))
+    assert "paired seeds of 20 steps" in opening(summary())
+    grown = {"total_steps": 20, "total_samples": 1280, "batch_grows": True}
+    assert "paired seeds of 1,280 samples" in opening(summary(environment=grown))
 
 
 def test_caveats_name_what_weakens_a_result():

@@ -222,11 +222,11 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 
     FISMO's is the trust radius, as adapted.
     """
-    rates = [float(group["lr"]) * group.get("radius_scale", 1.0) for group in optimizer.param_groups]
-    if len(rates) == 1:
-        return {"lr": rates[0]}
-    groups = enumerate(optimizer.param_groups)
-    return {group.get("rule", str(index)): rates[index] for index, group in groups}
+    rates = {
+        group.get("rule", str(index)): float(group["lr"]) * group.get("radius_scale", 1.0)
+        for index, group in enumerate(optimizer.param_groups)
+    }
+    return {"lr": next(iter(rates.values()))} if len(optimizer.param_groups) == 1 else rates
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:

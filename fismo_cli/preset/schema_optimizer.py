@@ -25,6 +25,8 @@ VarianceReduction = Annotated[
     Field(description="mars: correct gradients by their difference from the last ones, before the momentum."),
 ]
 
+MarsGamma = Annotated[Positive, Field(description="How much of the correction of mars is applied.")]
+
 Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
 
 
@@ -122,7 +124,7 @@ class FismoConfig(Config):
         "evaluated again after it. null: fixed.",
     )
     variance_reduction: VarianceReduction = None
-    mars_gamma: Positive = Field(default=0.025, description="How much of the correction of mars is applied.")
+    mars_gamma: MarsGamma = 0.025
     adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")
     rules: Rules = Field(
         default={}, description="Regular expression on the parameter's name -> who treats it; the first match wins."
@@ -175,7 +177,7 @@ class BaselineConfig(Config):
     betas: Betas | None = Field(default=None, description="Decay rates, where the optimizer has two.")
     args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
     variance_reduction: VarianceReduction = None
-    mars_gamma: Positive = Field(default=0.025, description="How much of the correction of mars is applied.")
+    mars_gamma: MarsGamma = 0.025
     adamw: AdamWConfig = Field(
         default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
     )

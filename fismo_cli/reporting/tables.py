@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["dry_run_table", "metrics_table", "plain_table", "summary_table"]
+__all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_table"]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fismo_cli.reporting.tables import noise_words
 from fismo_cli.tuning.search_space import short_name, short_settings, short_value
 
 __all__ = ["best_table", "importance_table", "notes", "opening", "result_sentence"]
@@ -71,10 +72,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     best = None if summary["best"] is None else summary["best"]["trial"]
     scale = next((trial["noise_scale"] for trial in summary["trial_list"] if trial["number"] == best), None)
     if scale is not None:
-        found.append(
-            f"the gradient's noise scale at the end of the best trial was {scale:,.0f} samples: about the largest "
-            "batch that is worth its samples"
-        )
+        found.append(f"the gradient's noise scale at the end of the best trial was {noise_words(scale, None)}")
     if summary["at_bound"]:
         names = ", ".join(map(short_name, summary["at_bound"]))
         found.append(f"the best trial lies at the edge of what was searched ({names}): better ones may lie beyond")

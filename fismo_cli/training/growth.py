@@ -1,7 +1,5 @@
 """When a batch should grow: the norm test. Pure; knows numbers only."""
 
-import math
-
 from fismo_cli.preset.schema import BatchGrowthConfig
 from fismo_cli.training.events import NoiseMeasured
 
@@ -22,5 +20,4 @@ def grown(growth: int, noise: NoiseMeasured, batch_size: int, config: BatchGrowt
         config: the test's theta, and the largest batch.
     """
     passed = noise.signal > 0 and noise.noise / (growth * batch_size) <= config.theta**2 * noise.signal
-    largest = max(1, math.floor(config.max_batch_size / batch_size))
-    return growth if passed else max(growth, min(2 * growth, largest))
+    return growth if passed else min(2 * growth, config.max_batch_size // batch_size)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -86,18 +87,31 @@ def test_saved_by_four_processes_and_resumed_by_two_and_by_one(cli, parallel):
         assert resumed.json["metrics"]["validation"]["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 
 
-def test_killed_and_restarted_with_spread_weights(cli):
-    settings = (*LONG, "train.steps=60", "train.parallel=fsdp2")
-    whole = cli.run("train", *settings, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
-    saved = "runs/*/*/checkpoints/step-*/complete.json"
-    before = set(cli.folder.glob(saved))
-    process = cli.start("train", *settings, "--nproc", 2, "--json", "--", "--max-restarts=1")
-    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+SAVED = "runs/*/*/checkpoints/step-*/complete.json"
+
+
+def started_until_it_saves(cli: Cli, *arguments: object) -> subprocess.Popen[str]:
+    """`fismo train`, once it has put a checkpoint of its own on the disk."""
+    before = set(cli.folder.glob(SAVED))
+    process = cli.start("train", *arguments)
+    wait_for(lambda: set(cli.folder.glob(SAVED)) - before, process)
+    return process
+
+
+def check_killed_and_restarted(cli: Cli, settings: tuple[str, ...], whole: float) -> None:
+    """A rank that is killed is started again with the others, and the result is that of an undisturbed run."""
+    process = started_until_it_saves(cli, *settings, "--nproc", 2, "--json", "--", "--max-restarts=1")
     os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
     restarted = cli.finish(process)
     assert restarted.code == 0, restarted.err
     assert restarted.json["resumed_from_step"] > 0
     assert restarted.json["metrics"]["validation"]["loss"] == whole
+
+
+def test_killed_and_restarted_with_spread_weights(cli):
+    settings = (*LONG, "train.steps=60", "train.parallel=fsdp2")
+    whole = cli.run("train", *settings, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
+    check_killed_and_restarted(cli, settings, whole)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
@@ -151,11 +165,7 @@ def ranks(folder: Path) -> list[int]:
 def test_killed_stopped_and_resumed(cli):
     """A rank that is killed ends the run; with restarts it goes on by itself; SIGTERM saves; other numbers resume."""
     whole = cli.run("train", *LONG, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
-    saved = "runs/*/*/checkpoints/step-*/complete.json"
-    before = set(cli.folder.glob(saved))
-
-    process = cli.start("train", *LONG, "--nproc", 2)
-    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    process = started_until_it_saves(cli, *LONG, "--nproc", 2)
     os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
     killed = cli.finish(process)
     assert killed.code == 137
@@ -164,18 +174,9 @@ def test_killed_stopped_and_resumed(cli):
     assert resumed["resumed_from_step"] > 0
     assert resumed["metrics"]["validation"]["loss"] == whole
 
-    before = set(cli.folder.glob(saved))
-    process = cli.start("train", *LONG, "--nproc", 2, "--json", "--", "--max-restarts=1")
-    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
-    os.kill(ranks(cli.folder)[-1], signal.SIGKILL)
-    restarted = cli.finish(process)
-    assert restarted.code == 0, restarted.err
-    assert restarted.json["resumed_from_step"] > 0
-    assert restarted.json["metrics"]["validation"]["loss"] == whole
+    check_killed_and_restarted(cli, LONG, whole)
 
-    before = set(cli.folder.glob(saved))
-    process = cli.start("train", *LONG, "--nproc", 2, "--json")
-    wait_for(lambda: set(cli.folder.glob(saved)) - before, process)
+    process = started_until_it_saves(cli, *LONG, "--nproc", 2, "--json")
     process.send_signal(signal.SIGTERM)
     stopped = cli.finish(process)
     assert stopped.code == 143

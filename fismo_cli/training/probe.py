@@ -3,7 +3,7 @@
 Knows nothing of optimizers, and of a model only that it has buffers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
 import torch
@@ -63,6 +63,16 @@ class StepProbe:
                 product = rows_of(gradient).to(dtype) * change
                 total += torch.where(change == 0, 0.0, product).sum()
         return total
+
+    @torch.no_grad()
+    def square_norms(self, parameters: Set[Tensor]) -> Tensor:
+        """Two sums over these parameters: of the squared change, and of the squares before it; as above, of its rows."""
+        sums = torch.zeros(2, device=rows_of(self._before[0]).device)
+        for new, old in zip(self._parameters, self._before, strict=True):
+            if new in parameters:
+                rows = rows_of(old).float()
+                sums += torch.stack([(rows_of(new.detach()).float() - rows).square().sum(), rows.square().sum()])
+        return sums
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class Stepper:
         self._device, self._world, self._spread, self._mars = device, world, spread, mars
         self._replica = model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._matrices = {p for group in optimizer.param_groups if "radius_scale" in group for p in group["params"]}
         names = {parameter: name for name, parameter in model.named_parameters()}
         self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -147,7 +148,7 @@ class Stepper:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         if probe is not None:
-            self._adapt_radius(probe, state.step, share, total_loss)
+            self._adapt_radius(probe, state.step, total_loss)
         self._optimizer.zero_grad(set_to_none=True)
         state.step, state.batches, state.batches_before = number, state.batches + taken, state.batches
         return noise
@@ -215,15 +216,22 @@ class Stepper:
         with autocast(self._device, self._train.precision):
             return self._task.training_loss(model, batch)
 
-    def _adapt_radius(self, probe: StepProbe, step: int, share: float, loss: Tensor) -> None:
+    def _adapt_radius(self, probe: StepProbe, step: int, loss: Tensor) -> None:
         """See what the step did to the loss of its own samples, and set the radius for the next one."""
         after = probe.loss_again(lambda piece: self._training_loss(self._model, piece))
-        actual = self._world.mean(loss.float() - after.float()).item()
         # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
-        change = self._world.mean(probe.promised_change())
+        before, after = (self._world.mean(value.float()) for value in (loss, after))
+        promised = self._world.mean(probe.promised_change())
         if self._spread is not None:
-            change = change * self._world.size
-        self.radius.update(step, share, actual, -change.item())
+            promised = promised * self._world.size
+        moved, size = self._world.mean(probe.square_norms(self._matrices))
+        self.radius.update(
+            step,
+            actual=(before - after).item(),
+            predicted=-promised.item(),
+            loss=before.item(),
+            change=math.sqrt(moved.item() / size.item()) if size > 0 else 0.0,
+        )
 
     def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["RadiusControl"]
 
-GROW_ABOVE = 0.8
+GROW_ABOVE = 0.75
 """The radius grows if, at the schedule's full share, the loss would fall by more than this share of the promise."""
 
 SHRINK_BELOW = 0.6
@@ -19,23 +19,42 @@ SHRINK_BELOW = 0.6
 SHRINK_AT_ONCE = 0.35
 """It shrinks after a single measurement below this share."""
 
-FACTOR = 2.0
-"""What the radius is multiplied or divided by at first; each turn from growing to shrinking or back takes the root."""
+MISSED = 1 - (GROW_ABOVE + SHRINK_BELOW) / 2
+"""The share of the promise that a good radius misses. To first order what is missed grows with the radius."""
 
-LEAST_FACTOR = 2.0**0.25
-"""Where that ends."""
+FACTOR = 4.0
+"""A change multiplies or divides the radius by this at most, to the power of the gain."""
 
-MIN_SHARE = 0.2
-"""It grows only while the schedule gives this share of the peak: at smaller steps the promise holds at any radius."""
-
-LAST_SHARE = 0.5
-"""In the schedule's decay nothing is measured below this share: small steps keep any promise there too."""
+LEAST_GAIN = 0.25
+"""Each turn from growing to shrinking or back halves the gain; here that ends."""
 
 WAIT = 3
 """Steps from a change until it may grow again: a step that is too long shows only in those that follow it."""
 
 MEMORY = 0.5
 """What a measurement still counts for at the next one; a change of the radius makes all of them forgotten."""
+
+MIN_SHARE = 0.09
+"""It grows only while the schedule gives this share of the peak: at smaller steps the promise holds at any radius."""
+
+LAST_GROWTH = 0.9
+"""In the schedule's decay it does not grow below this share."""
+
+LAST_SHARE = 0.5
+"""In the schedule's decay nothing is measured below this share: small steps keep any promise there too."""
+
+FALL = 0.05
+"""The plateau at the start ends when the loss has fallen by this share of the first one."""
+
+PLATEAU_CHANGE = 0.05
+"""On the plateau, where any radius keeps its small promises, it grows only as far as a step at full share changes the
+matrices by this share of their norm."""
+
+MOVED = 0.2
+"""Once the matrices have moved by this share and the plateau goes on, a radius twice too large for it is halved."""
+
+PLATEAU_GAIN = 0.5
+"""The gain at most, where the plateau has held the radius back: what is good after it is not far off."""
 
 
 @dataclass
@@ -47,7 +66,7 @@ class RadiusControl:
     Attributes:
         every: steps between measurements in the long run; None: the radius is never changed.
         scale: what the radius is multiplied by.
-        factor: what the next change multiplies or divides it by.
+        gain: the power of what the next change does.
         direction: of the last change: 1 growing, -1 shrinking, 0 none yet.
         next_step: the step to measure next, from 0.
         gap: steps from that one to the next.
@@ -55,13 +74,19 @@ class RadiusControl:
         seen: steps measured with it.
         actual: by how much they lowered the loss, summed with weights that fade.
         predicted: by how much they promised to.
-        last_share: of the schedule's peak, at the last step that was asked about.
+        share: of the schedule's peak, at the last step that was asked about.
+        falling: whether the schedule had fallen there.
         measured: how many steps have been measured in all.
+        first_loss: of the first step measured.
+        loss: of the last ones, with weights that fade.
+        plateau: whether the loss is still that of the start.
+        moved: how far the matrices have moved, as a share of their norm, the steps between measurements included.
+        last_step: the last one measured.
     """
 
     every: int | None
     scale: float = 1.0
-    factor: float = FACTOR
+    gain: float = 1.0
     direction: int = 0
     next_step: int = 0
     gap: int = 1
@@ -69,46 +94,78 @@ class RadiusControl:
     seen: int = 0
     actual: float = 0.0
     predicted: float = 0.0
-    last_share: float = 0.0
+    share: float = 0.0
+    falling: bool = False
     measured: int = 0
+    first_loss: float = 0.0
+    loss: float = 0.0
+    plateau: bool = True
+    moved: float = 0.0
+    last_step: int = -1
 
     def due(self, step: int, share: float) -> bool:
         """Whether the step (from 0) is to be measured, at this share of the schedule's peak."""
-        falling, self.last_share = share < self.last_share, share
-        return self.every is not None and step >= self.next_step and not (falling and share < LAST_SHARE)
+        self.falling, self.share = share < self.share, share
+        return self.every is not None and step >= self.next_step and not (self.falling and share < LAST_SHARE)
 
-    def update(self, step: int, share: float, actual: float, predicted: float) -> None:
-        """Take in a measured step; the scale is then right for the next one.
+    def update(self, step: int, *, actual: float, predicted: float, loss: float, change: float) -> None:
+        """Take in a measured step, the one last asked about; the scale is then right for the next one.
 
         Args:
             step: its number, from 0.
-            share: of the schedule's peak that it was taken at.
             actual: by how much it lowered the loss of its own samples; anything not finite makes the radius shrink.
             predicted: by how much the gradient on these samples said it would: minus its product with the change.
+            loss: of its samples, before it.
+            change: the norm of what it did to the matrices, as a share of their norm.
         """
         assert self.every is not None
         if predicted == 0:  # no step was taken, as where float16 overflowed
             self.next_step = step + 1
             return
+        self._follow_loss(step, loss, change)
         self.measured += 1
         self.seen += 1
         self.actual = MEMORY * self.actual + actual
         self.predicted = MEMORY * self.predicted + predicted
         ratio = self.actual / self.predicted if self.predicted > 0 and math.isfinite(self.actual) else -math.inf
-        # To first order the part of the promise that is missed grows with the radius, so also with the schedule.
-        at_full_share = 1 - (1 - ratio) / share if share > 0 else -math.inf
-        if ratio < SHRINK_AT_ONCE or (ratio < SHRINK_BELOW and self.seen > 1):
-            self._change(-1, step)
-        elif at_full_share > GROW_ABOVE and share >= MIN_SHARE and step + 1 - self.changed >= WAIT:
-            self._change(1, step)
+        # What a step at full share would do, if what is missed, and what is changed, grow with the share.
+        ratio_at_peak = 1 - (1 - ratio) / self.share if self.share > 0 else -math.inf
+        change_at_peak = change / self.share if self.share > 0 else math.inf
+        room = PLATEAU_CHANGE / change_at_peak if self.plateau and change_at_peak > 0 else math.inf
+        if room < 0.5 and self.moved > MOVED:
+            self._multiply(0.5, step)
+        elif ratio < SHRINK_AT_ONCE or (ratio < SHRINK_BELOW and self.seen > 1):
+            self._multiply(self._factor(ratio), step)
+        elif ratio_at_peak > GROW_ABOVE and self._may_grow(step) and room > 1.1:
+            self._multiply(min(self._factor(ratio_at_peak), room), step)
         else:
+            if room <= 1.1:
+                self.gain = min(self.gain, PLATEAU_GAIN)
             self.gap = min(2 * self.gap, self.every)
         self.next_step = step + self.gap
 
-    def _change(self, direction: int, step: int) -> None:
+    def _follow_loss(self, step: int, loss: float, change: float) -> None:
+        if self.measured == 0:
+            self.first_loss = self.loss = loss
+        self.loss += MEMORY * (loss - self.loss)
+        self.plateau = self.plateau and not self.loss < self.first_loss - FALL * abs(self.first_loss)
+        self.moved += change * (step - self.last_step)
+        self.last_step = step
+
+    def _may_grow(self, step: int) -> bool:
+        decayed = self.falling and self.share < LAST_GROWTH
+        return self.share >= MIN_SHARE and not decayed and step + 1 - self.changed >= WAIT
+
+    def _factor(self, ratio: float) -> float:
+        """What takes a radius that misses this part of the promise to one that misses the right part."""
+        by = MISSED / (1 - ratio) if ratio < 1 else math.inf
+        return float(min(max(by, 1 / FACTOR), FACTOR) ** self.gain)
+
+    def _multiply(self, by: float, step: int) -> None:
+        direction = 1 if by > 1 else -1
         if self.direction == -direction:
-            self.factor = max(math.sqrt(self.factor), LEAST_FACTOR)
-        self.scale *= self.factor**direction
+            self.gain = max(self.gain / 2, LEAST_GAIN)
+        self.scale *= by
         self.direction, self.changed, self.gap, self.seen = direction, step + 1, 1, 0
         self.actual = self.predicted = 0.0
 

@@ -66,7 +66,7 @@ class StepProbe:
 
     @torch.no_grad()
     def square_norms(self, parameters: Set[Tensor]) -> Tensor:
-        """Two sums over these parameters: of the squared change, and of the squares before it; as above, of its rows."""
+        """Two sums over these parameters, or this process's rows of them: of squared changes and of squares before."""
         sums = torch.zeros(2, device=rows_of(self._before[0]).device)
         for new, old in zip(self._parameters, self._before, strict=True):
             if new in parameters:

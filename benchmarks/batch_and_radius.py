@@ -33,8 +33,10 @@ from fismo_cli.runs.preparation import prepare
 RADII = {"digits-vit": 0.02, "stdlib-gpt2": 0.04}
 """The presets' trust radii: the best of four on another seed (docs/results.md)."""
 SEEDS = (0, 1, 2)
-RADIUS_SEEDS = {"digits-vit": tuple(range(12)), "stdlib-gpt2": SEEDS}
+RADIUS_SEEDS = {"digits-vit": tuple(range(12))}
 """For the adaptive radius: on digits the seeds differ by more than what is to be seen."""
+UNSEEN = {"stdlib-llama": 0.04, "digits-resnet": 0.02}
+"""Presets that the thresholds of the adaptive radius were not chosen on, and their radii."""
 
 TARGET = 2.2
 SWEEP = {8: 480, 16: 240, 32: 160, 64: 100, 128: 80, 256: 70}
@@ -198,8 +200,8 @@ def _growth_row(preset: str, batch: str, runs: list[Run]) -> str:
 
 def radius(each: Each) -> list[str]:
     lines = table("preset", "radius at the start", "optimizer.adapt_radius", "validation loss", "radius in the end")
-    for preset, best in RADII.items():
-        seeds = RADIUS_SEEDS[preset]
+    for preset, best in (RADII | UNSEEN).items():
+        seeds = RADIUS_SEEDS.get(preset, SEEDS)
         for start in (best, best * math.sqrt(2)):
             settings = () if start == best else (f"optimizer.trust_radius={start:.4g}",)
             runs = each([at_end(preset, seed, *settings) for seed in seeds])

@@ -1,7 +1,8 @@
 """Adapts the trust radius by what steps achieve against what they promise. Knows no presets, models or schedules.
 
 The classical rule for trust regions (Conn, Gould, Toint, "Trust-Region Methods", 2000): where the loss falls as its
-linear model promises, the radius may grow; where it falls much less, it must shrink.
+linear model promises, the radius may grow; where it falls much less, it must shrink. What is ours: how far (in
+proportion to what is missed, with a gain that falls), and that a plateau at the start is no licence to grow.
 """
 
 import math
@@ -50,8 +51,11 @@ PLATEAU_CHANGE = 0.05
 """On the plateau, where any radius keeps its small promises, it grows only as far as a step at full share changes the
 matrices by this share of their norm."""
 
+LEAST_ROOM = 1.1
+"""It is left alone there, if it could grow by less than this factor."""
+
 MOVED = 0.2
-"""Once the matrices have moved by this share and the plateau goes on, a radius twice too large for it is halved."""
+"""Once the matrices have moved by this share and the plateau goes on, a radius more than twice too large is halved."""
 
 PLATEAU_GAIN = 0.5
 """The gain at most, where the plateau has held the radius back: what is good after it is not far off."""
@@ -136,10 +140,10 @@ class RadiusControl:
             self._multiply(0.5, step)
         elif ratio < SHRINK_AT_ONCE or (ratio < SHRINK_BELOW and self.seen > 1):
             self._multiply(self._factor(ratio), step)
-        elif ratio_at_peak > GROW_ABOVE and self._may_grow(step) and room > 1.1:
+        elif ratio_at_peak > GROW_ABOVE and self._may_grow(step) and room > LEAST_ROOM:
             self._multiply(min(self._factor(ratio_at_peak), room), step)
         else:
-            if room <= 1.1:
+            if room <= LEAST_ROOM:
                 self.gain = min(self.gain, PLATEAU_GAIN)
             self.gap = min(2 * self.gap, self.every)
         self.next_step = step + self.gap

@@ -132,7 +132,7 @@ def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, paral
     for key in ("metrics", "radius_scale", "noise_scale"):
         assert again[key] == two[key]
     assert one["radius_scale"] > 1
-    assert two["radius_scale"] == one["radius_scale"]
+    assert two["radius_scale"] == pytest.approx(one["radius_scale"], rel=1e-4)  # sums in another order
     assert two["metrics"]["validation"]["loss"] == pytest.approx(one["metrics"]["validation"]["loss"], rel=1e-3)
     found = [
         [event for event in events_of(cli, run["run_dir"]) if event["event"] == "NoiseMeasured"] for run in (one, two)

@@ -48,21 +48,24 @@ class StepProbe:
             return torch.stack([loss(piece) for piece in self.pieces]).mean()
 
     @torch.no_grad()
-    def promised_change(self) -> Tensor:
-        """The sum over all parameters of <gradient, change>; of this process's rows where they are spread.
+    def promised_changes(self, some: Set[Tensor]) -> Tensor:
+        """Two sums of <gradient, change>, over all parameters and over some; of this process's rows where spread.
 
         In float64, where the device has it: small changes of large weights would be lost in rounding.
         """
         device = rows_of(self._before[0]).device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        total = torch.zeros((), dtype=dtype, device=device)
+        sums = torch.zeros(2, dtype=dtype, device=device)
         for gradient, new, old in zip(self._gradients, self._parameters, self._before, strict=True):
             if gradient is not None:
                 change = rows_of(new.detach()).to(dtype) - rows_of(old).to(dtype)
                 # What was not changed promised nothing, also where its gradient is not finite and was skipped for it.
                 product = rows_of(gradient).to(dtype) * change
-                total += torch.where(change == 0, 0.0, product).sum()
-        return total
+                promised = torch.where(change == 0, 0.0, product).sum()
+                sums[0] += promised
+                if new in some:
+                    sums[1] += promised
+        return sums
 
     @torch.no_grad()
     def square_norms(self, parameters: Set[Tensor]) -> Tensor:

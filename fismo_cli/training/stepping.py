@@ -221,14 +221,16 @@ class Stepper:
         after = probe.loss_again(lambda piece: self._training_loss(self._model, piece))
         # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
         before, after = (self._world.mean(value.float()) for value in (loss, after))
-        promised = self._world.mean(probe.promised_change())
+        promised = self._world.mean(probe.promised_changes(self._matrices))
         if self._spread is not None:
             promised = promised * self._world.size
+        predicted, of_matrices = (-promised).tolist()
         moved, size = self._world.mean(probe.square_norms(self._matrices))
         self.radius.update(
             step,
             actual=(before - after).item(),
-            predicted=-promised.item(),
+            predicted=predicted,
+            of_matrices=of_matrices,
             loss=before.item(),
             change=math.sqrt(moved.item() / size.item()) if size > 0 else 0.0,
         )

@@ -23,6 +23,10 @@ SHRINK_AT_ONCE = 0.35
 MISSED = 1 - (GROW_ABOVE + SHRINK_BELOW) / 2
 """The share of the promise that a good radius misses. To first order what is missed grows with the radius."""
 
+LEAST_PART = 0.05
+"""Only the matrices' part of the promise grows with the radius, so that where it is small, the radius grows by more to
+miss as much; it counts as this share of the promise at least."""
+
 FACTOR = 4.0
 """A change multiplies or divides the radius by this at most, to the power of the gain."""
 
@@ -38,7 +42,7 @@ MEMORY = 0.5
 MIN_SHARE = 0.09
 """It grows only while the schedule gives this share of the peak: at smaller steps the promise holds at any radius."""
 
-LAST_GROWTH = 0.9
+LAST_GROWTH = 0.95
 """In the schedule's decay it does not grow below this share."""
 
 LAST_SHARE = 0.5
@@ -78,6 +82,7 @@ class RadiusControl:
         seen: steps measured with it.
         actual: by how much they lowered the loss, summed with weights that fade.
         predicted: by how much they promised to.
+        of_matrices: what the change of the matrices promised of that.
         share: of the schedule's peak, at the last step that was asked about.
         falling: whether the schedule had fallen there.
         measured: how many steps have been measured in all.
@@ -98,6 +103,7 @@ class RadiusControl:
     seen: int = 0
     actual: float = 0.0
     predicted: float = 0.0
+    of_matrices: float = 0.0
     share: float = 0.0
     falling: bool = False
     measured: int = 0
@@ -112,13 +118,16 @@ class RadiusControl:
         self.falling, self.share = share < self.share, share
         return self.every is not None and step >= self.next_step and not (self.falling and share < LAST_SHARE)
 
-    def update(self, step: int, *, actual: float, predicted: float, loss: float, change: float) -> None:
+    def update(
+        self, step: int, *, actual: float, predicted: float, of_matrices: float, loss: float, change: float
+    ) -> None:
         """Take in a measured step, the one last asked about; the scale is then right for the next one.
 
         Args:
             step: its number, from 0.
             actual: by how much it lowered the loss of its own samples; anything not finite makes the radius shrink.
             predicted: by how much the gradient on these samples said it would: minus its product with the change.
+            of_matrices: how much of that by the change of the matrices; the other parameters have no radius.
             loss: of its samples, before it.
             change: the norm of what it did to the matrices, as a share of their norm.
         """
@@ -131,6 +140,7 @@ class RadiusControl:
         self.seen += 1
         self.actual = MEMORY * self.actual + actual
         self.predicted = MEMORY * self.predicted + predicted
+        self.of_matrices = MEMORY * self.of_matrices + of_matrices
         ratio = self.actual / self.predicted if self.predicted > 0 and math.isfinite(self.actual) else -math.inf
         # What a step at full share would do, if what is missed, and what is changed, grow with the share.
         ratio_at_peak = 1 - (1 - ratio) / self.share if self.share > 0 else -math.inf
@@ -161,8 +171,10 @@ class RadiusControl:
         return self.share >= MIN_SHARE and not decayed and step + 1 - self.changed >= WAIT
 
     def _factor(self, ratio: float) -> float:
-        """What takes a radius that misses this part of the promise to one that misses the right part."""
+        """What takes a radius that keeps this part of the promise to one that misses the right part."""
         by = MISSED / (1 - ratio) if ratio < 1 else math.inf
+        if by > 1:
+            by = 1 + (by - 1) / min(max(self.of_matrices / self.predicted, LEAST_PART), 1.0)
         return float(min(max(by, 1 / FACTOR), FACTOR) ** self.gain)
 
     def _multiply(self, by: float, step: int) -> None:
@@ -171,7 +183,7 @@ class RadiusControl:
             self.gain = max(self.gain / 2, LEAST_GAIN)
         self.scale *= by
         self.direction, self.changed, self.gap, self.seen = direction, step + 1, 1, 0
-        self.actual = self.predicted = 0.0
+        self.actual = self.predicted = self.of_matrices = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""

@@ -59,7 +59,7 @@ LEAST_ROOM = 1.1
 """It is left alone there, if it could grow by less than this factor."""
 
 MOVED = 0.2
-"""Once the matrices have moved by this share and the plateau goes on, a radius more than twice too large is halved."""
+"""Once the matrices have moved by this share and the plateau goes on, a radius over twice too large is cut at once."""
 
 PLATEAU_GAIN = 0.5
 """The gain at most, where the plateau has held the radius back: what is good after it is not far off."""
@@ -147,7 +147,7 @@ class RadiusControl:
         change_at_peak = change / self.share if self.share > 0 else math.inf
         room = PLATEAU_CHANGE / change_at_peak if self.plateau and change_at_peak > 0 else math.inf
         if room < 0.5 and self.moved > MOVED:
-            self._multiply(0.5, step)
+            self._multiply(room, step)
         elif ratio < SHRINK_AT_ONCE or (ratio < SHRINK_BELOW and self.seen > 1):
             self._multiply(self._factor(ratio), step)
         elif ratio_at_peak > GROW_ABOVE and self._may_grow(step) and room > LEAST_ROOM:

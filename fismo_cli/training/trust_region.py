@@ -25,7 +25,7 @@ MISSED = 1 - (GROW_ABOVE + SHRINK_BELOW) / 2
 
 LEAST_PART = 0.05
 """Only the matrices' part of the promise grows with the radius, so that where it is small, the radius grows by more to
-miss as much; it counts as this share of the promise at least."""
+miss as much. Below this share the others miss what is missed, which is nothing against a longer radius."""
 
 FACTOR = 4.0
 """A change multiplies or divides the radius by this at most, to the power of the gain."""
@@ -51,9 +51,9 @@ LAST_SHARE = 0.5
 FALL = 0.05
 """The plateau at the start ends when the loss has fallen by this share of the first one."""
 
-PLATEAU_CHANGE = 0.05
-"""On the plateau, where any radius keeps its small promises, it grows only as far as a step at full share changes the
-matrices by this share of their norm."""
+LONGEST_CHANGE = 0.05
+"""On the plateau, where any radius keeps its small promises, and where the matrices hardly count in the promise, it
+grows only as far as a step at full share changes the matrices by this share of their norm."""
 
 LEAST_ROOM = 1.1
 """It is left alone there, if it could grow by less than this factor."""
@@ -61,8 +61,9 @@ LEAST_ROOM = 1.1
 MOVED = 0.2
 """Once the matrices have moved by this share and the plateau goes on, a radius over twice too large is cut at once."""
 
-PLATEAU_GAIN = 0.5
-"""The gain at most, where the plateau has held the radius back: what is good after it is not far off."""
+HELD_GAIN = 0.125
+"""Each measurement in which it is held back there halves the gain too, down to this: what is good after a plateau is
+not far off, and while a network leaves it, steps keep more of their promise than they will later."""
 
 
 @dataclass
@@ -141,20 +142,23 @@ class RadiusControl:
         self.actual = MEMORY * self.actual + actual
         self.predicted = MEMORY * self.predicted + predicted
         self.of_matrices = MEMORY * self.of_matrices + of_matrices
-        ratio = self.actual / self.predicted if self.predicted > 0 and math.isfinite(self.actual) else -math.inf
+        usable = self.predicted > 0 and math.isfinite(self.actual)
+        ratio = self.actual / self.predicted if usable else -math.inf
+        part = min(self.of_matrices / self.predicted, 1.0) if usable else 1.0
+        hardly_used = 0 < part < LEAST_PART and ratio > SHRINK_BELOW
         # What a step at full share would do, if what is missed, and what is changed, grow with the share.
         ratio_at_peak = 1 - (1 - ratio) / self.share if self.share > 0 else -math.inf
         change_at_peak = change / self.share if self.share > 0 else math.inf
-        room = PLATEAU_CHANGE / change_at_peak if self.plateau and change_at_peak > 0 else math.inf
-        if room < 0.5 and self.moved > MOVED:
+        room = LONGEST_CHANGE / change_at_peak if (self.plateau or hardly_used) and change_at_peak > 0 else math.inf
+        if self.plateau and room < 0.5 and self.moved > MOVED:
             self._multiply(room, step)
         elif ratio < SHRINK_AT_ONCE or (ratio < SHRINK_BELOW and self.seen > 1):
             self._multiply(self._factor(ratio), step)
-        elif ratio_at_peak > GROW_ABOVE and self._may_grow(step) and room > LEAST_ROOM:
-            self._multiply(min(self._factor(ratio_at_peak), room), step)
+        elif (hardly_used or ratio_at_peak > GROW_ABOVE) and self._may_grow(step) and room > LEAST_ROOM:
+            self._multiply(min(self._factor(1.0 if hardly_used else ratio_at_peak, part), room), step)
         else:
             if room <= LEAST_ROOM:
-                self.gain = min(self.gain, PLATEAU_GAIN)
+                self._lower_gain(HELD_GAIN)
             self.gap = min(2 * self.gap, self.every)
         self.next_step = step + self.gap
 
@@ -168,19 +172,22 @@ class RadiusControl:
 
     def _may_grow(self, step: int) -> bool:
         decayed = self.falling and self.share < LAST_GROWTH
-        return self.share >= MIN_SHARE and not decayed and step + 1 - self.changed >= WAIT
+        return self.share >= MIN_SHARE and not decayed and step + 1 - self.changed >= WAIT and self.of_matrices > 0
 
-    def _factor(self, ratio: float) -> float:
-        """What takes a radius that keeps this part of the promise to one that misses the right part."""
+    def _factor(self, ratio: float, part: float = 1.0) -> float:
+        """What takes a radius that keeps this share of the promise, of which it makes this part, to a good one."""
         by = MISSED / (1 - ratio) if ratio < 1 else math.inf
         if by > 1:
-            by = 1 + (by - 1) / min(max(self.of_matrices / self.predicted, LEAST_PART), 1.0)
+            by = 1 + (by - 1) / part
         return float(min(max(by, 1 / FACTOR), FACTOR) ** self.gain)
+
+    def _lower_gain(self, least: float) -> None:
+        self.gain = min(self.gain, max(self.gain / 2, least))
 
     def _multiply(self, by: float, step: int) -> None:
         direction = 1 if by > 1 else -1
         if self.direction == -direction:
-            self.gain = max(self.gain / 2, LEAST_GAIN)
+            self._lower_gain(LEAST_GAIN)
         self.scale *= by
         self.direction, self.changed, self.gap, self.seen = direction, step + 1, 1, 0
         self.actual = self.predicted = self.of_matrices = 0.0

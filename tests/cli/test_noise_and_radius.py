@@ -270,6 +270,54 @@ def test_on_the_plateau_at_the_start_the_radius_changes_the_weights_by_a_twentie
     assert control.scale > 2 * before
 
 
+def test_a_network_that_leaves_a_plateau_does_not_lose_its_radius():
+    """There steps keep more of their promise than later: what the plateau has found changes slowly."""
+    control = RadiusControl(8)
+    for step in range(40):
+        if control.due(step, min(1, (step + 1) / 40)):
+            change = 0.05 * control.scale * control.share
+            control.update(step, actual=1.0, predicted=1.0, of_matrices=1.0, loss=2.3, change=change)
+    scales = [control.scale]
+    for step in range(40, 80):
+        if control.due(step, 1.0):
+            ratio = 0.9 if step < 50 else 0.5 if step < 60 else 0.65
+            control.update(step, actual=ratio, predicted=1.0, of_matrices=1.0, loss=1.5, change=0.05 * control.scale)
+            scales.append(control.scale)
+    assert len(set(scales)) > 2
+    assert max(scales) < 1.4 * scales[0]
+    assert min(scales) > 0.7 * scales[0]
+
+
+def test_what_the_other_parameters_miss_does_not_hold_the_radius_back():
+    """Embeddings and norms keep 0.65 of their promise. The matrices promise a thousandth of it, and keep that."""
+    control = RadiusControl(8)
+    for step in range(40):
+        if control.due(step, 1.0):
+            r = control.scale / 1000
+            report = {"actual": 0.65 + 0.9 * r, "predicted": 1 + r, "of_matrices": r, "change": r / 100}
+            control.update(step, loss=1 / (1 + step), **report)
+    assert control.scale / 1000 > 0.04
+
+
+def test_matrices_that_hardly_count_grow_to_a_twentieth_of_their_norm_in_a_step():
+    """As behind gates that are nearly closed; what the others achieve is no leave to go further."""
+    control = RadiusControl(8)
+    for step in range(60):
+        if control.due(step, 1.0):
+            report = {"actual": 0.95, "predicted": 1.0, "of_matrices": 1e-4, "change": 1e-3 * control.scale}
+            control.update(step, loss=1 / (1 + step), **report)
+    assert 0.04 <= 1e-3 * control.scale <= 0.05
+
+
+@pytest.mark.parametrize("of_matrices", [0.0, -0.1])
+def test_without_a_promise_of_the_matrices_their_radius_does_not_grow(of_matrices):
+    control = RadiusControl(8)
+    for step in range(20):
+        if control.due(step, 1.0):
+            control.update(step, actual=1.0, predicted=1.0, of_matrices=of_matrices, loss=1 / (1 + step), change=0.0)
+    assert control.scale == 1.0
+
+
 def test_a_network_whose_matrices_are_all_zero_has_no_plateau_rule():
     control = RadiusControl(8)
     control.due(0, 1.0)

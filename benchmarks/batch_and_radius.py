@@ -200,7 +200,7 @@ def _growth_row(preset: str, batch: str, runs: list[Run]) -> str:
 
 
 def radius(each: Each) -> list[str]:
-    """Adaptive radii from three starts against two fixed ones; the last column is against the better of the two."""
+    """Adaptive radii from three starts, and two fixed ones; differences are from the better of the two."""
     lines = table("preset", "start", "optimizer.adapt_radius", "validation loss", "difference, %", "radius in the end")
     for preset, best in (RADII | UNSEEN).items():
         seeds = RADIUS_SEEDS.get(preset, SEEDS)

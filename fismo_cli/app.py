@@ -96,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     `--debug` may stand anywhere, so that it can be appended to a command that failed.
     """
+    if arguments is None:
+        _insist_on_utf8()
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks must not end a run
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     remaining = [argument for argument in given if argument != "--debug"]
@@ -112,6 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code)
+
+
+def _insist_on_utf8() -> None:
+    """Start again in Python's UTF-8 mode where file names would be ASCII (LC_ALL=C with PYTHONUTF8=0).
+
+    No path of a preset that has other letters could be opened, and libraries would read and write their files as ASCII.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -167,5 +182,5 @@ def _fail(message: str, code: int = ExitCode.FAILED) -> int:
 
 def _discard_stdout() -> None:
     """Let the interpreter's own flush at exit succeed, so that it does not complain about the broken pipe."""
-    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -223,7 +223,7 @@ def _model_folder(path: Path) -> Path | None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder / 'config.json'}: not readable as JSON ({error})") from error
     if not isinstance(config, dict) or "architecture" not in config:
@@ -318,4 +318,4 @@ def save_directory(
             "custom_load": False,
         },
     }
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -232,7 +232,7 @@ def _with_train(loaded: LoadedPreset, **changes: Any) -> LoadedPreset:
 
 def _stored(directory: Path) -> dict[str, Any]:
     try:
-        stored: dict[str, Any] = json.loads((directory / "plan.json").read_text())
+        stored: dict[str, Any] = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stored
@@ -242,7 +242,7 @@ def _write(plan: Plan) -> None:
     try:
         for contender in plan.contenders:
             with whole_file(plan.directory / "presets" / f"{contender.folder}.yaml") as file:
-                file.write_text(resolved_yaml(contender.loaded))
+                file.write_text(resolved_yaml(contender.loaded), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write to {plan.directory}: {error.strerror}") from error
     write_json(

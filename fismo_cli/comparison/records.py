@@ -73,10 +73,10 @@ def read_record(run: RunDirectory, label: str) -> Record:
         FismoError: if its files cannot be read.
     """
     try:
-        summary = {**json.loads(run.summary.read_text()), "run_dir": str(run.path)}
-        environment = json.loads(run.environment.read_text())
+        summary = {**json.loads(run.summary.read_text(encoding="utf-8")), "run_dir": str(run.path)}
+        environment = json.loads(run.environment.read_text(encoding="utf-8"))
         curve = []
-        for line in run.metrics.read_text().splitlines():
+        for line in run.metrics.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             if record.get("event") == "Evaluated" and record.get("split") == "validation":
                 metrics = {name: value for name, value in record["metrics"].items() if value is not None}

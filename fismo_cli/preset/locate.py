@@ -12,7 +12,7 @@ __all__ = ["DEFAULT_PRESET", "PresetFile", "find_preset", "find_shipped", "shipp
 DEFAULT_PRESET = "digits-vit"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_ORIGIN = re.compile(r"^# Resolved by fismo from the preset ([A-Za-z0-9._-]+)")
+_ORIGIN = re.compile(r"^# Resolved by fismo from the preset ([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _name(path: Path, text: str) -> str:
     origin = _ORIGIN.match(text)
     if origin:
         return origin.group(1)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.") or "preset"
+    return re.sub(r"[^\w.-]+", "-", path.stem).strip("-.") or "preset"
 
 
 def _not_found(source: str, shipped: dict[str, Path]) -> PresetError:

@@ -63,6 +63,6 @@ class Forgiving:
     def _give_up(self) -> None:
         """Also lead what is buffered to nowhere: the interpreter's flush at exit would fail with its own exit code."""
         stream, self._stream = self._stream, None
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
             if stream is sys.stderr:
                 os.dup2(nowhere.fileno(), stream.fileno())

@@ -46,7 +46,7 @@ def rebuild_study_page(directory: Path) -> dict[str, Any]:
         FismoError: if that cannot be read.
     """
     try:
-        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         html = tuning_page(summary, directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FismoError(f"{directory / 'summary.json'}: cannot be read ({error}); run fismo tune again") from error

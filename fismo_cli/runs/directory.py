@@ -86,7 +86,7 @@ class RunDirectory:
     def status(self) -> str | None:
         """`completed`, `diverged` or `interrupted` as the summary says; None where there is none (killed, running)."""
         try:
-            return str(json.loads(self.summary.read_text())["status"])
+            return str(json.loads(self.summary.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -116,7 +116,7 @@ class RunDirectory:
             raise UsageError(f"cannot make a run directory in {parent}: {error.strerror}") from error
         run = cls(path)
         with whole_file(run.preset) as file:
-            file.write_text(resolved_yaml(loaded))
+            file.write_text(resolved_yaml(loaded), encoding="utf-8")
         return run
 
     @contextmanager
@@ -182,7 +182,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file as a whole."""
     with whole_file(path) as file:
-        file.write_text(json.dumps(json_safe(value), indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(json_safe(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def json_safe(value: Any) -> Any:

@@ -319,7 +319,7 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
 def _record_resumption(run: RunDirectory, checkpoint: Loaded, now: dict[str, Any]) -> tuple[str, ...]:
     """Add the resumption to `environment.json`; say so where the result cannot be expected to the last bit."""
     try:
-        before = json.loads(run.environment.read_text())
+        before = json.loads(run.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     changed = differences(before, json.loads(json.dumps(now))) if before else []

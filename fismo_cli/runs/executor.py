@@ -61,7 +61,7 @@ class RunProcess:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
         with whole_file(preset_file) as file:
-            file.write_text(resolved_yaml(loaded))
+            file.write_text(resolved_yaml(loaded), encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
         command += _several(nproc)
@@ -110,7 +110,7 @@ class RunProcess:
         """Samples seen until, and metrics of, each evaluation on validation data so far."""
         found = []
         for file in self._unfinished():
-            for line in file.read_text().splitlines():
+            for line in file.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):  # a line that is being written
                     event = json.loads(line)
                     if event.get("event") == "Evaluated" and event["split"] == "validation":
@@ -136,7 +136,7 @@ def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
     wanted = run_identity(loaded.preset)
     for file in sorted((runs_dir / loaded.name).glob("*/summary.json")):
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            summary = json.loads(file.read_text())
+            summary = json.loads(file.read_text(encoding="utf-8"))
             if summary.get("identity") == wanted and summary.get("status") in ("completed", "diverged"):
                 return RunDirectory(file.parent)
     return None
@@ -145,12 +145,12 @@ def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
 def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -> dict[str, Any] | Failure:
     """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed."""
     with whole_file(preset_file) as file:
-        file.write_text(resolved_yaml(loaded))
+        file.write_text(resolved_yaml(loaded), encoding="utf-8")
     done = subprocess.run(
         _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=_environment(loaded),
         preexec_fn=end_with_parent,
     )
@@ -187,7 +187,7 @@ def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dic
 
 def _last_line(log: Path) -> str:
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
     return lines[-1].removeprefix("error: ") if lines else "it said nothing"

@@ -103,14 +103,14 @@ def _write(documents: Documents, tokenizer: Tokenizer, path: Path, record_path: 
     }
     # The record comes last: without it the tokens do not count.
     with whole_file(record_path) as temporary:
-        temporary.write_text(json.dumps(record))
+        temporary.write_text(json.dumps(record), encoding="utf-8")
     return record
 
 
 def _valid_record(path: Path, record_path: Path) -> dict[str, Any] | None:
     """The record of a cached stream, or None where it is missing or anything about it is wrong."""
     try:
-        record = json.loads(record_path.read_text())
+        record = json.loads(record_path.read_text(encoding="utf-8"))
         size = record["tokens"] * np.dtype(record["dtype"]).itemsize
         intact = path.stat().st_size == size and _check_sum(path) == record["check"] and record["text_bytes"] >= 0
     except (OSError, ValueError, KeyError, TypeError):

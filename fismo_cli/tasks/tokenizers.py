@@ -66,7 +66,7 @@ class ByteTokenizer:
     def save(self, directory: Path) -> None:
         """Say in `tokenizer.json`'s place what the tokens are; there is nothing to load."""
         record = {"tokenizer": "bytes", "vocab_size": self.vocab_size, "end_of_text_id": self.end}
-        (directory / _BYTE_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (directory / _BYTE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 class HubTokenizer:

@@ -152,7 +152,7 @@ class CheckpointStore:
                 raise _BrokenError(f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}")
             if sha256(file) != expected["sha256"]:
                 raise _BrokenError(f"{name} has changed since it was written")
-        document = json.loads((path / STATE).read_text())
+        document = json.loads((path / STATE).read_text(encoding="utf-8"))
         state: dict[str, Any] = rebuild(document, read_tensors(path))
         return state
 
@@ -194,16 +194,16 @@ def _write(tensors: dict[str, Tensor], partial: Path, world: World) -> dict[str,
 def _finish(partial: Path, target: Path, document: Any, marker: dict[str, Any], stack: ExitStack) -> None:
     """Write what is no tensor, give the directory its name by closing the stack, and mark it complete."""
     state = partial / STATE
-    state.write_text(json.dumps(document))
+    state.write_text(json.dumps(document), encoding="utf-8")
     marker["files"][STATE] = {"bytes": state.stat().st_size, "sha256": sha256(state)}
     stack.close()
     with whole_file(target / MARKER) as file:
-        file.write_text(json.dumps(marker, indent=1))
+        file.write_text(json.dumps(marker, indent=1), encoding="utf-8")
 
 
 def _read_marker(path: Path) -> dict[str, Any]:
     try:
-        marker = json.loads((path / MARKER).read_text())
+        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         return {"validation_loss": marker["validation_loss"], "files": dict(marker["files"])}
     except FileNotFoundError:
         raise _BrokenError("it was not finished") from None

@@ -280,7 +280,7 @@ class _Pool:
 
     def _take(self, job: _Job, run: RunDirectory) -> None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a finished run
-        summary = json.loads(run.summary.read_text())
+        summary = json.loads(run.summary.read_text(encoding="utf-8"))
         value = _value(summary, self.plan.judging.metric)
         if value is None:
             diverged = summary["status"] == "diverged"
@@ -293,7 +293,7 @@ class _Pool:
 
     def _complete(self, job: _Job) -> None:
         judging, trial = self.plan.judging, job.trial
-        summaries = [json.loads(run.summary.read_text()) for run in job.done]
+        summaries = [json.loads(run.summary.read_text(encoding="utf-8")) for run in job.done]
         value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
         step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
         scales = [scale for summary in summaries if (scale := summary.get("noise_scale")) is not None]

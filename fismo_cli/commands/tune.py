@@ -66,6 +66,7 @@ def tune(
     if preset is not None and "=" in preset:
         given, preset = [preset, *given], None
     loaded = load_preset(preset or DEFAULT_PRESET, given)
+    from fismo_cli.preset.search_checks import space_notes
     from fismo_cli.tuning.plan import PRUNERS, SAMPLERS, Judging
 
     _check(
@@ -114,7 +115,7 @@ def tune(
         f"study {plan.name}: {side_by_side} at a time, {plan.environment.threads} threads a process, in "
         f"{plan.directory}"
     )
-    for line in (*(f"note: {note}" for note in loaded.notes), begun):
+    for line in (*(f"note: {note}" for note in (*loaded.notes, *space_notes(loaded.preset))), begun):
         say(console, line)
     with tuning_progress(console, plan) as tell:
         carry_out(plan, optuna_study, trials=trials, workers=side_by_side, tell=tell)

@@ -28,6 +28,7 @@ class Key:
         expected: what it must be, fit for "must be ...".
         choices: the words to choose from, where there are such.
         items: what each item of a list must be, where it is a list.
+        number: integer or number, where it holds one (or null).
         default: the default; None where it is required.
         required: whether it has to be given.
         description: what it means.
@@ -38,6 +39,7 @@ class Key:
     expected: str
     choices: tuple[str, ...]
     items: str
+    number: Literal["integer", "number"] | None
     default: Any
     required: bool
     description: str
@@ -76,6 +78,7 @@ def _walk(
             expected="a section (keys and values)" if inner or is_mapping else _describe(node),
             choices=tuple(_choices(node)) or tuple(_choices(node.get("propertyNames", {}))),
             items=_items(node),
+            number=_number(node),
             default=node.get("default"),
             required=name in section.get("required", ()),
             description=node.get("description") or (inner or {}).get("description", ""),
@@ -105,6 +108,11 @@ def _items(node: dict[str, Any]) -> str:
         if option.get("type") == "object" and isinstance(option.get("additionalProperties"), dict):
             return _describe(option["additionalProperties"])
     return ""
+
+
+def _number(node: dict[str, Any]) -> Literal["integer", "number"] | None:
+    types = {option.get("type") for option in (node, *node.get("anyOf", ()))}
+    return "number" if "number" in types else "integer" if "integer" in types else None
 
 
 def _describe(node: dict[str, Any]) -> str:

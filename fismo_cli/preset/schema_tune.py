@@ -9,7 +9,7 @@ from pydantic import Field, Strict, model_validator
 
 from fismo_cli.preset.schema_base import Config, refuse
 
-__all__ = ["METRICS", "SearchedConfig", "TuneConfig"]
+__all__ = ["METRICS", "Scalar", "SearchedConfig", "TuneConfig"]
 
 METRICS: dict[str, tuple[str, ...]] = {
     "image-classification": ("loss", "top1", "top5"),
@@ -39,12 +39,17 @@ class SearchedConfig(Config):
         refuse(
             (given and bounds != (None, None), "choices", "give either choices or low and high, not both", ("low",)),
             (given and not self.choices, "choices", "must hold at least one value", ()),
+            (given and _twice(self.choices or ()), "choices", "must hold no value twice", ()),
             (not given and self.low is None, "low", "missing; must be a number (or give choices)", ("high",)),
             (not given and self.low is not None and self.high is None, "high", "missing; must be a number", ("low",)),
         )
         if self.low is not None and self.high is not None:
             refuse((self.low >= self.high, "low", f"must be below high ({self.high:g}), got {self.low:g}", ("high",)))
         return self
+
+
+def _twice(values: tuple[Scalar, ...]) -> bool:
+    return len({(isinstance(value, bool), value) for value in values}) < len(values)
 
 
 class TuneConfig(Config):

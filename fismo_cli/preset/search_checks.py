@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from fismo_cli.preset.document import Path
-from fismo_cli.preset.reference import OptimizerKind, reference
+from fismo_cli.preset.reference import Key, OptimizerKind, reference
 from fismo_cli.preset.schema import Preset
-from fismo_cli.preset.schema_tune import SearchedConfig
+from fismo_cli.preset.schema_tune import Scalar, SearchedConfig
 from fismo_cli.preset.settings import COMPLEMENT, NEAR_ONE, get_setting, key_path, with_settings
 from fismo_cli.preset.suggestions import unknown_key
 
-__all__ = ["changed_values", "space_problems"]
+__all__ = ["as_searched", "changed_values", "is_whole", "space_notes", "space_problems"]
 
 FIXED = {
     **dict.fromkeys(("train.epochs", "train.steps"), "every trial sees the same number of samples"),
@@ -58,6 +58,44 @@ def space_problems(preset: Preset) -> Iterator[tuple[Path, str]]:
                 yield (*place, "low"), f"must be above 0 where log is true, got {searched.low:g}"
 
 
+def is_whole(preset: Preset, name: str, searched: SearchedConfig) -> bool:
+    """Whether a range holds whole numbers alone.
+
+    The key's type says so. A key of `model.args` or `optimizer.args` has none that is known here: then its value in
+    the preset does, and without one the way that both bounds are written.
+    """
+    path = key_path(name)
+    known = _reference(preset).get(path)
+    if path[-1] == "betas" or (known is not None and known.number is not None):
+        return known is not None and known.number == "integer"
+    start = get_setting(preset.model_dump(exclude={"tune"}), name)
+    return isinstance(searched.low, int) and isinstance(searched.high, int) and (start is None or type(start) is int)
+
+
+def as_searched(preset: Preset, name: str, value: Scalar) -> Scalar:
+    """A bound or a choice with the type of its key: 1 for a key of numbers is 1.0, 32.0 for one of integers is 32."""
+    known = _reference(preset).get(key_path(name))
+    number = None if known is None else known.number
+    if number == "number" and type(value) is int:
+        return float(value)
+    return int(value) if number == "integer" and isinstance(value, float) and value.is_integer() else value
+
+
+def space_notes(preset: Preset) -> list[str]:
+    """What a user may not have meant: whole numbers, because bounds were written so, of a key whose type is unknown."""
+    values, keys = preset.model_dump(exclude={"tune"}), _reference(preset)
+    return [
+        f"tune.space: {name} is searched in whole numbers, as its bounds are written; write {searched.low}.0 for any "
+        "number between them"
+        for name, searched in preset.tune.space.items()
+        if searched is not None
+        and searched.choices is None
+        and key_path(name) not in keys
+        and get_setting(values, name) is None
+        and is_whole(preset, name, searched)
+    ]
+
+
 def changed_values(preset: Preset, name: str, searched: SearchedConfig) -> Iterator[tuple[Path, Any, dict[str, Any]]]:
     """For each value that a search could end at: where it stands, the value, and the preset's values with it."""
     values = preset.model_dump(exclude={"tune"})
@@ -65,7 +103,10 @@ def changed_values(preset: Preset, name: str, searched: SearchedConfig) -> Itera
         ends: list[tuple[Path, Any]] = [(("choices", index), value) for index, value in enumerate(searched.choices)]
     else:
         ends = [(("low",), searched.low), (("high",), searched.high)]
-        if isinstance(get_setting(values, name), float):
-            ends = [(end, float(value)) for end, value in ends]
-    for end, value in ends:
+    for end, given in ends:
+        value = as_searched(preset, name, given)
         yield end, value, with_settings(values, {name: value})
+
+
+def _reference(preset: Preset) -> dict[tuple[str, ...], Key]:
+    return reference(preset.task, "fismo" if preset.optimizer.name == "fismo" else "baseline")

@@ -13,6 +13,7 @@ from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, NO_WEIGHT_
 from fismo_cli.preset.reference import shown
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig, Preset
 from fismo_cli.preset.schema_tune import SearchedConfig
+from fismo_cli.preset.search_checks import as_searched, is_whole
 from fismo_cli.preset.settings import BETAS, COMPLEMENT, NEAR_ONE, get_setting
 
 __all__ = [
@@ -134,12 +135,11 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     )
     if len(fitting) > 1:
         space["train.batch_size"] = Choice(tuple(fitting), train.batch_size)
-    values = preset.model_dump()
     for name, searched in preset.tune.space.items():
         for known in (name, COMPLEMENT + name):
             space.pop(known, None)
         if searched is not None:
-            key, where = _asked_for(name, searched, values)
+            key, where = _asked_for(preset, name, searched)
             space[key] = where
     batch = space.get("train.batch_size")
     ends = () if batch is None else (batch.high,) if isinstance(batch, Range) else batch.values
@@ -186,15 +186,16 @@ def short_settings(settings: Mapping[str, Value]) -> str:
     return ", ".join(f"{short_name(name)} {short_value(value)}" for name, value in settings.items())
 
 
-def _asked_for(name: str, searched: SearchedConfig, values: Mapping[str, Any]) -> tuple[str, Range | Choice]:
-    start = get_setting(values, name)
+def _asked_for(preset: Preset, name: str, searched: SearchedConfig) -> tuple[str, Range | Choice]:
+    start = get_setting(preset.model_dump(), name)
     if searched.choices is not None:
-        return name, Choice(searched.choices, start if start in searched.choices else searched.choices[0])
+        choices = tuple(as_searched(preset, name, value) for value in searched.choices)
+        return name, Choice(choices, start if start in choices else choices[0])
     assert searched.low is not None
     assert searched.high is not None
-    low, high = searched.low, searched.high
-    whole = isinstance(low, int) and isinstance(high, int)
-    where = Range(low, high, low, log=searched.log, integer=whole and (start is None or isinstance(start, int)))
+    whole = is_whole(preset, name, searched)
+    low, high = (int(bound) if whole else float(bound) for bound in (searched.low, searched.high))
+    where = Range(low, high, low, log=searched.log, integer=whole)
     if searched.log and name.rsplit(".", 1)[-1] in NEAR_ONE:
         name, where = COMPLEMENT + name, replace(where, low=1.0 - high, high=1.0 - low, integer=False)
         start = None if start is None else 1.0 - start

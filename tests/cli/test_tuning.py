@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from fismo_cli.errors import DivergedError, FismoError, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.search_checks import space_notes
 from fismo_cli.preset.settings import get_setting, with_settings
 from fismo_cli.reporting.tuning_words import notes
 from fismo_cli.runs import executor
@@ -101,6 +102,63 @@ def test_the_preset_adds_narrows_and_takes_out():
     assert found["data.label_smoothing"] == Range(0.0, 0.2, 0.1, log=False)
     assert found["train.batch_size"] == Choice((32, 64), 64)
     assert found["model.args.drop_rate"] == Range(0.0, 0.5, 0.25, log=False)
+
+
+def test_the_type_of_a_key_decides_what_is_drawn_not_how_its_bounds_are_written():
+    found = space(
+        "tune.space.train.clip_grad_norm={low: 1, high: 3}",
+        "tune.space.optimizer.damping={low: 1, high: 2}",
+        "tune.space.optimizer.refresh_interval={low: 5.0, high: 20.0, log: true}",
+        "tune.space.train.batch_size={choices: [32.0, 64]}",
+        "tune.space.train.ema_decay={choices: [null, 0.5]}",
+        "tune.space.model.args.drop_rate={low: 0.0, high: 1}",
+        "tune.space.model.args.depth={low: 2, high: 8}",
+        "model.args.drop_path_rate=0.1",
+        "tune.space.model.args.drop_path_rate={low: 0, high: 1}",
+    )
+    assert found["train.clip_grad_norm"] == Range(1.0, 3.0, 2.0, log=False)
+    assert found["optimizer.damping"] == Range(1.0, 2.0, 1.0, log=False)
+    assert found["optimizer.refresh_interval"] == Range(5, 20, 10, integer=True)
+    assert found["train.batch_size"] == Choice((32, 64), 64)
+    assert {type(value) for value in found["train.batch_size"].values} == {int}
+    assert found["train.ema_decay"] == Choice((None, 0.5), None)
+    assert not any(found[f"model.args.{key}"].integer for key in ("drop_rate", "drop_path_rate"))
+    assert found["model.args.depth"].integer
+    drawn = distributions(found)["train.clip_grad_norm"]
+    assert isinstance(drawn, optuna.distributions.FloatDistribution)
+    for optimizer in ("adamw", "timm/adamw"):
+        lr = space(f"optimizer.name={optimizer}", "tune.space.optimizer.lr={low: 1, high: 3}")["optimizer.lr"]
+        assert lr == Range(1.0, 3.0, lr.start, log=False)
+
+
+def test_whole_numbers_of_a_key_of_unknown_type_are_noted():
+    loaded = load_preset("digits-vit", ["tune.space.model.args.drop_rate={low: 0, high: 1}"])
+    (note,) = space_notes(loaded.preset)
+    assert "model.args.drop_rate is searched in whole numbers" in note
+    assert "write 0.0" in note
+    for given in ("drop_rate={low: 0.0, high: 1}", "depth={low: 2, high: 4}"):
+        assert space_notes(load_preset("digits-vit", [f"tune.space.model.args.{given}"]).preset) == []
+
+
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [
+        ("train.accumulate={low: 1.5, high: 4}", "].low: with 1.5: must be a positive integer"),
+        ("train.batch_size={choices: [32, 64.5]}", "with 64.5: must be a positive integer"),
+        ("train.clip_grad_norm={choices: [1, big]}", 'with "big": must be a positive number or null'),
+        ("optimizer.nesterov={low: 0, high: 1}", "with 0: must be true or false"),
+        ("optimizer.damping={choices: [true]}", "must be a number"),
+        ("optimizer.damping={choices: [0.1, 0.1]}", "must hold no value twice"),
+        ("optimizer.damping={choices: [null]}", "with null: must be a number"),
+        ("checkpoint.every={low: 1, high: 3}", "must be a key under optimizer, train"),
+        ("train.seed={low: 1, high: 3}", "alike in all trials"),
+        ("data.path={choices: [a, b]}", "judged by"),
+    ],
+)
+def test_values_that_a_key_cannot_have_are_refused(searched, message):
+    with pytest.raises(PresetError) as caught:
+        load_preset("digits-vit", [f"tune.space.{searched}"])
+    assert message in str(caught.value)
 
 
 def test_batch_sizes_fit_the_data_and_the_micro_batches():

@@ -26,7 +26,10 @@ COMMANDS = {
     "export": ("fismo_cli.commands.export:export", "Write the weights in a checkpoint to one safetensors file."),
     "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
     "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
-    "report": ("fismo_cli.commands.report:report", "Rebuild the tables and the page of a comparison or a study."),
+    "report": (
+        "fismo_cli.commands.report:report",
+        "Rebuild the tables and the page of a run, a study or a comparison.",
+    ),
     "validate": ("fismo_cli.commands.validate:validate", "Check a preset and show every error at once."),
     "presets": ("fismo_cli.commands.presets:app", "List, show and copy the presets that come with fismo."),
     "env": ("fismo_cli.commands.env:env", "Show versions, hardware and settings, for a bug report."),

@@ -1,31 +1,82 @@
-"""`fismo report`: tables and page of a comparison or a study again, from its files alone."""
+"""`fismo report`: tables and page of runs, a comparison or a study again, from their files alone."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fismo_cli.commands.output import print_json
+from fismo_cli.errors import UsageError
 
 __all__ = ["report"]
 
+Kind = Literal["run", "study", "comparison"]
+
 
 def report(
-    directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A directory that `fismo compare` or `fismo tune` made.")
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="A directory that fismo train, fismo tune or fismo compare made; or several of fismo train.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
-    """Rebuild the tables and the page of a comparison or a study."""
-    if (directory / "summary.json").exists() and not (directory / "plan.json").exists():
-        from fismo_cli.reporting.console import stderr_console
-        from fismo_cli.reporting.tuning_report import print_study, rebuild_study_page
+    """Rebuild the tables and the page of a run, a study or a comparison."""
+    kinds = [_kind(directory) for directory in directories]
+    if all(kind == "run" for kind in kinds):
+        summary = _report_runs(directories, as_json)
+    elif len(directories) > 1:
+        other = next(directory for directory, kind in zip(directories, kinds, strict=True) if kind != "run")
+        raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
+    elif kinds == ["study"]:
+        summary = _report_study(directories[0])
+    else:
+        summary = _report_comparison(directories[0])
+    if as_json:
+        print_json(summary)
 
-        summary = rebuild_study_page(directory)
-        print_study(stderr_console(), summary)
-        if as_json:
-            print_json(summary)
-        return
+
+def _kind(directory: Path) -> Kind:
+    """Whose directory it is, by the files that each kind has from its beginning on.
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    if (directory / "plan.json").is_file():
+        return "comparison"
+    if (directory / "journal.log").is_file() or (directory / "trials").is_dir():
+        return "study"
+    if (directory / "preset.yaml").is_file():
+        return "run"
+    reason = "there is no such directory" if not directory.exists() else "it has no preset.yaml, trials or plan.json"
+    raise UsageError(
+        f"{directory}: not a directory of fismo train, fismo tune or fismo compare ({reason}); give a run "
+        "(runs/PRESET/NAME), a study (studies/NAME) or a comparison (comparisons/NAME)"
+    )
+
+
+def _report_runs(directories: list[Path], as_json: bool) -> Any:
+    from fismo_cli.reporting.console import answer_console
+    from fismo_cli.reporting.run_report import print_runs, write_run_report
+
+    runs, page = write_run_report(list(dict.fromkeys(directories)))
+    print_runs(answer_console(as_json=as_json), runs, page)
+    summaries = [run.summary for run in runs.values()]
+    return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
+
+
+def _report_study(directory: Path) -> Any:
+    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.tuning_report import print_study, rebuild_study_page
+
+    summary = rebuild_study_page(directory)
+    print_study(stderr_console(), summary)
+    return summary
+
+
+def _report_comparison(directory: Path) -> Any:
     from fismo_cli.comparison.plan import read_plan
     from fismo_cli.comparison.running import stored_results
     from fismo_cli.reporting.comparison_report import write_report
@@ -35,5 +86,4 @@ def report(
     plan = read_plan(directory)
     summary = write_report(plan, stored_results(plan))
     print_comparison(stderr_console(), summary)
-    if as_json:
-        print_json(summary)
+    return summary

@@ -1,4 +1,4 @@
-"""The console for people, on stderr. That nobody can read it any more never ends what is reported on."""
+"""The consoles for people. That nobody can read it any more never ends what is reported on."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Forgiving", "print_rows", "say", "stderr_console"]
+__all__ = ["Forgiving", "answer_console", "print_rows", "say", "stderr_console"]
 
 
 def stderr_console() -> Console:
@@ -17,6 +17,15 @@ def stderr_console() -> Console:
     # Only writing and asking about it is ever done to the stream.
     stream: Any = Forgiving(sys.stderr)
     return Console(file=stream)
+
+
+def answer_console(*, as_json: bool) -> Console:
+    """A console for a command's answer: on stdout, or on stderr where stdout is for JSON alone.
+
+    Where that is no terminal, lines are as long as they have to be.
+    """
+    stream = sys.stderr if as_json else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 10_000, markup=False, highlight=False)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -5,26 +5,33 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_table"]
+__all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_rows", "summary_table"]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """What a run was and what came out of it, as two columns."""
-    rows = {"run": str(summary["run_dir"]), "status": _status(summary)}
+    return plain_table({"run": str(summary["run_dir"]), **summary_rows(summary)})
+
+
+def summary_rows(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of `summary_table` but for the place, by name; what the summary does not know (None) is left out."""
+    rows = {"status": _status(summary)}
     for split, metrics in summary["metrics"].items():
         if metrics:
             rows[split] = "  ".join(f"{name} {_metric(name, value)}" for name, value in metrics.items())
-    share = summary["optimizer_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
-    rows["time"] = f"{summary['seconds']:.1f} s, of which optimizer {100 * share:.0f} %"
-    rows["speed"] = f"{summary['samples_per_second']:,.0f} samples/s"
+    if summary["seconds"] is not None:
+        share = summary["optimizer_seconds"] / summary["seconds"] if summary["seconds"] > 0 else 0.0
+        rows["time"] = f"{summary['seconds']:.1f} s, of which optimizer {100 * share:.0f} %"
+    if summary["samples_per_second"] is not None:
+        rows["speed"] = f"{summary['samples_per_second']:,.0f} samples/s"
     if summary.get("noise_scale") is not None:
         rows["noise scale"] = noise_words(summary["noise_scale"], summary["fisher_noise_scale"])
     if summary.get("radius_scale", 1.0) != 1.0:
         rows["trust radius"] = f"adapted: {summary['radius_scale']:g} times the preset's at the end"
-    rows["memory"] = (
-        f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {_bytes(summary['optimizer_state_bytes'])}"
-    )
-    return plain_table(rows)
+    if summary["peak_memory_bytes"] is not None:
+        state = _bytes(summary["optimizer_state_bytes"])
+        rows["memory"] = f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {state}"
+    return rows
 
 
 def dry_run_table(result: Mapping[str, Any]) -> Table:
@@ -92,7 +99,9 @@ def _status(summary: Mapping[str, Any]) -> str:
     return text if summary["reason"] is None else f"{text}: {summary['reason']}"
 
 
-def _metric(name: str, value: float) -> str:
+def _metric(name: str, value: float | None) -> str:
+    if value is None:  # as JSON has it
+        return "not finite"
     return f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.4f}"
 
 

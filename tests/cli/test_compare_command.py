@@ -87,7 +87,10 @@ def test_every_wrong_argument_at_once_and_nothing_written(cli):
         (["compare", "digits-vit", "compare.sgd.trust_radius=3", B, "sgd"], "Did you mean compare.sgd.lr?"),
         (["compare", "compare.mine.lr=0.1", B, "mine"], "compare.mine.name"),
         (["compare", B, "adam", "--target", "top1=2"], "--target top1=2"),
-        (["report", "nowhere"], "not a comparison's directory"),
+        (
+            ["report", "nowhere"],
+            "nowhere: not a directory of fismo train, fismo tune or fismo compare (there is no such",
+        ),
     ],
 )
 def test_refusals(cli, arguments, message):

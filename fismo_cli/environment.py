@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "environment", "usable_cores"]
+__all__ = ["PACKAGES", "environment", "run_threads", "usable_cores"]
 
 PACKAGES = (
     "fismo",
@@ -74,6 +74,19 @@ def _cpu_model() -> str | None:
 def usable_cores() -> int | None:
     """Cores that this process may run on; a container or a batch system may give it fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def run_threads(asked: int | None, variable: str | None, processes: int) -> int:
+    """CPU threads of each of several processes side by side.
+
+    Args:
+        asked: by the preset (`train.threads`), which goes first.
+        variable: what OMP_NUM_THREADS says; of a list, the first counts, as outside nested regions. It goes second.
+        processes: how many there are; without either of the above, each has its share of the cores.
+    """
+    first = (variable or "").partition(",")[0].strip()
+    given = int(first) if first.isdecimal() else 0
+    return asked or given or max(1, (usable_cores() or 1) // processes)
 
 
 def _memory_bytes() -> int | None:

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ExitCode
-from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.arguments import load_arguments
 from fismo_cli.preset.locate import DEFAULT_PRESET
 
 __all__ = ["app", "spread_out"]
@@ -78,21 +78,19 @@ def compare(
         Path, typer.Option("--comparisons-dir", metavar="DIR", help="Where comparisons are kept.", file_okay=False)
     ] = Path("comparisons"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    omp_threads: Annotated[str | None, typer.Option(hidden=True, envvar="OMP_NUM_THREADS")] = None,
 ) -> None:
     """Find out which optimizer is better, and by how much.
 
     Paired seeds, equal tuning, exact tests, time to a target. The same command again resumes.
     """
-    given = list(overrides or ())
-    if preset is not None and "=" in preset:
-        given, preset = [preset, *given], None
-    loaded = load_preset(preset or DEFAULT_PRESET, given)
+    loaded, by_default = load_arguments(preset, overrides or ())
     from fismo_cli.comparison.plan import make_plan
     from fismo_cli.reporting.console import say, stderr_console
 
     console = stderr_console()
     with contextlib.suppress(OSError, ValueError):
-        chosen = "" if preset else " (the default preset)"
+        chosen = " (the default preset)" if by_default else ""
         print(f"preparing {loaded.name}{chosen}: trying each optimizer ...", file=sys.stderr, flush=True)
     for note in loaded.notes:
         say(console, f"note: {note}")
@@ -105,6 +103,7 @@ def compare(
         target=target,
         margin=margin,
         workers=workers,
+        omp_threads=omp_threads,
     )
     from fismo_cli.comparison.running import carry_out
     from fismo_cli.reporting.comparison_progress import comparison_progress

@@ -9,7 +9,7 @@ import typer
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.arguments import load_arguments
 from fismo_cli.preset.locate import DEFAULT_PRESET
 
 __all__ = ["tune"]
@@ -55,6 +55,7 @@ def tune(
         Path, typer.Option("--studies-dir", metavar="DIR", help="Where studies are kept.", file_okay=False)
     ] = Path("studies"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    omp_threads: Annotated[str | None, typer.Option(hidden=True, envvar="OMP_NUM_THREADS")] = None,
 ) -> None:
     """Search good settings for a preset.
 
@@ -62,10 +63,7 @@ def tune(
 
     The same command again goes on, also on other hosts that share the storage.
     """
-    given = list(overrides or ())
-    if preset is not None and "=" in preset:
-        given, preset = [preset, *given], None
-    loaded = load_preset(preset or DEFAULT_PRESET, given)
+    loaded, by_default = load_arguments(preset, overrides or ())
     from fismo_cli.preset.search_checks import space_notes
     from fismo_cli.tuning.plan import PRUNERS, SAMPLERS, Judging
 
@@ -87,7 +85,7 @@ def tune(
         ),
     )
     with contextlib.suppress(OSError, ValueError):
-        chosen = "" if preset else " (the default preset)"
+        chosen = " (the default preset)" if by_default else ""
         print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
     from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.tuning_progress import tuning_progress
@@ -109,6 +107,7 @@ def tune(
         sampler=sampler,
         trials=trials,
         workers=workers,
+        omp_threads=omp_threads,
     )
     side_by_side = workers or default_workers(plan.environment.device, nproc)
     begun = (

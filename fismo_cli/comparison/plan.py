@@ -15,7 +15,7 @@ from typing import Any
 
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.target import Target, parse_target
-from fismo_cli.environment import usable_cores
+from fismo_cli.environment import run_threads
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
@@ -100,6 +100,7 @@ def make_plan(
     target: str | None,
     margin: float,
     workers: int,
+    omp_threads: str | None = None,
 ) -> Plan:
     """Fix a comparison, or find the one that was begun; tries a few steps of each contender before a new one begins.
 
@@ -116,7 +117,7 @@ def make_plan(
         raise UsageError("\n       ".join(problems))
     directory = root / f"{loaded.name}-{_identity(contenders, tune_trials)}"
     stored = _stored(directory)
-    environment = stored.get("environment") or _try(contenders, workers)
+    environment = stored.get("environment") or _try(contenders, workers, omp_threads)
     declared = {"seeds": seeds, "margin": margin, "target": target, "workers": workers}
     declarations = stored.get("declarations", [])
     if not declarations or {key: declarations[-1].get(key) for key in declared} != declared:
@@ -181,9 +182,9 @@ def _identity(contenders: Sequence[Contender], tune_trials: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _try(contenders: Sequence[Contender], workers: int) -> dict[str, Any]:
+def _try(contenders: Sequence[Contender], workers: int, omp_threads: str | None) -> dict[str, Any]:
     """A few steps of each contender: what is wrong shows now, and how long a run is becomes known."""
-    threads = contenders[0].loaded.preset.train.threads or max(1, (usable_cores() or 1) // workers)
+    threads = run_threads(contenders[0].loaded.preset.train.threads, omp_threads, workers)
     problems, results = [], []
     with tempfile.TemporaryDirectory() as folder:
         for contender in contenders:

@@ -83,6 +83,9 @@ def _name(path: Path, text: str) -> str:
 
 
 def _not_found(source: str, shipped: dict[str, Path]) -> PresetError:
+    if "=" in source:
+        hint = "; if it is to be an override, it goes after the preset"
+        return PresetError([f"preset error: {source}  no such file{hint}"])
     stem = Path(source).stem if source.endswith((".yaml", ".yml")) else source
     if "/" in source or "\\" in source:
         return PresetError([f"preset error: {source}  no such file"])

@@ -48,7 +48,8 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[tuple[st
         key, equals, value = text.partition("=")
         parts = tuple(key.strip().split("."))
         if not equals:
-            problems.append((text, "must be KEY=VALUE, such as train.seed=3"))
+            first = "; a preset goes before all overrides" if text.endswith((".yaml", ".yml")) else ""
+            problems.append((text, f"must be KEY=VALUE, such as train.seed=3{first}"))
         elif not all(parts) or any(part != part.strip() for part in parts):
             problems.append((text, "must be KEY=VALUE with a key such as train.seed"))
         else:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.environment import usable_cores
+from fismo_cli.environment import run_threads, usable_cores
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig, preset_adapter
@@ -173,7 +173,7 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
-def try_out(loaded: LoadedPreset, workers: int | None, nproc: int) -> Environment:
+def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: str | None = None) -> Environment:
     """Take a few steps: what is wrong with the preset shows now.
 
     Raises:
@@ -186,8 +186,8 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int) -> Environmen
     if result["validation_samples"] is None:
         raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
     device = str(result["device"])
-    share = max(1, (usable_cores() or 1) // ((workers or default_workers(device, nproc)) * nproc))
-    return Environment(loaded.preset.train.threads or share, device, int(result["train_samples"]))
+    threads = run_threads(loaded.preset.train.threads, omp_threads, (workers or default_workers(device, nproc)) * nproc)
+    return Environment(threads, device, int(result["train_samples"]))
 
 
 def make_study_plan(

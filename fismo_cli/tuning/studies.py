@@ -28,6 +28,7 @@ def open_study(
     sampler: str,
     trials: int,
     workers: int | None,
+    omp_threads: str | None = None,
 ) -> tuple[StudyPlan, Study]:
     """The study of a preset: joined if the storage has it, else begun after a few steps of the preset were tried.
 
@@ -40,6 +41,7 @@ def open_study(
         sampler: one of `SAMPLERS`.
         trials: how many are planned.
         workers: how many runs share this host; None: the default for the device.
+        omp_threads: what OMP_NUM_THREADS says.
 
     Raises:
         UsageError: if the storage cannot be used, the preset does not run, or a study of this name is another one.
@@ -53,7 +55,7 @@ def open_study(
     with storage_errors(url, directory):
         environment = _joined(storage, name, identity, url, directory)
         if environment is None:
-            environment = try_out(loaded, workers, judging.nproc)
+            environment = try_out(loaded, workers, judging.nproc, omp_threads)
         plan = make_study_plan(
             loaded, name=name, directory=directory, judging=judging, environment=environment, url=url
         )

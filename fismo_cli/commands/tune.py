@@ -108,6 +108,7 @@ def tune(
         trials=trials,
         workers=workers,
         omp_threads=omp_threads,
+        notice=lambda text: say(console, f"note: {text}"),
     )
     side_by_side = workers or default_workers(plan.environment.device, nproc)
     begun = (

@@ -3,20 +3,29 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
 from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.tuning.journal import Journal, JournalError, StoredJournal
 from fismo_cli.tuning.ledger import requeue
 
-__all__ = ["HEARTBEAT_SECONDS", "journal_file", "open_storage", "quiet_optuna", "shown_url", "storage_errors"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "journal_file",
+    "open_storage",
+    "quiet_optuna",
+    "read_journal",
+    "shown_url",
+    "storage_errors",
+]
 
 HEARTBEAT_SECONDS = 10
 GRACE_SECONDS = 60
@@ -46,18 +55,22 @@ def shown_url(url: str) -> str:
         return "the URL that was given"
 
 
-def open_storage(url: str | None, directory: Path) -> BaseStorage:
+def open_storage(url: str | None, directory: Path, notice: Callable[[str], None] = lambda text: None) -> BaseStorage:
     """The database at a URL, or the journal file of a study's directory, which is made.
 
+    Args:
+        url: of a database; None: the file.
+        directory: of the study.
+        notice: told of what in the file could not be read.
+
     Raises:
-        UsageError: if the database cannot be reached or used, or the file cannot be written.
+        UsageError: if the database cannot be reached or used, or the file cannot be written or understood.
     """
     if url is None:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(str(journal_file(directory))))
-        except OSError as error:
-            raise UsageError(f"cannot write to {directory}: {error.strerror}") from error
+            return _replayed(Journal(journal_file(directory), notice), directory)
+        except (OSError, JournalError) as error:
+            raise UsageError(f"cannot write to {directory}: {getattr(error, 'strerror', error)}") from error
     try:
         drivername = make_url(url).drivername
     except (ArgumentError, ValueError):
@@ -72,8 +85,34 @@ def open_storage(url: str | None, directory: Path) -> BaseStorage:
     except (ImportError, NoSuchModuleError):
         hint = ': pip install "fismo[postgresql]"' if drivername == "postgresql+psycopg" else ""
         raise UsageError(f"--storage: the driver of {shown_url(url)} is not installed{hint}") from None
+    except JournalError as error:
+        raise FismoError(
+            f"{journal_file(directory)} cannot be used any more: {error}. The same command goes on from what it holds"
+        ) from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise UsageError(f"--storage: cannot use {shown_url(url)}: {_reason(error, url)}") from None
+
+
+def read_journal(directory: Path) -> BaseStorage:
+    """What the journal file of a study's directory holds, to be read alone; nothing is written.
+
+    Raises:
+        UsageError: if it cannot be read or understood.
+    """
+    try:
+        return _replayed(StoredJournal(journal_file(directory)), directory)
+    except OSError as error:
+        raise UsageError(f"cannot read {journal_file(directory)}: {error.strerror}") from error
+
+
+def _replayed(backend: BaseJournalBackend, directory: Path) -> JournalStorage:
+    try:
+        return JournalStorage(backend)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{journal_file(directory)}: Optuna {optuna.__version__} does not understand it; another version wrote it, "
+            "or it is no journal. Use that version, or another --study"
+        ) from error
 
 
 def _database(url: str, options: dict[str, Any]) -> RDBStorage:
@@ -102,10 +141,15 @@ def storage_errors(url: str | None, directory: Path) -> Iterator[None]:
     """
     try:
         yield
+    except JournalError as error:
+        raise FismoError(
+            f"{journal_file(directory)} cannot be used any more: {error}. The same command goes on from what it holds"
+        ) from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        where = str(journal_file(directory)) if url is None else shown_url(url)
         reason = _reason(error.__cause__ or error, url or "")
-        raise FismoError(f"{where} went away: {reason}. The same command goes on from what was told to it") from None
+        raise FismoError(
+            f"{shown_url(url or '')} went away: {reason}. The same command goes on from what was told to it"
+        ) from None
 
 
 def _reason(error: BaseException, url: str) -> str:

@@ -1,16 +1,18 @@
 """Begins a study, or joins the one that is in the storage already."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
-from fismo_cli.tuning.samplers import StartThenSample, make_pruner
+from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, shown_url, storage_errors
 
 __all__ = ["open_study"]
@@ -29,6 +31,7 @@ def open_study(
     trials: int,
     workers: int | None,
     omp_threads: str | None = None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> tuple[StudyPlan, Study]:
     """The study of a preset: joined if the storage has it, else begun after a few steps of the preset were tried.
 
@@ -42,6 +45,7 @@ def open_study(
         trials: how many are planned.
         workers: how many runs share this host; None: the default for the device.
         omp_threads: what OMP_NUM_THREADS says.
+        notice: told of what in the journal could not be read.
 
     Raises:
         UsageError: if the storage cannot be used, the preset does not run, or a study of this name is another one.
@@ -51,7 +55,7 @@ def open_study(
     identity = study_identity(loaded, judging)
     name = name or f"{loaded.name}-{identity}"
     directory = root / name
-    storage = None if url is None and not journal_file(directory).exists() else open_storage(url, directory)
+    storage = None if url is None and not journal_file(directory).exists() else open_storage(url, directory, notice)
     with storage_errors(url, directory):
         environment = _joined(storage, name, identity, url, directory)
         if environment is None:
@@ -59,7 +63,7 @@ def open_study(
         plan = make_study_plan(
             loaded, name=name, directory=directory, judging=judging, environment=environment, url=url
         )
-        storage = open_storage(url, directory) if storage is None else storage
+        storage = open_storage(url, directory, notice) if storage is None else storage
         study = optuna.create_study(
             study_name=name,
             storage=storage,
@@ -68,6 +72,7 @@ def open_study(
             pruner=make_pruner(judging.pruner),
             load_if_exists=True,
         )
+        _check_same_kinds(plan, study)
         if _IDENTITY not in study.user_attrs:
             study.set_user_attr(_ENVIRONMENT, asdict(environment))
             study.set_user_attr(_IDENTITY, identity)
@@ -97,3 +102,21 @@ def _joined(
             "number of processes or limits; give another name, or leave it out: a name is then made of all of these"
         )
     return Environment(**attributes[_ENVIRONMENT])
+
+
+def _check_same_kinds(plan: StudyPlan, study: Study) -> None:
+    """Make sure that trials can be drawn beside those that the study has.
+
+    Raises:
+        UsageError: if another version of this tool searched its settings in another way.
+    """
+    now = distributions(plan.space)
+    for trial in study.get_trials(deepcopy=False):
+        for name in now.keys() & trial.distributions.keys():
+            try:
+                check_distribution_compatibility(trial.distributions[name], now[name])
+            except ValueError:
+                raise UsageError(
+                    f"the study {plan.name} was begun by a version of fismo that searched {name} in another way; give "
+                    "another name by --study"
+                ) from None

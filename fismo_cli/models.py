@@ -63,8 +63,9 @@ def save_model(model: nn.Module, preset: Preset, task: Task, directory: Path) ->
             from fismo_cli import timm_models
 
             args = {**task.model_args, **preset.model.args}
-            # How evaluation crops belongs to the weights, as mean and deviation do.
-            description = {**task.description, "crop_pct": preset.data.eval_crop_ratio}
+            # How evaluation resizes and crops belongs to the weights, as mean and deviation do.
+            resizing = {"interpolation": preset.data.interpolation, "crop_pct": preset.data.eval_crop_ratio}
+            description = {**task.description, **resizing}
             timm_models.save_directory(model, temporary, args, preset.model.name, description, preset.data.image_size)
         else:
             from fismo_cli import transformers_models

@@ -263,7 +263,7 @@ def load_directory(
     if folder is None:
         raise UsageError(f"{path}: no trained timm model (config.json and model.safetensors) in it or in its model/")
     record = _read_config(folder)
-    args = dict(record.get("model_args", {}))
+    args = {"num_classes": record.get("num_classes", data_args["num_classes"]), **record.get("model_args", {})}
     keys = ("num_classes", "in_chans") if args.get("dynamic_img_size") else ("num_classes", "in_chans", "img_size")
     for key in keys:
         if key in args and data_args.get(key, args[key]) != args[key]:
@@ -293,20 +293,22 @@ def save_directory(
         directory: An existing, empty folder.
         args: The arguments that the model was built with.
         name: Its name in timm.
-        description: The task's description (classes, mean, std).
+        description: The task's description (classes, mean, std), with interpolation and crop_pct of its evaluation
+            transform.
         size: Height and width of its images.
     """
     from safetensors.torch import save_model
 
     save_model(network, str(directory / "model.safetensors"))
     own: Any = getattr(network, "pretrained_cfg", {})
-    kept = ("fixed_input_size", "interpolation", "crop_mode", "first_conv", "classifier", "pool_size")
+    kept = ("fixed_input_size", "first_conv", "classifier", "pool_size")
     config = {
         "architecture": own.get("architecture") or name.partition(".")[0],
         "num_classes": args["num_classes"],
         "in_chans": args["in_chans"],
         "num_features": getattr(network, "num_features", None),
-        "model_args": dict(args),
+        # transformers gives the classes as well; a second value would be one too many.
+        "model_args": {key: value for key, value in args.items() if key != "num_classes"},
         "label_names": list(description.get("classes", [])),
         "pretrained_cfg": {
             **{key: own[key] for key in kept if own.get(key) is not None},
@@ -314,7 +316,9 @@ def save_directory(
             "num_classes": args["num_classes"],
             "mean": list(description.get("mean", [])),
             "std": list(description.get("std", [])),
+            "interpolation": description.get("interpolation", "bicubic"),
             "crop_pct": description.get("crop_pct", 1.0),
+            "crop_mode": "center",
             "custom_load": False,
         },
     }

@@ -16,11 +16,11 @@ from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.tasks.image_sources import ArrayImages, Images
 from fismo_cli.tasks.image_transforms import (
     Transform,
-    evaluation_transform,
+    evaluation_side,
     is_random,
     normalise,
     pad_width,
-    pixels_fit,
+    plain_transform,
     resized,
     training_transform,
 )
@@ -147,37 +147,34 @@ def build_part(
     Raises:
         UsageError: timm does not know the augmentation policy.
     """
-    count = len(images.labels)
     labels = torch.from_numpy(images.labels)
-    fits_memory = 4 * count * math.prod((data.channels, data.image_size, data.image_size)) <= _IN_MEMORY_BYTES
-    in_memory = isinstance(images, ArrayImages) and fits_memory
-    if training_seed is not None and is_random(data):
-        transform = training_transform(data, mean, std)  # built in any case: it checks the policy's name
-        simple = data.crop != "random-resized" and data.auto_augment is None and data.random_erasing == 0
-        if not (in_memory and simple):
-            return LazyPart(images, transform, training_seed)
-        return CropFlipPart(
-            _resized_pixels(images, data),
-            labels,
-            padding=pad_width(data) if data.crop == "pad" else 0,
-            flip=data.horizontal_flip,
-            mean=mean,
-            std=std,
-            seed=training_seed,
-        )
-    cropped = training_seed is None and data.eval_crop_ratio != 1.0
-    if not in_memory or cropped:
-        transform = evaluation_transform(data, mean, std) if cropped else training_transform(data, mean, std)
+    numbers = math.prod((len(labels), data.channels, data.image_size, data.image_size))
+    in_memory = isinstance(images, ArrayImages) and 4 * numbers <= _IN_MEMORY_BYTES
+    if training_seed is None or not is_random(data):
+        side = evaluation_side(data) if training_seed is None else data.image_size
         if not in_memory:
-            return LazyPart(images, transform, None)
-        return TensorPart(torch.stack([transform(images.image(index)) for index in range(count)]), labels)
-    return TensorPart(normalise(_resized_pixels(images, data), mean, std), labels)
+            return LazyPart(images, plain_transform(data, side, mean, std), None)
+        return TensorPart(normalise(_resized_pixels(images, data, side), mean, std), labels)
+    transform = training_transform(data, mean, std)  # built in any case: it checks the policy's name
+    simple = data.crop != "random-resized" and data.auto_augment is None and data.random_erasing == 0
+    if not (in_memory and simple):
+        return LazyPart(images, transform, training_seed)
+    return CropFlipPart(
+        _resized_pixels(images, data, data.image_size),
+        labels,
+        padding=pad_width(data) if data.crop == "pad" else 0,
+        flip=data.horizontal_flip,
+        mean=mean,
+        std=std,
+        seed=training_seed,
+    )
 
 
-def _resized_pixels(images: Images, data: ImageDataConfig) -> NDArray[np.uint8]:
-    """All images as uint8 (N, image_size, image_size, channels)."""
-    if isinstance(images, ArrayImages) and pixels_fit(images.pixels, data):
+def _resized_pixels(images: Images, data: ImageDataConfig, side: int) -> NDArray[np.uint8]:
+    """All images as uint8 (N, image_size, image_size, channels); the shorter side is scaled to `side`."""
+    shape = (data.image_size, data.image_size, data.channels)
+    if isinstance(images, ArrayImages) and side == data.image_size and images.pixels.shape[1:] == shape:
         return np.ascontiguousarray(images.pixels)
-    transform = resized(data)
+    transform = resized(data, side)
     pixels = np.stack([np.asarray(transform(images.image(index))) for index in range(len(images.labels))])
-    return pixels.reshape(len(pixels), data.image_size, data.image_size, data.channels)
+    return pixels.reshape(len(pixels), *shape)

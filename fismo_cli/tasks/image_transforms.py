@@ -4,6 +4,7 @@ timm's and torchvision's building blocks. Knows nothing of sources, parts or see
 global generators, which the caller seeds from the sample's key.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +21,12 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 
 __all__ = [
-    "evaluation_transform",
+    "evaluation_side",
     "is_random",
     "match_channels",
     "normalise",
     "pad_width",
-    "pixels_fit",
+    "plain_transform",
     "resized",
     "training_transform",
 ]
@@ -69,21 +70,21 @@ def normalise(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[fl
     return images.div_(255).sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
 
-def pixels_fit(pixels: NDArray[np.uint8], data: ImageDataConfig) -> bool:
-    """Whether these pixels (N, H, W, C) already have the size and the channels that the model sees."""
-    return pixels.shape[1:] == (data.image_size, data.image_size, data.channels)
-
-
-def resized(data: ImageDataConfig) -> Callable[[Image.Image], Image.Image]:
-    """The deterministic beginning of the training transform: channels, shorter side, centre."""
+def resized(data: ImageDataConfig, side: int) -> Callable[[Image.Image], Image.Image]:
+    """What nothing random is in: channels, the shorter side scaled to `side`, the centre of `data.image_size`."""
     composed: Callable[[Image.Image], Image.Image] = transforms.Compose(
         [
             _ToChannels(data.channels),
-            transforms.Resize(data.image_size, _INTERPOLATION[data.interpolation]),
+            transforms.Resize(side, _INTERPOLATION[data.interpolation]),
             transforms.CenterCrop(data.image_size),
         ]
     )
     return composed
+
+
+def evaluation_side(data: ImageDataConfig) -> int:
+    """To what the shorter side is scaled for evaluation, rounded as timm does."""
+    return math.floor(data.image_size / data.eval_crop_ratio)
 
 
 def pad_width(data: ImageDataConfig) -> int:
@@ -91,16 +92,10 @@ def pad_width(data: ImageDataConfig) -> int:
     return max(1, data.image_size // 8)
 
 
-def evaluation_transform(data: ImageDataConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Resize the shorter side to image_size / eval_crop_ratio, crop the centre, normalise."""
+def plain_transform(data: ImageDataConfig, side: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """`resized`, normalised: of evaluation, and of training without augmentation."""
     composed: Transform = transforms.Compose(
-        [
-            _ToChannels(data.channels),
-            transforms.Resize(round(data.image_size / data.eval_crop_ratio), _INTERPOLATION[data.interpolation]),
-            transforms.CenterCrop(data.image_size),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
+        [resized(data, side), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
     return composed
 
@@ -119,7 +114,7 @@ def training_transform(data: ImageDataConfig, mean: Sequence[float], std: Sequen
         steps.append(_ToChannels(data.channels))
         steps.append(transforms.RandomResizedCrop(size, scale=data.crop_scale, interpolation=interpolation))
     else:
-        steps.append(resized(data))
+        steps.append(resized(data, size))
     if data.crop == "pad":
         steps.append(transforms.RandomCrop(size, padding=pad_width(data)))
     if data.horizontal_flip > 0:

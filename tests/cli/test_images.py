@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from timm.data import create_transform
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -133,6 +134,27 @@ def test_evaluation_resizes_and_crops_the_centre(npz):
     assert torch.equal(everything(task.test)["images"].unique(), torch.ones(1))
     seen = everything(task.train)["images"]  # training sees the whole centre square
     assert seen.mean().item() == pytest.approx(9 / 25)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "ratio"), [(12, 1.0), (12, 0.875), (7, 0.6)])
+def test_evaluation_sees_what_timm_makes_of_the_files(tmp_path, interpolation, size, ratio):
+    """Whatever augmentation is on; read twice, and with the sizes rounded as timm rounds them."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        folder = tmp_path / ("train", "val", "test")[i % 3] / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9 + i, 25 - i, 3), np.uint8)).save(folder / f"{i}.png")
+    options = {"image_size": size, "channels": 3, "interpolation": interpolation, "eval_crop_ratio": ratio}
+    task = build_task(preset(source="image-folder", path=str(tmp_path), **options, **AUGMENTED))
+    transform = create_transform(
+        (3, size, size), interpolation=interpolation, crop_pct=ratio, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    for part, name in ((task.validation, "val"), (task.test, "test")):
+        files = sorted((tmp_path / name).glob("*/*.png"))
+        expected = torch.stack([transform(Image.open(file)) for file in files])
+        assert torch.equal(everything(part)["images"], expected)
+        assert torch.equal(everything(part)["images"], expected)
 
 
 def test_normalisation_is_the_models_own():

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError, place_of
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -144,13 +144,12 @@ def _run(arguments: list[str], debug: bool) -> int:
             traceback.print_exc()
         if isinstance(error, QuietError):
             return error.exit_code
-        if isinstance(error, PresetError):
-            return _fail(str(error), error.exit_code)  # Each line says itself what it is.
-        if isinstance(error, AbortedError):
-            return _fail(str(error), error.exit_code)
-        if isinstance(error, FismoError):
-            return _fail(f"error: {error}", error.exit_code)
-        return _fail(_describe(error, debug))
+        notes = getattr(error, "__notes__", [])  # such as what of the work is kept
+        if isinstance(error, PresetError | AbortedError):
+            message = str(error)  # Each line of a PresetError says itself what it is.
+        else:
+            message = f"error: {error}" if isinstance(error, FismoError) else _describe(error, debug)
+        return _fail("\n".join([message, *notes]), getattr(error, "exit_code", ExitCode.FAILED))
     return ExitCode.DONE
 
 
@@ -173,7 +172,7 @@ def _describe(error: Exception, debug: bool = False) -> str:
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError):
         return f"error: {error.strerror or text}{at}"
     again = "" if debug else "; run again with --debug for the traceback"
-    return f"unexpected error: {type(error).__name__}: {text}{again}"
+    return f"unexpected error: {type(error).__name__}: {text}{place_of(error)}{again}"
 
 
 def _fail(message: str, code: int = ExitCode.FAILED) -> int:

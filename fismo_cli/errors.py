@@ -1,6 +1,7 @@
 """Errors that a user is shown in plain words, and the exit codes they end with. Knows nothing of torch or typer."""
 
 from enum import IntEnum
+from pathlib import PurePath
 
 __all__ = [
     "AbortedError",
@@ -11,6 +12,7 @@ __all__ = [
     "QuietError",
     "StoppedError",
     "UsageError",
+    "place_of",
 ]
 
 
@@ -22,6 +24,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     TARGET_MISSED = 3
     DIVERGED = 4
+    HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -30,6 +33,16 @@ class FismoError(Exception):
     """Something went wrong while running; the message says what, where and what would be right."""
 
     exit_code = ExitCode.FAILED
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error that nobody foresaw was raised, as ` (file.py:12)`; nothing where that is unknown."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" ({PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
 
 
 class UsageError(FismoError):
@@ -51,9 +64,11 @@ class QuietError(FismoError):
 
 
 class AbortedError(FismoError):
-    """The user left at once, by a second Ctrl-C; the message says from where the run can go on."""
+    """The user left at once, by a second signal; the message says from where the run can go on."""
 
-    exit_code = ExitCode.INTERRUPTED
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode.INTERRUPTED if number is None else ExitCode(128 + number)
 
 
 class StoppedError(FismoError):

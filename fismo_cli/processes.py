@@ -1,14 +1,22 @@
 """What a process asks of the system about its parent. Knows nothing of what either does."""
 
 import ctypes
+import os
 import signal
 import sys
 
 __all__ = ["end_with_parent"]
 
 
-def end_with_parent() -> None:
-    """Linux: be asked to stop if the parent is killed, so that nothing trains on unseen. Elsewhere it trains on."""
+def end_with_parent(number: int = signal.SIGTERM, parent: int | None = None) -> None:
+    """Linux: be sent a signal if the parent is killed, so that nothing goes on unseen. Elsewhere it goes on.
+
+    Args:
+        number: the signal.
+        parent: the parent's process id: it may have gone before it could be asked for.
+    """
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(set_death_signal, int(number))
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), number)

@@ -6,12 +6,12 @@ The one path from a preset to a trained model; commands only parse options and p
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.errors import AbortedError, FismoError, QuietError, UsageError
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset
@@ -24,7 +24,7 @@ from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
-from fismo_cli.training.events import Event, Finished, Noticed
+from fismo_cli.training.events import Event, Finished, Noticed, Trained
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
 
@@ -77,29 +77,100 @@ def execute(
         assert place is not None
         world.together(lambda: _check_seen(place))
         if begun is None:
-            for _ in prepared.trainer.fit(CheckpointStore(place.checkpoints), checkpoint):
-                pass
+            _carry_out(prepared, place, checkpoint, (), [], stack)
             return None
-        notes += begun[1]
-        own: list[Sink] = [JsonlSink(place.metrics)]
-        if loaded.preset.logging.tensorboard:
-            own.append(TensorBoardSink(place.tensorboard, None if checkpoint is None else checkpoint.step))
-        for sink in own:
-            stack.callback(sink.close)
-        summary: dict[str, Any] = {}
-        try:
-            for event in _events(prepared, place, checkpoint, (*notes, *prepared.notes)):
-                for sink in (*own, *sinks):
-                    sink.write(event)
+        return _carry_out(prepared, place, checkpoint, (*notes, *begun[1]), sinks, stack)
+
+
+def _carry_out(
+    prepared: Prepared,
+    run: RunDirectory,
+    checkpoint: Loaded | None,
+    notes: Sequence[str],
+    sinks: Sequence[Sink],
+    stack: ExitStack,
+) -> dict[str, Any]:
+    """Train, tell the sinks, and return the summary; whatever fails, what was trained is kept.
+
+    Raises:
+        AbortedError: if a second signal ended it.
+        Exception: whatever else did, with a note of what was kept. All failures from here on are exit code 1.
+    """
+    preset, trainer = prepared.loaded.preset, prepared.trainer
+    store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
+    summary: dict[str, Any] = {}
+    try:
+        tell = _Teller(prepared, run, checkpoint, sinks, stack) if trainer.world.main else None
+        with closing(_events(prepared, run, checkpoint, store, (*notes, *prepared.notes))) as events:
+            for event in events:
+                if tell is not None:
+                    tell(event)
                 if isinstance(event, Finished):
                     summary = event.summary
-        except KeyboardInterrupt:
-            steps = CheckpointStore(place.checkpoints).steps()
-            kept = (
-                f"after step {steps[-1]}; continue from there with: {place.resume_command}" if steps else "of this run"
-            )
-            raise AbortedError(f"stopped at once: nothing was saved {kept}") from None
-        return summary
+        trainer.check()
+    except KeyboardInterrupt:
+        steps = store.steps()
+        kept = f"after step {steps[-1]}; continue from there with: {run.resume_command}" if steps else "of this run"
+        raise AbortedError(f"stopped at once: nothing was saved {kept}", trainer.stopped_by) from None
+    except Exception as error:
+        if isinstance(error, FismoError) and not isinstance(error, QuietError):
+            error.exit_code = ExitCode.FAILED  # also of a UsageError: this is no longer before the work
+        rescued = _rescued(prepared, run, store, error)
+        if rescued is not None and not isinstance(error, QuietError):
+            error.add_note(rescued)
+        raise
+    return summary
+
+
+class _Teller:
+    """Tells the sinks of a run its events. The run's record must be whole; of the others one that fails is left out."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        run: RunDirectory,
+        checkpoint: Loaded | None,
+        sinks: Sequence[Sink],
+        stack: ExitStack,
+    ) -> None:
+        self._trainer, self._record, self._others = prepared.trainer, JsonlSink(run.metrics), list(sinks)
+        self._path = run.metrics
+        stack.callback(self._record.close)
+        if prepared.loaded.preset.logging.tensorboard:
+            tensorboard = TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step)
+            stack.enter_context(suppress(Exception))  # closing writes, too
+            stack.callback(tensorboard.close)
+            self._others.insert(0, tensorboard)
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._record.write(event)
+        except OSError as error:
+            # This ends the run, in all processes at the same step.
+            self._trainer.fail(OSError(error.errno, error.strerror, str(self._path)))
+        for sink in list(self._others):
+            try:
+                sink.write(event)
+            except Exception as error:
+                self._others.remove(sink)
+                reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+                name = type(sink).__name__.removesuffix("Sink")
+                self(Noticed(f"{name} gets no more of this run, since writing failed: {reason}"))
+
+
+def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, error: Exception) -> str | None:
+    """Keep what a run that failed has trained; what to tell about it."""
+    trainer = prepared.trainer
+    problem = trainer.rescue(store, error)
+    lost: str = "" if problem is None else f"step {trainer.step} could not be saved: {problem}. "
+    steps = store.steps()
+    if not steps:
+        return lost or None
+    how = f"continue from step {steps[-1]} with: {run.resume_command}"
+    how += f" --nproc {trainer.world.size}" if trainer.world.size > 1 else ""
+    if run.weights.exists() and steps[-1] == trainer.step:
+        return f"{lost}The trained model is in {run.path}; {how}"
+    return f"{lost}What was trained is kept; {how}"
 
 
 def _begin(
@@ -188,7 +259,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         plan = getattr(trainer.optimizer, "plan", None)
         return {
             "dry_run": True,
-            "notes": list(prepared.notes),
+            "notes": [*prepared.notes, *trainer.take_notes()],
             "preset": loaded.name,
             "optimizer": loaded.preset.optimizer.name,
             "device": str(trainer.device),
@@ -211,33 +282,39 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         }
 
 
-def _events(prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, notes: Sequence[str]) -> Iterator[Event]:
-    """The trainer's events; before the last one, the model and the summary are written."""
-    preset, trainer = prepared.loaded.preset, prepared.trainer
-    store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
+def _events(
+    prepared: Prepared, run: RunDirectory, checkpoint: Loaded | None, store: CheckpointStore, notes: Sequence[str]
+) -> Generator[Event]:
+    """The trainer's events; the model is kept before the test, the summary is written before the last one."""
+    trainer = prepared.trainer
     for note in notes:
         yield Noticed(note)
-    for event in trainer.fit(store, checkpoint):
-        if not isinstance(event, Finished):
-            yield event
-            continue
-        summary = {
-            "run_dir": str(run.path),
-            **event.summary,
-            "identity": run_identity(preset),
-            "optimizer_state_bytes": trainer.optimizer_state_bytes(),
-        }
-        if summary["status"] == "completed":
-            _keep(prepared, run, store)
-        write_json(run.summary, summary)
-        yield Finished(summary)
+    with closing(trainer.fit(store, checkpoint)) as events:
+        for event in events:
+            if isinstance(event, Trained):
+                if trainer.world.main:
+                    try:
+                        _keep(prepared, run)
+                    except FismoError as error:
+                        trainer.fail(error)
+            elif isinstance(event, Finished) and trainer.world.main:
+                summary = {
+                    "run_dir": str(run.path),
+                    **event.summary,
+                    "identity": run_identity(prepared.loaded.preset),
+                    "optimizer_state_bytes": trainer.optimizer_state_bytes(),
+                }
+                write_json(run.summary, summary)
+                yield Finished(summary)
+            else:
+                yield event
 
 
-def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None:
-    """Save the trained model; if that fails, a checkpoint of the last step, so that the work is not lost.
+def _keep(prepared: Prepared, run: RunDirectory) -> None:
+    """Save the trained model.
 
     Raises:
-        FismoError: if the model could not be saved.
+        FismoError: if it could not be saved; nothing is left of it.
     """
     preset, model = prepared.loaded.preset, prepared.trainer.kept_model
     try:
@@ -248,18 +325,11 @@ def _keep(prepared: Prepared, run: RunDirectory, store: CheckpointStore) -> None
             save_flat(model, run.weights)
     except Exception as error:  # libraries report a full disk in exceptions of their own
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-        problem = f"training is complete, but the model could not be saved in {run.path}: {reason}"
-        shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and the checkpoint may need the space
+        shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and a checkpoint may need the space
         run.weights.unlink(missing_ok=True)
-        try:
-            # A checkpoint takes all processes, and the others have left.
-            if prepared.trainer.world.size == 1 and prepared.trainer.step not in store.steps():
-                prepared.trainer.save_completed(store)
-        except FismoError as worse:
-            raise FismoError(f"{problem}; and {worse}") from error
         raise FismoError(
-            f"{problem}. The work is in a checkpoint: make room, then save it without training again by: "
-            f"{run.resume_command}"
+            f"training is complete, but the model could not be saved in {run.path}: {reason}. Make room; nothing has "
+            "to be trained again"
         ) from error
 
 

@@ -190,4 +190,6 @@ def _last_line(log: Path) -> str:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
         lines = []
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    # What follows an error says what is kept.
+    errors = [line for line in lines if line.startswith(("error: ", "unexpected error: ", "preset error: "))]
+    return (errors or lines)[-1].removeprefix("error: ") if lines else "it said nothing"

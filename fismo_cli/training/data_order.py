@@ -1,24 +1,18 @@
-"""Which samples a step sees, and the batches themselves: the order depends on (seed, epoch) alone.
+"""Which samples a step sees: the order depends on (seed, epoch) alone.
 
 Nothing here draws from a global generator, so that a run resumed at any step sees the same samples.
 """
 
 import hashlib
-import signal
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sized
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from fismo_cli.errors import FismoError
-from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.schedule import steps_per_epoch
 from fismo_cli.training.seeding import derive_seed
 
-__all__ = ["Keys", "MicroBatchKeys", "epoch_order", "fetch", "order_hash", "sequential_keys"]
+__all__ = ["Keys", "MicroBatchKeys", "epoch_order", "order_hash", "sequential_keys"]
 
 Keys = list[tuple[int, int]]
 
@@ -90,72 +84,3 @@ def sequential_keys(part: Sized, batch_size: int) -> list[Keys]:
         [(0, index) for index in range(begin, min(begin + batch_size, len(part)))]
         for begin in range(0, len(part), batch_size)
     ]
-
-
-def fetch(part: Part, keys: Iterable[Keys], *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-    """The batches of these keys, in order, fetched in place or by worker processes ahead of time.
-
-    One iteration spans a whole run, so that workers never restart between epochs.
-
-    Args:
-        part: the data.
-        keys: the keys of each batch; picklable where there are workers that are spawned.
-        workers: processes; 0 fetches in place.
-        pin: put the tensors into page-locked memory, from which copies to a CUDA device overlap with computing.
-
-    Raises:
-        FismoError: what the part raised, also where a worker met it.
-    """
-    if workers == 0:
-        for batch_keys in keys:
-            batch = part.__getitems__(batch_keys)
-            yield {name: value.pin_memory() for name, value in batch.items()} if pin else batch
-        return
-    loader: DataLoader[Any] = DataLoader(
-        _Guarded(part),  # type: ignore[arg-type]
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_signals_to_parent,
-        pin_memory=pin,
-        # Its own generator: the loader would otherwise draw the workers' seed from the global one.
-        generator=torch.Generator().manual_seed(0),
-    )
-    for fetched in loader:
-        if isinstance(fetched, _Failure):
-            raise FismoError(fetched.message)
-        yield fetched
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An error's way out of a worker: `DataLoader` would put the worker's whole traceback into its message."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class _Guarded:
-    part: Part
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitems__(self, keys: Keys) -> Batch | _Failure:
-        try:
-            return self.part.__getitems__(keys)
-        except FismoError as error:
-            return _Failure(str(error))
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Both reach whole process groups: a worker that died of them could not let the step finish.
-
-    It ends when the process that it works for tells it to, or has gone.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

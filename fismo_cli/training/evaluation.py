@@ -1,14 +1,16 @@
 """Metrics of a model on one part of the data: eval mode, no gradients, each sample once. Draws no random numbers."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from fismo_cli.tasks.base import Part, Task
-from fismo_cli.training.data_order import fetch, sequential_keys
+from fismo_cli.training.data_order import sequential_keys
 from fismo_cli.training.device import Precision, autocast, move
+from fismo_cli.training.loading import fetch, take
+from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.world import World
 
 __all__ = ["evaluate_part", "evaluation_mode"]
@@ -42,28 +44,34 @@ def evaluate_part(
     device: torch.device,
     precision: Precision = "float32",
     workers: int = 0,
-    stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     world: World = World(),
 ) -> dict[str, float] | None:
-    """The task's metrics of a model on a part; None if `stop` asked to leave between batches.
+    """The task's metrics of a model on a part; None if `stop` asked to leave between batches, in any process.
 
-    The processes of a world share the batches out, and all get the metrics of the whole; none leaves in between. The
-    mode that every module was in is restored afterwards.
+    The processes of a world share the batches out, and all get the metrics of the whole. The mode that every module
+    was in is restored afterwards.
+
+    Raises:
+        FismoError: if a sample could not be read; then in all processes.
     """
+    stop = stop or StopRequest()  # which is asked by no signal
     # Sums of many batches need more digits than a batch's own; MPS has no float64.
     dtype = torch.float32 if device.type == "mps" else torch.float64
     totals: dict[str, Tensor] = {}
-    with evaluation_mode(model):
-        every = sequential_keys(part, batch_size)
-        keys = every[world.rank :: world.size]
-        counted = len(keys)
-        if counted < len(every[:: world.size]):  # where weights are spread, a forward pass takes all processes
-            keys = [*keys, every[-1]]
-        for index, batch in enumerate(fetch(part, keys, workers=workers, pin=device.type == "cuda")):
-            if world.size == 1 and stop():
+    every = sequential_keys(part, batch_size)
+    keys = every[world.rank :: world.size]
+    counted = len(keys)
+    if counted < len(every[:: world.size]):  # where weights are spread, a forward pass takes all processes
+        keys = [*keys, every[-1]]
+    fetched = fetch(part, keys, workers=workers, pin=device.type == "cuda", waiting=stop.waiting)
+    with evaluation_mode(model), closing(fetched) as batches:
+        for index in range(len(keys)):
+            taken = take(batches, 1, stop=stop, world=world)
+            if taken is None:
                 return None
             with autocast(device, precision):
-                measured = task.measure(model, move(batch, device))
+                measured = task.measure(model, move(taken.pop(), device))
             if index == counted:
                 break
             for name, value in measured.items():

@@ -19,6 +19,7 @@ __all__ = [
     "Noticed",
     "RunStarted",
     "StepLogged",
+    "Trained",
     "as_record",
 ]
 
@@ -136,6 +137,13 @@ class Diverged:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """All steps are done and the model is final: it can be kept before anything else is tried."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The run is over, whatever way; `summary` is what `summary.json` holds."""
 
@@ -152,6 +160,7 @@ Event = (
     | CheckpointSaved
     | Interrupted
     | Diverged
+    | Trained
     | Finished
 )
 

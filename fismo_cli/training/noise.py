@@ -44,6 +44,7 @@ class NoiseMeter:
         self._weight = 0.0
         self._averages = torch.zeros(len(self._metrics), 2, len(self._parameters), dtype=torch.float64)
         self._pieces: list[Tensor] = []
+        self._failure: Exception | None = None
 
     def due(self, step: int) -> bool:
         """Whether the step (from 0) is measured."""
@@ -66,7 +67,10 @@ class NoiseMeter:
         finally:
             for handle in handles:
                 handle.remove()
-        self.add_piece(gradients, count)
+        try:
+            self.add_piece(gradients, count)
+        except Exception as error:  # not of the step: `finish` says so
+            self._failure = error
 
     def add_piece(self, gradients: Mapping[Tensor, Tensor], count: int = 1) -> None:
         """Take the norms of a piece's mean gradient, divided by `count`."""
@@ -83,8 +87,13 @@ class NoiseMeter:
 
         Returns:
             The averages, as an event; None if a gradient was not finite, or nothing was measured.
+
+        Raises:
+            Exception: whatever went wrong in measuring; then in all processes.
         """
         added, self._pieces = self._pieces, []
+        failure, self._failure = self._failure, None
+        self._world.agree(failure)
         if not added:
             return None
         piece = self._world.mean(torch.stack(added).mean(dim=0))

@@ -13,7 +13,7 @@ from fismo_cli.tasks.base import Batch
 from fismo_cli.training.seeding import kept_rng_state, restore_rng_state, rng_state
 from fismo_core.sharding import rows_of
 
-__all__ = ["StepProbe", "untouched"]
+__all__ = ["StepProbe", "StepStart", "untouched"]
 
 
 class StepProbe:
@@ -82,8 +82,35 @@ class StepProbe:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put a model's buffers and all generators back afterwards, whatever forward passes there were."""
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with kept_rng_state():
-        yield
-    with torch.no_grad():
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
+    try:
+        with kept_rng_state():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+
+
+class StepStart:
+    """What forward passes change of a model and of torch's generators, as it was before: to go back to if one fails.
+
+    The libraries' models draw from no other generators; those of Python and NumPy cost more time to copy than all this.
+
+    Args:
+        model: whose buffers are kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._values = [buffer.clone() for buffer in self._buffers]
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go back."""
+        for buffer, value in zip(self._buffers, self._values, strict=True):
             buffer.copy_(value)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)

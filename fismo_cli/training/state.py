@@ -49,14 +49,14 @@ class LossWindow:
         self.count = 0
         self._sum = torch.zeros((), device=self._device)
         self._largest = torch.full((), -math.inf, device=self._device)
+        self._losses: list[Tensor] = []
 
     def add(self, loss: Tensor) -> None:
         """Take in the loss of a step."""
         self.count += 1
         self._sum += loss
         if self._max_loss is not None:
-            # torch.maximum passes a NaN on, Python's max would not.
-            self._largest = torch.maximum(self._largest, loss)
+            self._losses.append(loss)
 
     def mean(self) -> float:
         """The mean loss over all processes; the host waits for the device here."""
@@ -68,14 +68,21 @@ class LossWindow:
             return None
         if not math.isfinite(mean := self.mean()):
             return f"the training loss became {mean}"
-        if self._max_loss is not None and (largest := self._world.mean(self._largest).item()) > self._max_loss:
+        if self._max_loss is not None and (largest := self._largest_mean().item()) > self._max_loss:
             return f"the training loss {largest:.6g} is above train.max_loss={self._max_loss:g}"
         return None
 
+    def _largest_mean(self) -> Tensor:
+        """The largest loss of a step, each the mean over all processes."""
+        if self._losses:
+            # torch's maximum passes a NaN on, Python's would not.
+            largest = self._world.mean(torch.stack(self._losses)).max()
+            self._largest, self._losses = torch.maximum(self._largest, largest), []
+        return self._largest
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of a window that is still open: the same in all processes."""
-        total, largest = self._world.mean(self._sum), self._world.mean(self._largest)
-        return {"count": self.count, "sum": total, "largest": largest}
+        return {"count": self.count, "sum": self._world.mean(self._sum), "largest": self._largest_mean()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set to what `state_dict` returned."""

@@ -5,7 +5,7 @@ Knows nothing of evaluation, checkpoints, events' readers or when a run ends.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fismo_cli.tasks.base import Batch, Task
 from fismo_cli.training.device import OptimizerClock, autocast, move
 from fismo_cli.training.events import NoiseMeasured
 from fismo_cli.training.noise import NoiseMeter
-from fismo_cli.training.probe import StepProbe, untouched
+from fismo_cli.training.probe import StepProbe, StepStart, untouched
 from fismo_cli.training.schedule import factor
 from fismo_cli.training.seeding import derive_seed
 from fismo_cli.training.spreading import SpreadModel
@@ -29,6 +29,11 @@ from fismo_core import Mars
 from fismo_core.sharding import rows_of, whole_of
 
 __all__ = ["Stepper"]
+
+MEASURED_NOISE, MEASURED_RADIUS = (
+    "the gradient's noise (train.noise_every)",
+    "what a step achieves (optimizer.adapt_radius)",
+)
 
 
 class Stepper:
@@ -50,6 +55,7 @@ class Stepper:
         radius: what FISMO's radius is multiplied by, and why.
         clock: of the optimizer's own work.
         gradient_norm: of the last step, before clipping; None where nothing is clipped.
+        notes: what the user should know of the last steps; whoever tells it takes it out.
     """
 
     def __init__(
@@ -79,6 +85,8 @@ class Stepper:
         self.radius = RadiusControl(adapt_radius)
         self.clock = OptimizerClock(device)
         self.gradient_norm: Tensor | None = None
+        self.notes: list[str] = []
+        self._noted: set[str] = set()
 
     def join_replicas(self) -> None:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
@@ -97,7 +105,8 @@ class Stepper:
         Args:
             batches: the micro-batches to come, of this process.
             state: the run's counters.
-            seen: told this process's mean loss, before the weights change.
+            seen: told this process's mean loss, right before the weights change; until then a step that fails leaves
+                everything as it was.
             measure: measure the noise whatever the interval says.
 
         Returns:
@@ -109,49 +118,46 @@ class Stepper:
             group["lr"] = peak * share
             if "radius_scale" in group:
                 group["radius_scale"] = self.radius.scale
-        probe = StepProbe(self._model, self._parameters) if self.radius.due(state.step, share) else None
-        taken = min(state.growth, self._total - state.batches)
+        taken = self.batches_of_next(state)
         count = taken * config.accumulate
         # FSDP2 shows no process the gradients of its own samples.
         measured = self._spread is None and (measure or self._noise.due(state.step))
-        losses: list[Tensor] = []
-        for batch in self._micro_batches(batches, taken, state):
-            if measured and count * self._world.size == 1:
-                self._measure_half(batch)
-            parted = measured and count * self._world.size > 1
-            with self._gradients_kept(len(losses) + 1 == count), self._noise.piece(count) if parted else nullcontext():
-                loss = self._training_loss(self._replica, batch)
-                if count > 1:
-                    loss = loss / count
-                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            if probe is not None:
-                probe.pieces.append(batch)
-        total_loss = torch.stack(losses).sum()
-        seen(total_loss)
-        if self._spread is not None:
-            self._spread.used.drop_unused()
         number, samples = state.step + 1, taken * config.batch_size
-        noise = None
-        if measured:
-            scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-            noise = self._noise.finish(number, samples, pieces=max(2, count * self._world.size), scale=scale)
-        if config.clip_grad_norm is not None or probe is not None:
-            self._scaler.unscale_(self._optimizer)
-        if probe is not None:
-            probe.take_gradients()
-        if config.clip_grad_norm is not None:
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            self.gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
-            nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self.gradient_norm)
+        noise = probe = None
+        with self._undone_if_it_fails():
+            if self.radius.due(state.step, share):
+                with self._optional(MEASURED_RADIUS):
+                    probe = StepProbe(self._model, self._parameters)
+            loss = self._take_gradients(batches, state, taken, measured, probe)
+            if self._spread is not None:
+                self._spread.used.drop_unused()
+            if measured:
+                scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+                with self._optional(MEASURED_NOISE):
+                    noise = self._noise.finish(number, samples, pieces=max(2, count * self._world.size), scale=scale)
+            if config.clip_grad_norm is not None or probe is not None:
+                self._scaler.unscale_(self._optimizer)
+            if probe is not None:
+                with self._optional(MEASURED_RADIUS):
+                    probe.take_gradients()
+            if config.clip_grad_norm is not None:
+                gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+                self.gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
+                nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self.gradient_norm)
+        seen(loss)
         with self.clock:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         if probe is not None:
-            self._adapt_radius(probe, state.step, total_loss)
+            with self._optional(MEASURED_RADIUS):
+                self._adapt_radius(probe, state.step, loss)
         self._optimizer.zero_grad(set_to_none=True)
         state.step, state.batches, state.batches_before = number, state.batches + taken, state.batches
         return noise
+
+    def batches_of_next(self, state: RunState) -> int:
+        """How many batches of `train.batch_size` the next step takes; none after the last."""
+        return min(state.growth, self._total - state.batches)
 
     def optimizer_state_bytes(self) -> int:
         """Bytes of what the optimizer keeps in this process, variance reduction included."""
@@ -201,6 +207,54 @@ class Stepper:
                 mixing = derive_seed("mixing", config.seed, state.batches + number, micro, *self._world.apart())
                 yield self._task.prepare(batch, self._mixing.manual_seed(mixing))
 
+    def _take_gradients(
+        self, batches: Iterator[Batch], state: RunState, taken: int, measured: bool, probe: StepProbe | None
+    ) -> Tensor:
+        """Add up the gradients of a step's micro-batches; returns this process's mean loss."""
+        count = taken * self._train.accumulate
+        pieces = measured and count * self._world.size > 1
+        losses: list[Tensor] = []
+        for batch in self._micro_batches(batches, taken, state):
+            if measured and not pieces:
+                with self._optional(MEASURED_NOISE):
+                    self._measure_half(batch)
+            with self._gradients_kept(len(losses) + 1 == count), self._noise.piece(count) if pieces else nullcontext():
+                loss = self._training_loss(self._replica, batch)
+                if count > 1:
+                    loss = loss / count
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            if probe is not None:
+                probe.pieces.append(batch)
+        return torch.stack(losses).sum()
+
+    @contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """Around all of a step that comes before the weights change: if it fails, all is as before the step."""
+        before = StepStart(self._model)
+        try:
+            yield
+        except Exception:
+            before.restore()
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Around a measurement: if it fails, that is noted once, and training goes on.
+
+        Where weights are sharded, every forward pass takes all processes: one that fails alone cannot go on.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._spread is not None:
+                raise
+            if what not in self._noted:
+                self._noted.add(what)
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                self.notes.append(f"{what} could not be measured, and training goes on without: {reason}")
+
     def _measure_half(self, batch: Batch) -> None:
         """Take the gradient of half of a batch besides, for the noise scale; nothing else is changed by it."""
         size = len(next(iter(batch.values())))
@@ -218,7 +272,11 @@ class Stepper:
 
     def _adapt_radius(self, probe: StepProbe, step: int, loss: Tensor) -> None:
         """See what the step did to the loss of its own samples, and set the radius for the next one."""
-        after = probe.loss_again(lambda piece: self._training_loss(self._model, piece))
+
+        def look() -> Tensor:
+            return probe.loss_again(lambda piece: self._training_loss(self._model, piece))
+
+        after = look() if self._spread is not None else self._world.together(look)
         # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
         before, after = (self._world.mean(value.float()) for value in (loss, after))
         promised = self._world.mean(probe.promised_changes(self._matrices))

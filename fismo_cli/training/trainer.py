@@ -5,13 +5,13 @@ Built from plain parts, it knows nothing of presets as files, run directories, o
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.optimizers import learning_rates
@@ -21,10 +21,11 @@ from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
 from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
-from fismo_cli.training.data_order import MicroBatchKeys, fetch
+from fismo_cli.training.data_order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.growth import grown
+from fismo_cli.training.loading import fetch, take
 from fismo_cli.training.schedule import total_steps, warmup_steps
 from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
 from fismo_cli.training.signals import StopRequest
@@ -32,7 +33,7 @@ from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.stepping import Stepper
 from fismo_cli.training.summary import Status, summarise
-from fismo_cli.training.world import World
+from fismo_cli.training.world import World, failed_everywhere
 from fismo_core import Mars
 
 __all__ = ["RunName", "Trainer", "check_shares"]
@@ -114,6 +115,9 @@ class Trainer:
         self._watch = Stopwatch()
         self._assembled: nn.Module | None = None
         self._stop = StopRequest()
+        self._failure: Exception | None = None
+        self._saved_step: int | None = None
+        self._sound = True
 
     @property
     def step(self) -> int:
@@ -130,7 +134,7 @@ class Trainer:
         """The same to keep at the end: whole, also where it is spread over processes."""
         return self.final_model if self._assembled is None else self._assembled
 
-    def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Iterator[events.Event]:
+    def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Generator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
 
         Args:
@@ -145,7 +149,7 @@ class Trainer:
             seed_everything(derive_seed("training", self.train_config.seed, *self.world.apart()))
         else:
             self._load(resume.state)
-        resumed_from = None if resume is None else resume.step
+        resumed_from = self._saved_step = None if resume is None else resume.step
         self._stepper.join_replicas()
         yield events.RunStarted(
             preset=self.name.preset,
@@ -162,16 +166,49 @@ class Trainer:
         with self._stop, explain_memory(self.device, self._memory_advice):
             yield from self._run(store, resumed_from)
 
-    def save_completed(self, store: CheckpointStore) -> Path:
-        """Save a checkpoint of the last step after all, from which a resumed run only measures and keeps the model.
+    def fail(self, error: Exception) -> None:
+        """Make `fit` raise this before the next step, in all processes."""
+        self._failure = self._failure or error
 
-        Raises:
-            FismoError: if it cannot be written, also without what the optimizer knows, which is no longer needed.
+    def check(self) -> None:
+        """Raise what `fail` was told too late for `fit` to raise it."""
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that asked to stop."""
+        return self._stop.signal
+
+    def rescue(self, store: CheckpointStore, error: Exception) -> str | None:
+        """After `fit` has failed, save a checkpoint of the last whole step, unless there is one.
+
+        Args:
+            store: where checkpoints go.
+            error: what was raised.
+
+        Returns:
+            Why that could not be done; None if it was, or if there is nothing to save.
         """
+        state = self._state
+        if state.step == 0 or self._saved_step == state.step:
+            return None
+        if self.world.size > 1 and not failed_everywhere(error):
+            return "it takes all processes"  # of which others are in the middle of something
+        if not self._sound:
+            return f"step {state.step + 1} failed while the weights were changing"
         try:
-            return Path(self._save(store).path)
-        except FismoError:
-            return Path(self._save(store, with_optimizer=False).path)
+            if (problem := self._window.problem() or self._stepper.weights_problem()) is not None:
+                return problem
+            self._save(store)
+        except Exception as worse:
+            if state.batches < self.total:
+                return str(worse)
+            try:  # nothing but measuring is left to do, for which the optimizer is not needed
+                self._save(store, with_optimizer=False)
+            except Exception as still_worse:
+                return str(still_worse)
+        return None
 
     def try_steps(self, count: int, measured: int = 0) -> tuple[list[float], float | None]:
         """Take a few steps from the start; nothing is logged or saved.
@@ -186,8 +223,7 @@ class Trainer:
         seconds = []
         self._stepper.join_replicas()
         self.model.train()
-        with explain_memory(self.device, self._memory_advice):
-            batches = self.batches()
+        with explain_memory(self.device, self._memory_advice), closing(self.batches()) as batches:
             for _ in range(min(count, self.total)):
                 before = time.perf_counter()
                 self.take_step(batches)
@@ -199,67 +235,99 @@ class Trainer:
         return seconds, self._state.noise_scale
 
     def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
-        state, log_every = self._state, self.train_config.log_every
-        saved_step = resumed_from
         self.model.train()
-        batches = self.batches()
+        with closing(self.batches()) as batches:
+            trained = yield from self._steps(batches, store, resumed_from)
+        self._watch.pause()
+        if not trained:
+            return
+        if self._spread is not None:
+            self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
+        yield events.Trained(self._state.step)
+        test = None
+        leave = self._take(iter(()), 0) is None
+        if self.task.test is not None and not leave:
+            started = time.perf_counter()
+            test = self._evaluate(self.task.test)
+            leave = test is None  # asked to in the middle of it
+            if test is not None:
+                yield self._evaluated("test", test, started)
+        if leave:
+            if store is not None and self._saved_step != self._state.step:
+                yield self._save(store)
+            yield from self._finish("interrupted", resumed_from)
+            return
+        yield from self._finish("completed", resumed_from, test=test)
+
+    def _steps(
+        self, batches: Iterator[Batch], store: CheckpointStore | None, resumed_from: int | None
+    ) -> Generator[events.Event, None, bool]:
+        """All steps that are left, and what is due between them; returns whether the last one was done.
+
+        The batches of a step are waited for before anything of it is done: if there are none, or a signal comes
+        meanwhile, all is as after the step before.
+        """
+        state, log_every = self._state, self.train_config.log_every
         self._watch.start(state.seconds)
         while True:
             step, last = state.step, state.batches == self.total
             evaluation_due = state.evaluated_step != step and (last or _due(state, self.evaluate_config.every))
-            checkpoint_due = saved_step != step and _due(state, self.checkpoint_config.every)
-            leave = self.world.any(self._stop.requested())
+            checkpoint_due = self._saved_step != step and _due(state, self.checkpoint_config.every)
+            taken = self._take(batches, self._stepper.batches_of_next(state) * self.train_config.accumulate)
+            leave = taken is None
             if evaluation_due or checkpoint_due or leave:
                 self._stepper.clock.read()
                 problem = self._window.problem() or self._stepper.weights_problem()  # the same in all processes
                 self._watch.pause()
                 if problem is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
-                    return
+                    return False
                 if evaluation_due and not leave and self.task.validation is not None:
                     yield from self._evaluate_validation(self.task.validation)
                     leave = self.world.any(self._stop.requested())
-                if store is not None and (checkpoint_due or (leave and saved_step != step)):
+                if store is not None and (checkpoint_due or (leave and self._saved_step != step)):
                     yield self._save(store)
-                    saved_step = step
                 if leave:
                     yield from self._finish("interrupted", resumed_from)
-                    return
+                    return False
                 self._watch.start()
             if last:
-                break
+                return True
+            assert taken is not None  # None only where a signal asks to leave
             try:
-                noise = self.take_step(batches)
+                noise = self.take_step(_popped(taken))
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
                 problem = self._window.problem() or self._stepper.gradients_problem()
                 if problem is None:
                     raise
                 yield from self._finish("diverged", resumed_from, problem=problem)
-                return
+                return False
+            for note in self.take_notes():
+                yield events.Noticed(note)
             if noise is not None:
                 yield noise
                 yield from self._grow(noise)
             if _due(state, log_every) or state.batches == self.total:
                 if (problem := self._window.problem()) is not None:
                     yield from self._finish("diverged", resumed_from, problem=problem)
-                    return
+                    return False
                 yield self._log()
-        self._watch.pause()
-        test = None
-        if self.task.test is not None:
-            started = time.perf_counter()
-            test = self._evaluate(self.task.test)
-            if test is None:  # asked to leave in the middle of it
-                if store is not None and saved_step != state.step:
-                    yield self._save(store)
-                yield from self._finish("interrupted", resumed_from)
-                return
-            yield self._evaluated("test", test, started)
-        if self._spread is not None:
-            self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
-        yield from self._finish("completed", resumed_from, test=test)
 
-    def batches(self) -> Iterator[Batch]:
+    def _take(self, batches: Iterator[Batch], count: int) -> list[Batch] | None:
+        """The next micro-batches; None if any process was asked to leave.
+
+        Raises:
+            Exception: what failed here or in another process.
+        """
+        failure, self._failure = self._failure, None
+        return take(batches, count, stop=self._stop, world=self.world, failure=failure)
+
+    def take_notes(self) -> list[str]:
+        """What the user should know of the last steps, once."""
+        notes, self._stepper.notes = self._stepper.notes, []
+        return notes
+
+    def batches(self) -> Generator[Batch]:
         """The micro-batches of this process, from the next step to the end of the run."""
         keys = MicroBatchKeys(
             seed=self.train_config.seed,
@@ -271,7 +339,14 @@ class Trainer:
             rank=self.world.rank,
             parts=self.world.size,
         )
-        return fetch(self.task.train, keys, workers=self.workers, pin=self.device.type == "cuda")
+        return fetch(
+            self.task.train,
+            keys,
+            workers=self.workers,
+            at_once=self.train_config.accumulate,
+            pin=self.device.type == "cuda",
+            waiting=self._stop.waiting,
+        )
 
     def take_step(self, batches: Iterator[Batch], *, measure: bool = False) -> events.NoiseMeasured | None:
         """Take one optimizer step; returns the gradient's noise, where it was measured.
@@ -281,12 +356,18 @@ class Trainer:
             measure: measure it whatever the interval says.
         """
         state = self._state
-        noise = self._stepper.step(batches, state, self._window.add, measure=measure)
+        noise = self._stepper.step(batches, state, self._see, measure=measure)
         if noise is not None:
             state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
         if self.average is not None:
             self.average.update(self.model, first=state.step == 1)
+        self._sound = True
         return noise
+
+    def _see(self, loss: Tensor) -> None:
+        """Take in a step's loss; from here to the end of the step the weights are between two steps."""
+        self._window.add(loss)
+        self._sound = False
 
     def _grow(self, noise: events.NoiseMeasured) -> Iterator[events.Event]:
         """Let the batch grow from the next step on, if there is one and the noise asks for it."""
@@ -349,7 +430,7 @@ class Trainer:
             device=self.device,
             precision=config.precision,
             workers=self.workers,
-            stop=self._stop.requested,
+            stop=self._stop,
             world=self.world,
         )
 
@@ -386,6 +467,7 @@ class Trainer:
         evaluated = state.validation is not None and state.evaluated_step == state.step
         loss = state.validation["loss"] if evaluated and state.validation is not None else None
         store.save(state.step, content, validation_loss=loss, world=self.world)
+        self._saved_step = state.step
         return events.CheckpointSaved(state.step, str(store.path(state.step)))
 
     def _load(self, saved: dict[str, Any]) -> None:
@@ -464,6 +546,13 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
             f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
+
+
+def _popped(batches: list[Batch]) -> Iterator[Batch]:
+    """The batches in order, none of which is held any longer than it is used."""
+    batches.reverse()
+    while batches:
+        yield batches.pop()
 
 
 def _due(state: RunState, every: int | None) -> bool:

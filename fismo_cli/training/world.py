@@ -14,10 +14,10 @@ from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from fismo_cli.errors import FismoError, QuietError
+from fismo_cli.errors import ExitCode, QuietError
 from fismo_cli.processes import end_with_parent
 
-__all__ = ["World", "join_world", "launched_by_torchrun"]
+__all__ = ["World", "failed_everywhere", "join_world", "launched_by_torchrun"]
 
 Value = TypeVar("Value")
 
@@ -107,25 +107,41 @@ class World:
         """Do something that may fail in some processes only: then it fails in all, and one of them says why.
 
         Raises:
-            FismoError: what the first process that failed raised; `QuietError` in all others.
+            Exception: what the first process that failed raised; `QuietError` in all others.
         """
         if self.size == 1:
             return work()
         result: Value | None = None
-        failure: FismoError | None = None
+        failure: Exception | None = None
         try:
             result = work()
-        except FismoError as error:
+        except Exception as error:
             failure = error
-        codes = self.gather(None if failure is None else failure.exit_code)
-        failed = [rank for rank, code in enumerate(codes) if code is not None]
-        if failed:
-            if failure is not None and self.rank == failed[0]:
-                raise failure
-            quiet = QuietError("another process of this run failed")
-            quiet.exit_code = codes[failed[0]] or quiet.exit_code
-            raise quiet
+        self.agree(failure)
         return result  # type: ignore[return-value]
+
+    def agree(self, failure: Exception | None) -> None:
+        """Fail in all processes if something has failed in any; one of them says why. See `failed_everywhere`.
+
+        Raises:
+            Exception: what failed in the first process where something has; `QuietError` in all others.
+        """
+        if self.size > 1:
+            code = getattr(failure, "exit_code", ExitCode.FAILED)
+            codes = self.gather(None if failure is None else code)
+            failed = [rank for rank, code in enumerate(codes) if code is not None]
+            if failed and self.rank != failed[0]:
+                failure = QuietError("another process of this run failed")
+                failure.exit_code = codes[failed[0]] or failure.exit_code
+            if failure is not None:
+                failure.everywhere = True  # type: ignore[attr-defined]
+        if failure is not None:
+            raise failure
+
+
+def failed_everywhere(error: BaseException) -> bool:
+    """Whether all processes have failed at the same point, so that they can still do something together."""
+    return getattr(error, "everywhere", False)
 
 
 def launched_by_torchrun() -> bool:

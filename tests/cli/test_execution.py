@@ -51,7 +51,7 @@ def test_a_trained_model_that_could_not_be_saved_is_saved_on_resuming_without_tr
         with pytest.raises(FismoError, match="No space left on device") as caught:
             execution.execute(loaded, runs_dir=runs)
     run = run_of(runs)
-    assert run.resume_command in str(caught.value)
+    assert run.resume_command in caught.value.__notes__[0]
     assert not run.model.exists()
     (run.path / ".model.1.tmp").mkdir()
     told = io.StringIO()

@@ -360,7 +360,8 @@ def test_a_signal_to_the_whole_process_group_leaves_data_workers_alive():
     """torchrun and Slurm send SIGTERM to all processes; the step that goes on still needs its batches."""
     code = """
 import os, signal, sys
-from fismo_cli.training.data_order import MicroBatchKeys, fetch
+from fismo_cli.training.data_order import MicroBatchKeys
+from fismo_cli.training.loading import fetch
 from tests.cli.training_fakes import PointsPart
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -7,10 +7,13 @@ imported with its module, when it is called.
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -101,13 +104,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         _insist_on_utf8()
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks must not end a run
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     remaining = [argument for argument in given if argument != "--debug"]
-    code = _run(remaining or ["--help"], debug)
+    with _leaving_in_order():
+        code = _run(remaining or ["--help"], debug)
+    _end_children()
     try:
         sys.stdout.flush()
     except OSError as error:  # The reader of a pipe went away, or what stdout is redirected to is full.
@@ -138,6 +144,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     except SystemExit as leaving:
         if _came_of(leaving, KeyboardInterrupt):
             return _fail("interrupted", ExitCode.INTERRUPTED)
+        if isinstance(leaving, _StoppedBySignal):
+            return _fail(f"stopped by {leaving.name}", leaving.number)
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:
         if debug:
@@ -151,6 +159,52 @@ def _run(arguments: list[str], debug: bool) -> int:
             message = f"error: {error}" if isinstance(error, FismoError) else _describe(error, debug)
         return _fail("\n".join([message, *notes]), getattr(error, "exit_code", ExitCode.FAILED))
     return ExitCode.DONE
+
+
+class _StoppedBySignal(SystemExit):
+    """A signal that would kill, as an exception: what is open is closed, and half-written files are removed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number, self.name = 128 + number, signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def _leaving_in_order() -> Iterator[None]:
+    """Meanwhile SIGTERM and SIGHUP leave by an exception, where nothing else handles or ignores them."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise _StoppedBySignal(number)
+
+    ours = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []  # Python lets only the main thread handle signals
+    ours = [number for number in ours if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _open_standard_streams() -> None:
+    """A closed one would be the first file that is opened, into which others then print."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+
+
+def _end_children() -> None:
+    """The interpreter would wait for worker processes that are left, however long; by now nothing needs them."""
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()
 
 
 def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:

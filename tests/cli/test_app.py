@@ -217,7 +217,7 @@ def failing(monkeypatch):
         (
             ValueError("a\nb"),
             1,
-            "unexpected error: ValueError: a; run again with --debug for the traceback",
+            "unexpected error: ValueError: a (test_app.py:LINE); run again with --debug for the traceback",
         ),
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
@@ -235,7 +235,9 @@ def failing(monkeypatch):
 )
 def test_errors_end_in_one_sentence_and_their_exit_code(failing, capsys, error, code, line):
     failing(error)
-    assert run(capsys, "env") == (code, "", f"{line}\n" if line else "")
+    found, out, err = run(capsys, "env")
+    assert (found, out) == (code, "")
+    assert re.sub(r"py:\d+", "py:LINE", err) == (f"{line}\n" if line else "")
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "env"], ["env", "--debug"]])
@@ -244,7 +246,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(failing, capsys, arguments
     code, _, err = run(capsys, *arguments)
     assert code == 1
     assert err.startswith("Traceback")
-    assert err.rstrip().endswith("unexpected error: ValueError: what happened")
+    assert re.search(r"unexpected error: ValueError: what happened \(test_app\.py:\d+\)\n$", err)
 
 
 def test_a_reader_that_went_away_is_no_error():

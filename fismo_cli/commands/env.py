@@ -17,15 +17,16 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON o
     if as_json:
         print(json.dumps(found))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from fismo_cli.reporting.console import stderr_console
 
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in _rows(found):
         table.add_row(label, value)
-    Console(stderr=True, highlight=False).print(table)
+    stderr_console().print(table)
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """`fismo presets`: list, show and copy the presets that come with fismo. Reads no YAML and imports no torch."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,19 +34,18 @@ def list_presets(
     if as_json:
         print(json.dumps(list(presets)))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from fismo_cli.reporting.console import say, stderr_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", style="bold", no_wrap=True)
     table.add_column("what it trains")
     for name, path in presets.items():
         table.add_row(name, _title(path) + (" (the default)" if name == DEFAULT_PRESET else ""))
-    console = Console(stderr=True)
+    console = stderr_console()
     console.print(table)
-    console.print(
-        "\nfismo train NAME trains one; fismo presets copy NAME PATH makes a copy to change.", highlight=False
-    )
+    say(console, "\nfismo train NAME trains one; fismo presets copy NAME PATH makes a copy to change.")
 
 
 @app.command("show")
@@ -72,7 +72,7 @@ def copy(
             temporary.write_bytes(source.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
-    print(f"wrote {target}; train it with: fismo train {target}", file=sys.stderr)
+    print(f"wrote {target}; train it with: fismo train {shlex.quote(str(target))}", file=sys.stderr)
 
 
 def _title(path: Path) -> str:

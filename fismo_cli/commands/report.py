@@ -21,6 +21,12 @@ def report(
             help="A directory that fismo train, fismo tune or fismo compare made; or several of fismo train.",
         ),
     ],
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", envvar="FISMO_STORAGE", help="The database of a study; else what this host knows of it."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Rebuild the tables and the page of a run, a study or a comparison."""
@@ -31,7 +37,7 @@ def report(
         other = next(directory for directory, kind in zip(directories, kinds, strict=True) if kind != "run")
         raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
     elif kinds == ["study"]:
-        summary = _report_study(directories[0])
+        summary = _report_study(directories[0], storage)
     else:
         summary = _report_comparison(directories[0])
     if as_json:
@@ -46,7 +52,7 @@ def _kind(directory: Path) -> Kind:
     """
     if (directory / "plan.json").is_file():
         return "comparison"
-    if (directory / "journal.log").is_file() or (directory / "trials").is_dir():
+    if any((directory / name).exists() for name in ("study.json", "journal.log", "trials")):
         return "study"
     if (directory / "preset.yaml").is_file():
         return "run"
@@ -67,11 +73,11 @@ def _report_runs(directories: list[Path], as_json: bool) -> Any:
     return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
 
 
-def _report_study(directory: Path) -> Any:
+def _report_study(directory: Path, url: str | None) -> Any:
     from fismo_cli.reporting.console import stderr_console
     from fismo_cli.reporting.tuning_report import print_study, rebuild_study_page
 
-    summary = rebuild_study_page(directory)
+    summary = rebuild_study_page(directory, url)
     print_study(stderr_console(), summary)
     return summary
 

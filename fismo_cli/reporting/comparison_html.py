@@ -1,7 +1,6 @@
 """`report.html`: a comparison as one page without any network, from its summary alone. The verdict comes first."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_tables import cost_table, quality_table
 from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
-from fismo_cli.reporting.page import document, figure, table
+from fismo_cli.reporting.page import document, figure, link, table
 
 __all__ = ["page"]
 
@@ -107,7 +106,7 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
         names = list(tuning["space"])
         rows = [
             [
-                f'<a href="{_link(trial["run_dir"], directory)}">{index}</a>',
+                link(Path(trial["run_dir"]), directory, str(index)),
                 "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}",
                 *(f"{trial['settings'][name]:.3g}" for name in names),
             ]
@@ -132,7 +131,6 @@ def _runs(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
     rows = []
     for run in summary["runs"]:
         validation = (run["metrics"]["validation"] or {}).get("loss")
-        place = _link(run["run_dir"], directory)
         rows.append(
             [
                 escape(run["label"]),
@@ -140,12 +138,8 @@ def _runs(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
                 escape(run["status"]),
                 "" if validation is None else f"{validation:.4f}",
                 f"{run['seconds']:.1f} s",
-                f'<a href="{place}">{place}</a>',
+                link(Path(run["run_dir"]), directory),
             ]
         )
     yield table(("optimizer", "seed", "status", "validation loss", "time", "directory"), rows)
     yield "</details>"
-
-
-def _link(run_dir: str, directory: Path) -> str:
-    return escape(os.path.relpath(run_dir, directory))

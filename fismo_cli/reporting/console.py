@@ -16,7 +16,7 @@ def stderr_console() -> Console:
     """A console on what `sys.stderr` is now."""
     # Only writing and asking about it is ever done to the stream.
     stream: Any = Forgiving(sys.stderr)
-    return Console(file=stream)
+    return _plain_console(stream)
 
 
 def answer_console(*, as_json: bool) -> Console:
@@ -25,12 +25,17 @@ def answer_console(*, as_json: bool) -> Console:
     Where that is no terminal, lines are as long as they have to be.
     """
     stream = sys.stderr if as_json else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 10_000, markup=False, highlight=False)
+    return _plain_console(stream, width=None if stream.isatty() else 10_000)
+
+
+def _plain_console(stream: Any, width: int | None = None) -> Console:
+    """One on which text, also in tables, is shown as it is: a path or a name in it may look like rich's markup."""
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it is: on one line, however long, without markup or colours of rich's own."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,10 +1,13 @@
 """What all report pages share: one self-contained page without any network, light and dark, also on a phone."""
 
+import os
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-__all__ = ["GREY", "document", "figure", "styled", "table"]
+__all__ = ["GREY", "document", "figure", "link", "styled", "table"]
 
 GREY = "#8a929a"
 
@@ -68,6 +71,19 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def link(target: Path, directory: Path, text: str | None = None) -> str:
+    """A link from a page in a directory, which stays right when all of it is moved; plain text if nothing is there.
+
+    Args:
+        target: what it leads to.
+        directory: where the page is.
+        text: what is shown; None: the path from the page.
+    """
+    place = os.path.relpath(target, directory)
+    shown = escape(place if text is None else text)
+    return f'<a href="{escape(quote(place))}">{shown}</a>' if target.exists() else shown
+
+
 def styled(drawing: Any) -> Any:
     """Make a plotly figure readable on light and dark ground."""
     clear = "rgba(0,0,0,0)"
@@ -83,4 +99,30 @@ def styled(drawing: Any) -> Any:
     axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
     drawing.update_xaxes(**axis)
     drawing.update_yaxes(**axis)
+    drawing.for_each_trace(_literal_trace)
+    drawing.for_each_xaxis(_literal_axis)
+    drawing.for_each_yaxis(_literal_axis)
     return drawing
+
+
+def _literal_trace(trace: Any) -> None:
+    """Names of a user's are shown as they are: plotly takes `<b>` in them for markup."""
+    changed = {"name": _literal(trace.name)} if trace.name else {}
+    for axis in ("x", "y"):
+        values = getattr(trace, axis, None)
+        if values is not None and any(isinstance(value, str) for value in values):
+            changed[axis] = [_literal(value) for value in values]
+    trace.update(**changed)
+    for dimension in getattr(trace, "dimensions", None) or ():
+        dimension.label = _literal(dimension.label)
+        if dimension.ticktext is not None:
+            dimension.ticktext = [_literal(text) for text in dimension.ticktext]
+
+
+def _literal_axis(axis: Any) -> None:
+    if axis.title.text:
+        axis.title.text = _literal(axis.title.text)
+
+
+def _literal(text: Any) -> Any:
+    return escape(text, quote=False) if isinstance(text, str) else text

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -117,7 +116,7 @@ class LiveProgress:
                 self._update()
         text = describe(event, self._total)
         if text is not None:
-            self._progress.console.print(escape(text), highlight=False)
+            self._progress.console.print(text, markup=False, emoji=False, highlight=False)
 
     def close(self) -> None:
         """Stop drawing."""

@@ -1,14 +1,13 @@
 """`tune.html`: a study as one page without any network, from its summary alone. The best settings come first."""
 
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.reporting.page import document, figure, styled, table
+from fismo_cli.reporting.page import document, figure, link, styled, table
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
 from fismo_cli.tuning.plan import space_from_plain
 from fismo_cli.tuning.search_space import short_name
@@ -114,11 +113,10 @@ def _trials(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
     yield "<h2>Trials</h2><details><summary>all of them, with their run directories</summary>"
     rows = []
     for trial in summary["trial_list"]:
-        links = [
-            f'<a href="{escape(os.path.relpath(run, directory))}">{index}</a>'
-            for index, run in enumerate(trial["run_dirs"] or (), start=1)
-        ]
+        links = [link(Path(run), directory, str(index)) for index, run in enumerate(trial["run_dirs"] or (), start=1)]
         outcome = trial["failure"]["reason"] if trial["failure"] else trial["state"]
+        if trial.get("same_as") is not None:
+            outcome = f"as trial {trial['same_as']}: {outcome}"
         rows.append(
             [
                 str(trial["number"]),

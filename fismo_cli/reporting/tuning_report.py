@@ -9,14 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
-from fismo_cli.errors import FismoError
+from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import resolved_yaml
 from fismo_cli.reporting.console import print_rows, say
 from fismo_cli.reporting.tuning_html import tuning_page
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
-from fismo_cli.runs.directory import json_safe, write_json
+from fismo_cli.runs.directory import found_again, json_safe, write_json
+from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.plan import StudyPlan
+from fismo_cli.tuning.storage import journal_file, storage_errors
+from fismo_cli.tuning.studies import read_study
 
 __all__ = ["print_study", "rebuild_study_page", "write_study"]
 
@@ -39,17 +42,37 @@ def write_study(plan: StudyPlan, summary: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def rebuild_study_page(directory: Path) -> dict[str, Any]:
-    """Write `tune.html` again from `summary.json` alone.
+def rebuild_study_page(directory: Path, url: str | None = None) -> dict[str, Any]:
+    """Write the files of a study again, whether it has ended or not.
+
+    Trials are read from its journal, or the database at a URL. Without the URL, or of a study that an earlier version
+    began, `tune.html` is made again of the last `summary.json`.
 
     Raises:
-        FismoError: if that cannot be read.
+        FismoError: if nothing of this can be read.
     """
+    found = read_study(directory, url)
+    if found is not None:
+        plan, study = found
+        with storage_errors(plan.url, directory):
+            return write_study(plan, summarise_study(plan, study))
+    file, best = directory / "summary.json", directory / "best.yaml"
+    if not file.exists():
+        raise UsageError(
+            f"{directory}: it has neither a study.json with a journal.log nor a summary.json; if its trials are in a "
+            "database, give that by --storage URL (or FISMO_STORAGE)"
+        )
     try:
-        summary: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for trial in summary["trial_list"]:
+            trial["run_dirs"] = [str(found_again(Path(run), directory)) for run in trial["run_dirs"] or ()] or None
+        summary["directory"], summary["report"] = str(directory), str(directory / "tune.html")
+        summary["best_preset"] = str(best) if summary["best"] is not None else None
+        if "://" not in summary["storage"]:
+            summary["storage"] = str(journal_file(directory))
         html = tuning_page(summary, directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FismoError(f"{directory / 'summary.json'}: cannot be read ({error}); run fismo tune again") from error
+        raise FismoError(f"{file}: cannot be read ({error}); run fismo tune again") from error
     with whole_file(directory / "tune.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
     return summary

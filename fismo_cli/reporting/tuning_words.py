@@ -50,8 +50,8 @@ def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
             str(trial["number"]),
             f"{trial['value']:.5g}",
             *(short_value(trial["params"][name]) for name in space),
-            f"{trial['seconds']:.1f}",
-            f"{1000 * trial['step_seconds']:.1f}",
+            "" if trial["seconds"] is None else f"{trial['seconds']:.1f}",
+            "" if trial["step_seconds"] is None else f"{1000 * trial['step_seconds']:.1f}",
         )
         for trial in kept[:count]
     ]
@@ -79,6 +79,14 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     left_out = summary["trials"]["finished"] - summary["eligible"]
     if left_out:
         found.append(f"{left_out} trials finished, but broke a limit that was set")
+    again = sum(trial.get("same_as") is not None for trial in summary["trial_list"])
+    if again:
+        found.append(
+            f"{again} trials drew settings that an earlier trial had, and have its result (--repeats R judges settings "
+            "by the mean of R seeds)"
+        )
+    if summary.get("unfinished"):
+        found.append(f"{summary['unfinished']} trials have not ended; the same fismo tune goes on with them")
     reasons: dict[str, int] = {}
     for trial in summary["trial_list"]:
         if trial["failure"]:

@@ -17,7 +17,15 @@ from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
 from fismo_cli.preset.schema import LoggingConfig, Preset, TuneConfig
 
-__all__ = ["RunDirectory", "check_same_preset", "json_safe", "run_identity", "unfinished_runs", "write_json"]
+__all__ = [
+    "RunDirectory",
+    "check_same_preset",
+    "found_again",
+    "json_safe",
+    "run_identity",
+    "unfinished_runs",
+    "write_json",
+]
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
@@ -177,6 +185,19 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "
         f"{run.resume_command}"
     )
+
+
+def found_again(recorded: Path, root: Path) -> Path:
+    """Where a directory is now that was recorded as one under `root`, which may have been moved or copied since.
+
+    It is looked for by the end of its path; without success it is where it was recorded.
+    """
+    parts = recorded.parts
+    for start in range(1, len(parts) - 1):
+        place = root.joinpath(*parts[start:])
+        if place.is_dir():
+            return place
+    return recorded
 
 
 def write_json(path: Path, value: Any) -> None:

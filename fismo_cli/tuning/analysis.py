@@ -2,13 +2,15 @@
 
 import contextlib
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from fismo_cli.tuning.ledger import FAILURE, best_of, read_ledger, root
+from fismo_cli.runs.directory import found_again
+from fismo_cli.tuning.ledger import FAILURE, SAME_AS, best_of, read_ledger, root
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.search_space import near_bounds
 from fismo_cli.tuning.storage import journal_file, shown_url
@@ -21,7 +23,8 @@ def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
 
     Returns:
         `study`, `storage`, `trials.{finished,failed,pruned}`, `best.{value,params,trial}` (None if no trial is
-        eligible), `importances` by setting, `at_bound` (settings of the best trial near a bound), `trial_list`, `plan`.
+        eligible), `importances` by setting, `at_bound` (settings of the best trial near a bound), `trial_list`, `plan`;
+        `unfinished`: trials that somebody runs, or that are queued again.
     """
     ledger = read_ledger(study)
     best = best_of(ledger.counted, higher_is_better=plan.judging.higher_is_better)
@@ -36,11 +39,12 @@ def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
             "failed": len(ledger.of(TrialState.FAIL)),
             "pruned": len(ledger.of(TrialState.PRUNED)),
         },
+        "unfinished": len(ledger.running) + len(ledger.waiting),
         "best": None if best is None else {"value": best.value, "params": best.params, "trial": best.number},
         "at_bound": [] if best is None else list(near_bounds(plan.space, best.params)),
         "eligible": sum(all(value <= 0 for value in trial.constraints.values()) for trial in complete),
         "importances": _importances(study),
-        "trial_list": [_as_plain(trial) for trial in ledger.counted],
+        "trial_list": [_as_plain(trial, plan.directory) for trial in ledger.counted],
     }
 
 
@@ -52,8 +56,9 @@ def _importances(study: Study) -> dict[str, float]:
     return {}
 
 
-def _as_plain(trial: FrozenTrial) -> dict[str, Any]:
+def _as_plain(trial: FrozenTrial, directory: Path) -> dict[str, Any]:
     attributes = trial.user_attrs
+    run_dirs = attributes.get("run_dirs")
     return {
         "number": trial.number,
         "original": root(trial),  # another number for a trial that repeats one that was lost
@@ -63,7 +68,9 @@ def _as_plain(trial: FrozenTrial) -> dict[str, Any]:
         "failure": attributes.get(FAILURE),
         "limits": dict(trial.constraints),
         "intermediate": dict(trial.intermediate_values),
-        **{key: attributes.get(key) for key in ("run_dirs", "metrics", "host", "worker")},
+        "same_as": attributes.get(SAME_AS),
+        "run_dirs": None if run_dirs is None else [str(found_again(Path(run), directory)) for run in run_dirs],
+        **{key: attributes.get(key) for key in ("metrics", "host", "worker")},
         **{key: attributes.get(key) for key in ("seconds", "step_seconds", "memory_gib", "noise_scale")},
         "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(timespec="seconds"),
         "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),

@@ -9,17 +9,35 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-__all__ = ["FAILURE", "OWNER", "Ledger", "Worker", "best_of", "give_up", "read_ledger", "requeue", "root", "worker"]
+from fismo_cli.errors import DivergedError, FismoError
+
+__all__ = [
+    "FAILURE",
+    "OWNER",
+    "SAME_AS",
+    "Ledger",
+    "Worker",
+    "best_of",
+    "check_hope",
+    "copy_result",
+    "give_up",
+    "read_ledger",
+    "requeue",
+    "root",
+    "twin_of",
+    "worker",
+]
 
 FAILURE = "failure"
 """User attribute of a failed trial: why."""
@@ -27,11 +45,17 @@ FAILURE = "failure"
 OWNER = "worker"
 """User attribute of a trial: the worker that runs it."""
 
+SAME_AS = "same_as"
+"""User attribute of a trial that was not run: the number of the one with the same settings whose result it has."""
+
 MOST_REPEATS = 3
 """How often a trial is run again after its worker died."""
 
 UNOWNED_SECONDS = 60.0
 """A running trial that nobody has claimed after so long was lost between being drawn and being claimed."""
+
+HOPELESS_ERRORS, HOPELESS_DIVERGENCES = 3, 12
+"""Failed trials after which a study stops if none has ended well: by errors, and by divergence as well."""
 
 _ORIGINAL, _HISTORY = "failed_trial", "retry_history"
 """System attributes by which Optuna knows retried trials too."""
@@ -71,6 +95,28 @@ def read_ledger(study: Study) -> Ledger:
 def root(trial: FrozenTrial) -> int:
     """The number of the trial that this one repeats, after any number of repetitions; its own if it repeats none."""
     return int(trial.system_attrs.get(_ORIGINAL, trial.number))
+
+
+def twin_of(number: int, settings: Mapping[str, Any], ledger: Ledger) -> FrozenTrial | None:
+    """A trial before a number with the same settings, whose result is this one's too: one that ended, or one that runs.
+
+    An error may have been an accident: a trial that ended by one is no twin. That it diverged, or was pruned, counts.
+    """
+    ended = [t for t in ledger.counted if t.user_attrs.get(FAILURE, {}).get("kind") != "error"]
+    return next((t for t in (*ended, *ledger.running) if t.number < number and t.params == settings), None)
+
+
+def copy_result(study: Study, trial: Trial, twin: FrozenTrial) -> None:
+    """End a trial with the result of an earlier one with the same settings: training again would give the same."""
+    for name, measured in twin.constraints.items():
+        trial.set_constraint(name, measured)
+    for key, known in {**twin.user_attrs, SAME_AS: twin.user_attrs.get(SAME_AS, twin.number)}.items():
+        if key != OWNER:
+            trial.set_user_attr(key, known)
+    for step, reported in twin.intermediate_values.items():
+        trial.report(reported, step)
+    value = twin.value if twin.state == TrialState.COMPLETE else None
+    study.tell(trial.number, value, state=twin.state, skip_if_finished=True)
 
 
 def requeue(study: Study, lost: FrozenTrial) -> None:
@@ -162,3 +208,26 @@ def best_of(trials: Sequence[FrozenTrial], *, higher_is_better: bool) -> FrozenT
     sign = -1.0 if higher_is_better else 1.0
     kept = [t for t in trials if t.state == TrialState.COMPLETE and all(v <= 0 for v in t.constraints.values())]
     return min(kept, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+
+
+def check_hope(ledger: Ledger, *, over: bool = False, before: int = 0) -> None:
+    """Stop a search in which trials fail and none ends well.
+
+    Args:
+        ledger: the study's trials.
+        over: whether there will be no more.
+        before: how many had ended when this process began; what failed then may have been put right.
+
+    Raises:
+        DivergedError: if all of them diverged.
+        FismoError: if some failed for another reason, which is given.
+    """
+    failures = [trial.user_attrs[FAILURE] for trial in ledger.of(TrialState.FAIL)]
+    if len(failures) < len(ledger.counted) or not failures:
+        return
+    errors = [failure["reason"] for failure in failures if failure["kind"] == "error"]
+    new = 0 if over else before
+    if len(errors) >= HOPELESS_ERRORS + new or (over and errors):
+        raise FismoError(f"all {len(failures)} trials failed, the last one so: {errors[-1]}")
+    if len(failures) >= HOPELESS_DIVERGENCES + new or over:
+        raise DivergedError(f"all {len(failures)} trials diverged: start from a smaller learning rate or trust radius")

@@ -10,9 +10,11 @@ from typing import Any
 
 from fismo_cli.environment import run_threads, usable_cores
 from fismo_cli.errors import UsageError
+from fismo_cli.preset.document import dotted
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig, preset_adapter
+from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig
 from fismo_cli.preset.settings import with_settings
+from fismo_cli.preset.validation import validate
 from fismo_cli.runs.executor import Failure, dry_run_elsewhere
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
@@ -100,14 +102,20 @@ class StudyPlan:
     url: str | None
 
     def trial(self, settings: Mapping[str, Any], repeat: int = 0) -> LoadedPreset:
-        """The preset of one run of a trial. What it does not need is left out: baselines, the search, evaluations."""
+        """The preset of one run of a trial. What it does not need is left out: baselines, the search, evaluations.
+
+        Raises:
+            UsageError: if settings do not go together.
+        """
         values = with_settings(self.loaded.preset.model_dump(), settings)
         values["train"] = {
             **values["train"],
             "seed": self.loaded.preset.train.seed + repeat,
             "threads": self.environment.threads,
         }
-        preset = preset_adapter.validate_python({**values, "compare": {}, "tune": TuneConfig().model_dump()})
+        preset, findings = validate({**values, "compare": {}, "tune": TuneConfig().model_dump()})
+        if preset is None:
+            raise UsageError("; ".join(f"{dotted(finding.path)}: {finding.message}" for finding in findings))
         every = None
         if self.judging.pruner != "none":
             every = max(1, total_steps(preset.train, self.environment.train_samples) // REPORTS)

@@ -23,25 +23,35 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fismo_cli.errors import DivergedError, FismoError, StoppedError
+from fismo_cli.errors import StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.directory import RunDirectory, found_again
 from fismo_cli.runs.executor import RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
-from fismo_cli.tuning.ledger import FAILURE, OWNER, Ledger, Worker, best_of, give_up, read_ledger, root, worker
+from fismo_cli.tuning.ledger import (
+    FAILURE,
+    OWNER,
+    Ledger,
+    Worker,
+    best_of,
+    check_hope,
+    copy_result,
+    give_up,
+    read_ledger,
+    root,
+    twin_of,
+    worker,
+)
 from fismo_cli.tuning.plan import REPORTS, StudyPlan, gpu_count
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
 
-__all__ = ["Active", "Status", "carry_out", "check_hope"]
+__all__ = ["Active", "Status", "carry_out"]
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 2.0
 """How often the storage is read for what other workers did."""
-
-HOPELESS_ERRORS, HOPELESS_DIVERGENCES = 3, 12
-"""Failed trials after which a study stops if none has ended well: by errors, and by divergence as well."""
 
 RESTARTS = 1
 """How often a run that the system killed is started again, before the trial counts as failed."""
@@ -82,15 +92,17 @@ class Status:
 
 @dataclass
 class _Job:
-    """A trial that this worker runs; `done` are the runs of it that have ended, `process` is the one that goes on."""
+    """A trial that this worker runs; `done` are the runs of it that have ended, with their summaries; `process` is the
+    one that goes on.
+    """
 
     trial: Trial
-    runs: list[LoadedPreset]
     runs_dir: Path
-    steps: int
     slot: int
+    runs: list[LoadedPreset] = field(default_factory=list)
+    steps: int = 0
     process: RunProcess | None = None
-    done: list[RunDirectory] = field(default_factory=list)
+    done: list[tuple[RunDirectory, dict[str, Any]]] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
     restarts: int = 0
     pruned: str | None = None
@@ -207,16 +219,18 @@ class _Pool:
         trial = self.study.ask(distributions(self.plan.space))
         trial.set_user_attr(OWNER, self.me.name)
         self._heartbeat(trial)
-        self.jobs.append(
-            _Job(
-                trial,
-                runs=[self.plan.trial(trial.params, repeat) for repeat in range(self.plan.judging.repeats)],
-                runs_dir=self.plan.directory / "trials" / str(root(self._frozen(trial))),
-                steps=self.plan.steps(trial.params),
-                slot=min(set(range(self.workers)) - {job.slot for job in self.jobs}),
-            )
+        job = _Job(
+            trial,
+            runs_dir=self.plan.directory / "trials" / str(root(self._frozen(trial))),
+            slot=min(set(range(self.workers)) - {job.slot for job in self.jobs}),
         )
+        self.jobs.append(job)
         self._look(at_once=True)
+        try:
+            job.runs = [self.plan.trial(trial.params, repeat) for repeat in range(self.plan.judging.repeats)]
+            job.steps = self.plan.steps(trial.params)
+        except UsageError as error:  # settings that do not go together
+            self._fail(job, "error", str(error))
 
     def _advance(self, job: _Job) -> None:
         """Begin the next run of a trial, or take up what has become of the one that goes on."""
@@ -239,6 +253,11 @@ class _Pool:
                 self._ended(job, job.pruned)
             return
         if job.process is None:
+            twin = None if job.done else twin_of(job.trial.number, job.trial.params, self.ledger)
+            if twin is not None:
+                if twin.state.is_finished():
+                    self._copy(job, twin)
+                return  # else it is waited for
             found = finished_run(job.runs_dir, job.runs[len(job.done)])
             if found is None:
                 job.process = self._run(job)
@@ -280,20 +299,24 @@ class _Pool:
 
     def _take(self, job: _Job, run: RunDirectory) -> None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a finished run
-        summary = json.loads(run.summary.read_text(encoding="utf-8"))
+        try:
+            summary = json.loads(run.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self._fail(job, "error", f"{run.summary} cannot be read: {error}")
+            return
         value = _value(summary, self.plan.judging.metric)
         if value is None:
             diverged = summary["status"] == "diverged"
             missing = f"{self.plan.judging.metric} was not measured, or is not finite"
             self._fail(job, "diverged" if diverged else "error", summary["reason"] if diverged else missing)
             return
-        job.done.append(run)
+        job.done.append((run, summary))
         if len(job.done) == len(job.runs):
             self._complete(job)
 
     def _complete(self, job: _Job) -> None:
         judging, trial = self.plan.judging, job.trial
-        summaries = [json.loads(run.summary.read_text(encoding="utf-8")) for run in job.done]
+        summaries = [summary for _, summary in job.done]
         value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
         step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
         scales = [scale for summary in summaries if (scale := summary.get("noise_scale")) is not None]
@@ -305,7 +328,7 @@ class _Pool:
             if limit is not None:
                 trial.set_constraint(name, measured / limit - 1.0)
         for key, known in (
-            ("run_dirs", [str(run.path) for run in job.done]),
+            ("run_dirs", [str(run.path) for run, _ in job.done]),
             ("metrics", [summary["metrics"] for summary in summaries]),
             ("host", socket.gethostname()),
             ("seconds", sum(summary["seconds"] for summary in summaries)),
@@ -317,6 +340,13 @@ class _Pool:
         self.study.tell(trial.number, value, skip_if_finished=True)
         self._ended(job, f"{judging.metric} {value:.4f}")
         self._keep_the_best_model(job)
+
+    def _copy(self, job: _Job, twin: FrozenTrial) -> None:
+        copy_result(self.study, job.trial, twin)
+        result = twin.user_attrs.get(FAILURE, {}).get("reason") or twin.state.name.lower()
+        if twin.state == TrialState.COMPLETE:
+            result = f"{self.plan.judging.metric} {twin.value:.4f}"
+        self._ended(job, f"the settings of trial {twin.number}, whose result is used: {result}")
 
     def _fail(self, job: _Job, kind: str, reason: str) -> None:
         job.trial.set_user_attr(FAILURE, {"kind": kind, "reason": reason})
@@ -349,9 +379,11 @@ class _Pool:
     def _keep_the_best_model(self, job: _Job) -> None:
         """Of all trials on this host, only the best one's models stay: models are large, and can be made again."""
         best = best_of(self.ledger.counted, higher_is_better=self.plan.judging.higher_is_better)
+        kept = [] if best is None else best.user_attrs.get("run_dirs", [])
         for trial in self.ledger.counted:
-            if best is not None and trial.number != best.number:
-                for run in map(RunDirectory, map(Path, trial.user_attrs.get("run_dirs", ()))):
+            for place in trial.user_attrs.get("run_dirs", ()):
+                if best is not None and place not in kept:
+                    run = RunDirectory(found_again(Path(place), self.plan.directory))
                     shutil.rmtree(run.model, ignore_errors=True)
                     run.weights.unlink(missing_ok=True)
 
@@ -385,29 +417,6 @@ class _Pool:
                 finished=finished,
             )
         )
-
-
-def check_hope(ledger: Ledger, *, over: bool = False, before: int = 0) -> None:
-    """Stop a search in which trials fail and none ends well.
-
-    Args:
-        ledger: the study's trials.
-        over: whether there will be no more.
-        before: how many had ended when this process began; what failed then may have been put right.
-
-    Raises:
-        DivergedError: if all of them diverged.
-        FismoError: if some failed for another reason, which is given.
-    """
-    failures = [trial.user_attrs[FAILURE] for trial in ledger.of(TrialState.FAIL)]
-    if len(failures) < len(ledger.counted) or not failures:
-        return
-    errors = [failure["reason"] for failure in failures if failure["kind"] == "error"]
-    new = 0 if over else before
-    if len(errors) >= HOPELESS_ERRORS + new or (over and errors):
-        raise FismoError(f"all {len(failures)} trials failed, the last one so: {errors[-1]}")
-    if len(failures) >= HOPELESS_DIVERGENCES + new or over:
-        raise DivergedError(f"all {len(failures)} trials diverged: start from a smaller learning rate or trust radius")
 
 
 def _active(job: _Job) -> Active:

@@ -1,5 +1,6 @@
-"""Begins a study, or joins the one that is in the storage already."""
+"""Begins a study, joins the one that is in the storage already, or reads one that is there."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,14 +11,17 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.files import whole_file
+from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
+from fismo_cli.runs.directory import write_json
 from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
-from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, shown_url, storage_errors
+from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, read_journal, shown_url, storage_errors
 
-__all__ = ["open_study"]
+__all__ = ["open_study", "read_study"]
 
 _IDENTITY, _ENVIRONMENT = "fismo:identity", "fismo:environment"
+_FILE, _PRESET = "study.json", "presets/study.yaml"
 
 
 def open_study(
@@ -79,7 +83,52 @@ def open_study(
         # Of workers that begin a study at the same time, all go by what the last of them wrote.
         common = _joined(storage, name, identity, url, directory) or environment
         plan = replace(plan, environment=common)
+        _write(plan)
     return plan, study
+
+
+def read_study(directory: Path, url: str | None) -> tuple[StudyPlan, Study] | None:
+    """The study of a directory, wherever that is now; nothing is written.
+
+    Args:
+        directory: of the study.
+        url: of the database; not needed where the study has a journal file.
+
+    Returns:
+        None if there is neither a journal nor the URL of a database, or an earlier version of this tool began it.
+
+    Raises:
+        UsageError: if its files or the database cannot be read.
+        FismoError: if the database goes away.
+    """
+    try:
+        stored = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+        name, database = str(stored["study"]), bool(stored["database"])
+        judging, environment = Judging(**stored["judging"]), Environment(**stored["environment"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{directory / _FILE}: cannot be read ({error}); fismo tune writes it again") from error
+    if url is None if database else not journal_file(directory).exists():
+        return None
+    quiet_optuna()
+    loaded, url = load_preset(str(directory / _PRESET)), url if database else None
+    storage = read_journal(directory) if url is None else open_storage(url, directory)
+    with storage_errors(url, directory):
+        if name not in optuna.get_all_study_names(storage):
+            raise UsageError(f"{directory}: its study {name} is not in {_place(url, directory)}")
+        study = optuna.load_study(study_name=name, storage=storage)
+    plan = make_study_plan(loaded, name=name, directory=directory, judging=judging, environment=environment, url=url)
+    return plan, study
+
+
+def _write(plan: StudyPlan) -> None:
+    """Write down what a report has to know besides the trials."""
+    with whole_file(plan.directory / _PRESET) as file:
+        file.write_text(resolved_yaml(plan.loaded), encoding="utf-8")
+    what = {"study": plan.name, "database": plan.url is not None}
+    how = {"judging": asdict(plan.judging), "environment": asdict(plan.environment)}
+    write_json(plan.directory / _FILE, {**what, **how})
 
 
 def _joined(
@@ -96,12 +145,16 @@ def _joined(
     if _IDENTITY not in attributes:
         return None
     if attributes[_IDENTITY] != identity:
-        place = str(journal_file(directory)) if url is None else shown_url(url)
         raise UsageError(
-            f"--study {name}: {place} has a study of this name with another preset, space, metric, repeats, pruner, "
-            "number of processes or limits; give another name, or leave it out: a name is then made of all of these"
+            f"--study {name}: {_place(url, directory)} has a study of this name with another preset, space, metric, "
+            "repeats, pruner, number of processes or limits; give another name, or leave it out: a name is then made "
+            "of all of these"
         )
     return Environment(**attributes[_ENVIRONMENT])
+
+
+def _place(url: str | None, directory: Path) -> str:
+    return str(journal_file(directory)) if url is None else shown_url(url)
 
 
 def _check_same_kinds(plan: StudyPlan, study: Study) -> None:

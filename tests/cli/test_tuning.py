@@ -23,9 +23,8 @@ from fismo_cli.runs.directory import run_identity
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning import ledger as ledgers
 from fismo_cli.tuning.analysis import summarise_study
-from fismo_cli.tuning.ledger import FAILURE, OWNER, best_of, give_up, read_ledger, worker
+from fismo_cli.tuning.ledger import FAILURE, OWNER, best_of, check_hope, give_up, read_ledger, worker
 from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, space_from_plain, study_identity
-from fismo_cli.tuning.running import check_hope
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.search_space import Choice, Range, tuning_space
 from fismo_cli.tuning.storage import open_storage, shown_url

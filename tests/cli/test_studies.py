@@ -1,0 +1,268 @@
+"""Whole studies in this process: runs are stand-ins that end at once with a value that their settings decide."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from fismo_cli.errors import FismoError, StoppedError, UsageError
+from fismo_cli.preset.loading import LoadedPreset, load_preset
+from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
+from fismo_cli.reporting.tuning_words import notes
+from fismo_cli.runs.directory import RunDirectory, found_again, run_identity, write_json
+from fismo_cli.runs.executor import Failure
+from fismo_cli.tuning import running, studies
+from fismo_cli.tuning.analysis import summarise_study
+from fismo_cli.tuning.plan import Environment, Judging
+from fismo_cli.tuning.studies import open_study
+
+NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.trust_radius", "optimizer.momentum", "train.batch_size"))
+TWO = (*NONE, "tune.space.optimizer.damping={choices: [0.1, 0.2]}")
+
+
+class Run:
+    """In place of a process: writes what a run would leave."""
+
+    trained: ClassVar[list[LoadedPreset]] = []
+    polls = 1
+    stop_after: int | None = None
+
+    def __init__(self, loaded: LoadedPreset, *, runs_dir: Path, log: Path, **rest: Any) -> None:
+        self.loaded, self.runs_dir, self.left, self.running = loaded, runs_dir, self.polls, True
+        self.trained.append(loaded)
+
+    def poll(self) -> RunDirectory | Failure | None:
+        self.left -= 1
+        if self.left > 0:
+            return None
+        self.running = False
+        return self.outcome()
+
+    def outcome(self) -> RunDirectory | Failure:
+        run, preset = RunDirectory.create(self.runs_dir, self.loaded), self.loaded.preset
+        run.model.mkdir()
+        value = preset.optimizer.damping + preset.train.seed
+        write_json(
+            run.summary,
+            {
+                **{"status": "completed", "identity": run_identity(preset), "reason": None, "steps": 10},
+                **{"metrics": {"train": {}, "validation": {"loss": value}, "test": None}, "seconds": 1.0},
+                **{"peak_memory_bytes": 2**20, "noise_scale": None},
+            },
+        )
+        return run
+
+    def step(self) -> int:
+        return 0
+
+    def validations(self) -> list[Any]:
+        return []
+
+    def stop(self) -> None:
+        self.running = False
+
+    kill = wait = stop
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch):
+    Run.trained, Run.polls = [], 1
+    monkeypatch.setattr(running, "RunProcess", Run)
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(running, "LOOK_SECONDS", 0.0)
+    environment = Environment(threads=1, device="cpu", train_samples=1222)
+    monkeypatch.setattr(studies, "try_out", lambda *args, **kwargs: environment)
+
+
+def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told: list[str] | None = None, **rest: Any):
+    judging = rest.pop("judging", Judging())
+    options: dict[str, Any] = {"name": None, "root": folder, "url": None, "sampler": "random", **rest}
+    plan, study = open_study(load_preset("digits-vit", overrides), judging, trials=trials, workers=workers, **options)
+
+    def tell(status: running.Status) -> None:
+        if status.finished is not None and told is not None:
+            told.append(status.finished)
+
+    running.carry_out(plan, study, trials=trials, workers=workers, tell=tell)
+    return write_study(plan, summarise_study(plan, study))
+
+
+# A point that is drawn again.
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path, workers):
+    Run.polls, told = 5, []
+    summary = tune(tmp_path, *TWO, workers=workers, told=told)
+    assert sorted(run.preset.optimizer.damping for run in Run.trained) == [0.1, 0.2]
+    assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
+    by_point: dict[float, list[dict[str, Any]]] = {0.1: [], 0.2: []}
+    for trial in summary["trial_list"]:
+        by_point[trial["params"]["optimizer.damping"]].append(trial)
+    for damping, trials in by_point.items():
+        assert {trial["value"] for trial in trials} == {damping}
+        assert [trial["same_as"] for trial in trials] == [None, *[trials[0]["number"]] * (len(trials) - 1)]
+        assert len({tuple(trial["run_dirs"]) for trial in trials}) == 1
+    assert summary["best"]["trial"] == by_point[0.1][0]["number"]
+    assert [Path(by_point[d][0]["run_dirs"][0], "model").exists() for d in (0.1, 0.2)] == [True, False]
+    assert "6 trials drew settings that an earlier trial had" in " ".join(notes(summary))
+    assert sum("whose result is used: loss 0." in line for line in told) == 6
+
+
+def test_each_point_is_judged_by_the_mean_of_its_repeats_once(tmp_path):
+    summary = tune(tmp_path, *TWO, trials=5, judging=Judging(repeats=3))
+    assert len(Run.trained) == 6
+    assert sorted({trial["value"] for trial in summary["trial_list"]}) == pytest.approx([1.1, 1.2])
+
+
+def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, monkeypatch):
+    class Odd(Run):
+        def outcome(self):
+            run = super().outcome()
+            if self.loaded.preset.optimizer.damping == 0.2:
+                if len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) == 1:
+                    return Failure(1, "the disk was full for a moment")
+                summary = json.loads(run.summary.read_text())
+                write_json(run.summary, {**summary, "status": "diverged", "reason": "loss nan at step 3"})
+            return run
+
+    monkeypatch.setattr(running, "RunProcess", Odd)
+    summary = tune(tmp_path, *TWO, trials=12)
+    reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.damping"] == 0.2]
+    assert reasons == ["exit code 1: the disk was full for a moment", *["loss nan at step 3"] * (len(reasons) - 1)]
+    assert len(reasons) > 2
+    assert [run.preset.optimizer.damping for run in Run.trained].count(0.2) == 2
+    assert sum(summary["trials"].values()) == 12
+
+
+def test_a_trial_whose_settings_do_not_go_together_fails_with_the_reason(tmp_path):
+    spaces = ("tune.space.train.batch_size={choices: [64, 80]}", "tune.space.train.accumulate={choices: [1, 32]}")
+    summary = tune(tmp_path, *NONE[:2], "tune.space.optimizer.damping=null", *spaces, trials=16)
+    failed = [trial for trial in summary["trial_list"] if trial["failure"]]
+    assert failed
+    for trial in failed:
+        assert trial["params"] == {"train.batch_size": 80, "train.accumulate": 32}
+        assert trial["failure"]["reason"] == "train.accumulate: must divide train.batch_size (80), got 32"
+    assert sum(summary["trials"].values()) == 16
+
+
+def test_a_run_whose_directory_is_removed_fails_its_trial_alone(tmp_path, monkeypatch):
+    class Vanishing(Run):
+        def outcome(self):
+            run = super().outcome()
+            if self.loaded.preset.optimizer.damping == 0.2:
+                shutil.rmtree(run.path)
+            return run
+
+    monkeypatch.setattr(running, "RunProcess", Vanishing)
+    summary = tune(tmp_path, *TWO, trials=6)
+    assert {t["failure"]["reason"].split(":")[-1] for t in summary["trial_list"] if t["failure"]}
+    assert summary["best"]["params"] == {"optimizer.damping": 0.1}
+
+
+def test_a_study_in_which_every_trial_fails_ends_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "outcome", lambda self: Failure(2, "no such file: data.npz"))
+    with pytest.raises(FismoError, match="all 3 trials failed, the last one so: exit code 2: no such file") as caught:
+        tune(tmp_path)
+    assert caught.value.exit_code == 1
+
+
+# A journal that a crash cut off.
+
+
+def test_after_a_crash_in_mid_write_the_study_has_as_many_trials_as_were_asked_for(tmp_path):
+    first = tune(tmp_path, trials=3)
+    journal = Path(first["storage"])
+    journal.write_bytes(journal.read_bytes()[:-25])
+    told: list[str] = []
+    second = tune(tmp_path, trials=6, notice=told.append)
+    assert second["trials"]["finished"] == 6
+    assert len(Run.trained) == 6  # the third had ended: its run is taken from the disk
+    assert "a line that cannot be used was moved" in told[0]
+    assert [t["value"] for t in second["trial_list"] if t["original"] < 3] == [
+        trial["value"] for trial in first["trial_list"]
+    ]
+
+
+# Reports.
+
+
+def interrupt(folder: Path, after: int, **rest: Any) -> None:
+    class Stopping(Run):
+        def poll(self):
+            if len(Run.trained) > after:
+                raise StoppedError(2)
+            return super().poll()
+
+    before, running.RunProcess = running.RunProcess, Stopping
+    try:
+        with pytest.raises(StoppedError):
+            tune(folder, **rest)
+    finally:
+        running.RunProcess = before
+
+
+def test_a_study_that_was_cut_off_has_a_page_of_what_there_is(tmp_path):
+    interrupt(tmp_path, after=3)
+    (directory,) = tmp_path.iterdir()
+    assert not (directory / "summary.json").exists()
+    summary = rebuild_study_page(directory)
+    assert summary["trials"] == {"finished": 3, "failed": 0, "pruned": 0}
+    assert summary["unfinished"] == 1
+    assert "1 trials have not ended" in " ".join(notes(summary))
+    assert Path(summary["best_preset"]).exists()
+    html = (directory / "tune.html").read_text()
+    assert html.count('<a href="trials/') == 3
+    whole = tune(tmp_path, trials=5)
+    assert rebuild_study_page(directory) == whole
+
+
+def test_a_study_without_a_finished_trial_has_a_page_too(tmp_path):
+    interrupt(tmp_path, after=0)
+    (directory,) = tmp_path.iterdir()
+    summary = rebuild_study_page(directory)
+    assert (summary["best"], summary["best_preset"]) == (None, None)
+    assert "No trial finished." in (directory / "tune.html").read_text()
+
+
+@pytest.mark.parametrize("known", ["journal", "summary"])
+def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch, known):
+    monkeypatch.chdir(tmp_path)
+    before = tune(Path("studies"), trials=3)
+    Path("elsewhere/deep").mkdir(parents=True)
+    moved = Path(before["directory"]).rename("elsewhere/deep/a study #1")
+    Path("studies").rmdir()
+    if known == "summary":  # as of a study in a database, or of an earlier version
+        (moved / "study.json").unlink()
+    after = rebuild_study_page(moved)
+    text = json.dumps(after)
+    assert '"studies/' not in text
+    for key in ("best_preset", "report", "storage", "directory"):
+        assert Path(after[key]).exists()
+        assert moved in (Path(after[key]), *Path(after[key]).parents)
+    html = (moved / "tune.html").read_text()
+    for trial in after["trial_list"]:
+        (run,) = trial["run_dirs"]
+        assert Path(run, "summary.json").exists()
+        assert f'href="{Path(run).relative_to(moved)}"' in html
+    shutil.rmtree(moved / "trials" / "1")
+    rebuild_study_page(moved)
+    assert (moved / "tune.html").read_text().count('<a href="trials/') == 2  # no dead links
+
+
+def test_what_says_nothing_of_a_study_is_refused(tmp_path):
+    (tmp_path / "trials").mkdir()
+    with pytest.raises(UsageError, match=r"neither a study\.json .* --storage URL \(or FISMO_STORAGE\)"):
+        rebuild_study_page(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"study\.json: cannot be read"):
+        rebuild_study_page(tmp_path)
+
+
+def test_a_place_is_found_again_by_the_end_of_its_path(tmp_path):
+    (tmp_path / "trials" / "0" / "p" / "run").mkdir(parents=True)
+    for recorded in ("studies/x/trials/0/p/run", "/old/studies/x/trials/0/p/run"):
+        assert found_again(Path(recorded), tmp_path) == tmp_path / "trials/0/p/run"
+    assert found_again(Path("studies/x/trials/7/p/run"), tmp_path) == Path("studies/x/trials/7/p/run")

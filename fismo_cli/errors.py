@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 __all__ = [
     "AbortedError",
+    "ChangedDataError",
     "DivergedError",
     "ExitCode",
     "FismoError",
@@ -24,6 +25,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     TARGET_MISSED = 3
     DIVERGED = 4
+    CHANGED_DATA = 5  # between a study or a comparison and its runs alone; a user sees 2
     HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
@@ -49,6 +51,10 @@ class UsageError(FismoError):
     """Wrong usage: an argument, a missing file, an unreachable target. Nothing has been written."""
 
     exit_code = ExitCode.USAGE
+
+
+class ChangedDataError(UsageError):
+    """The data is not what a run, a study or a comparison began with."""
 
 
 class PresetError(UsageError):

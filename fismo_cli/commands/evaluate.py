@@ -24,6 +24,9 @@ def evaluate(
             help="Overrides of its preset, such as train.device=cpu, or other data of the same kind.",
         ),
     ] = None,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Measure also where the data has changed since the run began.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
     """Measure a trained model again, or on other data."""
@@ -35,12 +38,15 @@ def evaluate(
     if not run.model.is_dir():
         raise UsageError(f"{run_dir}: this run {_no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.tables import metrics_table
     from fismo_cli.runs.measuring import measure
 
-    metrics = measure(run_dir, loaded)
-    stderr_console().print(metrics_table(metrics))
+    console = stderr_console()
+    metrics = measure(
+        run_dir, loaded, allow_changed_data=allow_changed_data, tell=lambda note: say(console, f"note: {note}")
+    )
+    console.print(metrics_table(metrics))
     if as_json:
         print_json({"run_dir": str(run_dir), "metrics": metrics})
 

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import ExitCode, UsageError
+from fismo_cli.errors import ChangedDataError, ExitCode, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 
 __all__ = ["train"]
@@ -31,6 +31,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Take 3 steps and show their time and memory; write nothing.")
     ] = False,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Resume also where the data has changed since the run began.")
+    ] = False,
     runs_dir: Annotated[
         Path, typer.Option("--runs-dir", metavar="DIR", help="Where run directories are made.", file_okay=False)
     ] = Path("runs"),
@@ -39,6 +42,7 @@ def train(
         typer.Option(min=1, metavar="N", help="Processes on this host, by torchrun; its own arguments go after --."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+    same_data: Annotated[Path | None, typer.Option(hidden=True)] = None,
     torchrun: Annotated[str | None, typer.Option(hidden=True, envvar="TORCHELASTIC_RUN_ID")] = None,
     restarts: Annotated[int, typer.Option(hidden=True, envvar="TORCHELASTIC_RESTART_COUNT")] = 0,
 ) -> None:
@@ -57,6 +61,8 @@ def train(
     if nproc is not None and torchrun is None:
         flags = [*(["--resume", resume] if resume else []), *(["--dry-run"] if dry_run else [])]
         flags += [*(["--json"] if as_json else []), "--runs-dir", str(runs_dir)]
+        flags += ["--allow-changed-data"] if allow_changed_data else []
+        flags += [] if same_data is None else ["--same-data", str(same_data)]
         _launch(["train", preset, *given, *flags], nproc, torchrun_arguments, loaded)
     if dry_run:
         _show_dry_run(loaded, as_json)
@@ -77,7 +83,13 @@ def train(
             sinks=[progress],
             command=["fismo", *sys.argv[1:]],
             attempt=restarts,
+            allow_changed_data=allow_changed_data,
+            same_data=same_data,
         )
+    except ChangedDataError as error:
+        if same_data is not None:  # for the study or comparison that started this run
+            error.exit_code = ExitCode.CHANGED_DATA
+        raise
     finally:
         progress.close()
     if summary is None:  # of another process than the first

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ def describe_run(
         **environment(),
         "device": str(device),
         "command": list(command),
+        "folder": str(Path.cwd()),
         "initial_weights_sha256": initial_weights,
         "sample_order_sha256": sample_order,
         "data": dict(data),

@@ -21,6 +21,8 @@ from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identity, unfinished_runs, write_json
 from fismo_cli.runs.environment import describe_run, differences
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
+from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
+from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
@@ -42,6 +44,8 @@ def execute(
     sinks: Sequence[Sink] = (),
     command: Sequence[str] = (),
     attempt: int = 0,
+    allow_changed_data: bool = False,
+    same_data: Path | None = None,
 ) -> dict[str, Any] | None:
     """Train as a preset says and return the summary, also when the run diverged or was interrupted.
 
@@ -55,8 +59,11 @@ def execute(
         sinks: told every event, besides the run directory's own; the caller closes them.
         command: the command line, for the record.
         attempt: how often torchrun has started the processes again.
+        allow_changed_data: whether a run may go on with data that has changed since it began.
+        same_data: a file of `record_data` that says what the data must be.
 
     Raises:
+        ChangedDataError: before anything is written, if the data is not what it must be.
         UsageError: before anything is written, for what is wrong with the preset or `resume`.
         AbortedError: if a second Ctrl-C ended it.
         FismoError: if the run cannot go on.
@@ -68,10 +75,13 @@ def execute(
         )
         run = world.from_main(run)
         checkpoint = world.together(lambda: checkpoint if run is None or world.main else _same_checkpoint(run))
-        prepared = world.together(lambda: prepare(loaded, world))
+        prepared = world.together(lambda: _prepare(loaded, world, run))
         _check_same_start(prepared, world)
+        changed, data_notes = world.together(
+            lambda: _check_data(prepared, run, allow_changed_data, same_data) if world.main else ([], [])
+        )
         begun = world.together(
-            lambda: _begin(prepared, run, checkpoint, runs_dir, command, stack) if world.main else None
+            lambda: _begin(prepared, run, checkpoint, runs_dir, command, changed, stack) if world.main else None
         )
         place = world.from_main(None if begun is None else begun[0])
         assert place is not None
@@ -79,7 +89,7 @@ def execute(
         if begun is None:
             _carry_out(prepared, place, checkpoint, (), [], stack)
             return None
-        return _carry_out(prepared, place, checkpoint, (*notes, *begun[1]), sinks, stack)
+        return _carry_out(prepared, place, checkpoint, (*notes, *begun[1], *data_notes), sinks, stack)
 
 
 def _carry_out(
@@ -179,6 +189,7 @@ def _begin(
     checkpoint: Loaded | None,
     runs_dir: Path,
     command: Sequence[str],
+    changed_data: Sequence[str],
     stack: ExitStack,
 ) -> tuple[RunDirectory, tuple[str, ...]]:
     """Make a run's directory, or make the one that is continued fit to go on; and what to tell about it."""
@@ -191,10 +202,30 @@ def _begin(
         return run, ()
     assert checkpoint is not None
     sweep(run.path)
-    notes = _record_resumption(run, checkpoint, surroundings)
+    notes = _record_resumption(run, checkpoint, surroundings, changed_data)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
     return run, notes
+
+
+def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None) -> Prepared:
+    try:
+        return prepare(loaded, world)
+    except UsageError as error:
+        raise say_where(run, loaded.preset, error) from error
+
+
+def _check_data(
+    prepared: Prepared, run: RunDirectory | None, allowed: bool, same_data: Path | None
+) -> tuple[list[str], list[str]]:
+    """What has changed of the data of the run that is continued, and what to tell about it; writes nothing."""
+    identity = prepared.task.description.get("identity")
+    check_as_recorded(same_data, identity)
+    return (
+        ([], [])
+        if run is None
+        else check_as_trained(run, identity, allowed=allowed, instead="leave out --resume to start a new run")
+    )
 
 
 def _same_checkpoint(run: RunDirectory) -> Loaded:
@@ -222,17 +253,17 @@ def _check_seen(run: RunDirectory) -> None:
 
 
 def _check_same_start(prepared: Prepared, world: World) -> None:
-    """Make sure that all processes begin with the same weights, as each of them has made them.
+    """Make sure that all processes begin with the same weights, as each of them has made them, and see the same data.
 
     Raises:
-        FismoError: if they do not: the hosts have other versions or other pretrained weights.
+        FismoError: if they do not: the hosts have other versions, other pretrained weights or other files.
     """
-    hashes = world.gather(prepared.initial_weights)
-    if (other := next((rank for rank, found in enumerate(hashes) if found != hashes[0]), None)) is not None:
-        problem = FismoError(
-            f"process {other} of this run begins with other weights than process 0: are all hosts equal?"
-        )
-        raise problem if world.main else QuietError(str(problem))
+    data = identity_hash(prepared.task.description.get("identity"))
+    for what, words in ((prepared.initial_weights, "begins with other weights"), (data, "sees other data")):
+        hashes = world.gather(what)
+        if (other := next((rank for rank, found in enumerate(hashes) if found != hashes[0]), None)) is not None:
+            problem = FismoError(f"process {other} of this run {words} than process 0: are all hosts equal?")
+            raise problem if world.main else QuietError(str(problem))
 
 
 def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
@@ -279,6 +310,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "update_bytes": max(new for _, _, new in each),
             "noise_scale": noise_scale,
             "plan": None if plan is None else str(plan()),
+            "data": prepared.task.description.get("identity"),
         }
 
 
@@ -386,7 +418,9 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
     )
 
 
-def _record_resumption(run: RunDirectory, checkpoint: Loaded, now: dict[str, Any]) -> tuple[str, ...]:
+def _record_resumption(
+    run: RunDirectory, checkpoint: Loaded, now: dict[str, Any], changed_data: Sequence[str]
+) -> tuple[str, ...]:
     """Add the resumption to `environment.json`; say so where the result cannot be expected to the last bit."""
     try:
         before = json.loads(run.environment.read_text(encoding="utf-8"))
@@ -398,8 +432,10 @@ def _record_resumption(run: RunDirectory, checkpoint: Loaded, now: dict[str, Any
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": now["command"],
         "changed": changed,
+        "changed_data": list(changed_data),
     }
-    write_json(run.environment, {**(before or now), "resumed": [*before.get("resumed", []), record]})
+    data = {"data": now["data"]} if changed_data else {}  # the next time, the run is held to what it went on with
+    write_json(run.environment, {**(before or now), **data, "resumed": [*before.get("resumed", []), record]})
     if not changed:
         return ()
     return (f"since this run was started, there has changed {'; '.join(changed)}: expect other last digits",)

@@ -1,10 +1,13 @@
 """Measures the model that a run left behind, on the data its preset names or on other data."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fismo_cli.errors import UsageError
 from fismo_cli.models import load_model_dir
 from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, say_where
 from fismo_cli.tasks import build_task
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
@@ -13,21 +16,44 @@ from fismo_cli.training.seeding import configure_torch
 __all__ = ["measure"]
 
 
-def measure(run_dir: Path, loaded: LoadedPreset) -> dict[str, dict[str, float] | None]:
+def measure(
+    run_dir: Path,
+    loaded: LoadedPreset,
+    *,
+    allow_changed_data: bool = False,
+    tell: Callable[[str], None] = lambda note: None,
+) -> dict[str, dict[str, float] | None]:
     """Metrics on the validation and the test part, None where the data has no such part.
 
     Args:
         run_dir: a run directory with a finished model.
         loaded: its preset, with overrides such as other data.
+        allow_changed_data: whether to measure also where the data has changed since the run began.
+        tell: is told what a user should know.
 
     Raises:
+        ChangedDataError: if the data is named as it was, but is not what it was.
         UsageError: if model and data do not fit, or there is nothing to measure on.
         FismoError: if memory runs out.
     """
     preset = loaded.preset
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
     device = choose_device(preset.train.device)
-    task = build_task(preset)
+    run = RunDirectory(run_dir)
+    try:
+        task = build_task(preset)
+    except UsageError as error:
+        raise say_where(run, preset, error) from error
+    identity = task.description.get("identity")
+    if names_other_data(run, preset):
+        if identity != data_of_run(run):
+            tell("measured on other data than the run's own")
+        notes = list(task.notes)
+    else:
+        instead = "name other data by data.* overrides"
+        notes = check_as_trained(run, identity, allowed=allow_changed_data, instead=instead)[1]
+    for note in notes:
+        tell(note)
     if task.validation is None and task.test is None:
         raise UsageError("the data has neither a validation nor a test part: see data.test_fraction")
     model = load_model_dir(run_dir, preset, task).to(device)

@@ -63,7 +63,7 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
         task = build_task(preset)
         seed_everything(preset.train.seed)
         model = build_model(preset, task)
-        notes = (*loaded.notes, *model_notes(model))
+        notes = (*loaded.notes, *task.notes, *model_notes(model))
         initial_weights = weights_hash(model)
         if not spread:  # which may not find room on one device
             model.to(device)

@@ -36,7 +36,9 @@ class Task:
         test: the test part, or None.
         model_args: what the data fixes about the model (timm: num_classes, in_chans, img_size where the model takes
             it; transformers: vocab_size, special token ids).
-        description: what the data is, for the run's record (source, samples a part, classes, file list and hash).
+        description: what the data is, for the run's record (source, samples a part, classes, files); `identity` is
+            what it is known by, see `tasks.identity`.
+        notes: what a user should know of the data (what was left out, what looks wrong); one sentence each.
     """
 
     train: Part
@@ -44,6 +46,7 @@ class Task:
     test: Part | None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch on the model's device: a scalar to call `backward` on."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
+from fismo_cli.tasks.identity import Group, group
 from fismo_cli.tasks.image_sources import Images, ImageSource, IndexedImages, numbered_classes
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.tasks.text_sources import CHUNK_BYTES, Documents, TextSource
@@ -113,19 +114,19 @@ def load_hub_images(data: ImageDataConfig) -> ImageSource:
 
 @dataclass(frozen=True)
 class ColumnDocuments:
-    """Documents that are the rows of a data set's text column."""
+    """Documents that are rows of a data set's text column; `sha256` is of all rows, see `_read_column`."""
 
     dataset: Any
     column: str
     indices: NDArray[np.int64]
+    sha256: str
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def fingerprint(self) -> str:
-        """The data set's own fingerprint, and which rows."""
-        own = f"{self.dataset._fingerprint}\n{self.column}\n".encode()
-        return hashlib.sha256(own + self.indices.tobytes()).hexdigest()
+        """A hash of the column, and of which rows."""
+        return group((self.sha256, self.indices.tobytes()))["sha256"]
 
     def chunks(self, *, utf8: bool = False) -> Iterator[tuple[bytes, bool]]:
         """The rows' text, long ones in pieces; it is UTF-8 in any case."""
@@ -138,7 +139,32 @@ class ColumnDocuments:
 
     def subset(self, indices: NDArray[np.int64]) -> "ColumnDocuments":
         """The documents at these indices."""
-        return ColumnDocuments(self.dataset, self.column, self.indices[indices])
+        return ColumnDocuments(self.dataset, self.column, self.indices[indices], self.sha256)
+
+
+def _read_column(dataset: Any, name: str) -> tuple[str, NDArray[np.int64]]:
+    """A hash of a column of text, and the length of each row in bytes; -1 where a row has none.
+
+    The data set's own fingerprint would not do: it has the time at which files were written in it.
+    """
+    import pyarrow as arrow
+    from pyarrow import compute
+
+    digest, lengths = hashlib.sha256(), [np.zeros(0, np.int64)]
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        for text in table.column(name).chunks:
+            lengths.append(compute.fill_null(compute.binary_length(text), -1).to_numpy(False).astype(np.int64))
+            if text.null_count:
+                text = text.drop_null()
+            wide = arrow.types.is_large_string(text.type)
+            _, offsets, data = text.buffers()
+            if data is not None and len(text):
+                borders = np.frombuffer(offsets, np.int64 if wide else np.int32)[
+                    text.offset : text.offset + len(text) + 1
+                ]
+                digest.update(memoryview(data)[int(borders[0]) : int(borders[-1])])
+    all_lengths = np.concatenate(lengths)
+    return group((digest.digest(), all_lengths.tobytes()))["sha256"], all_lengths
 
 
 def load_hub_text(data: TextDataConfig) -> TextSource:
@@ -150,15 +176,23 @@ def load_hub_text(data: TextDataConfig) -> TextSource:
     datasets = _library()
     splits = _load_splits(data)
     parts: dict[str, Documents] = {}
+    identity: dict[str, dict[str, Group]] = {}
+    notes: list[str] = []
     for part, dataset in splits.items():
         _require_column(dataset, data.text_column, "text_column")
         feature = dataset.features[data.text_column]
         if not (isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")):
             raise UsageError(f"data.text_column: {data.text_column} is {feature}; a column of text is needed")
-        if len(dataset) == 0:
-            raise UsageError(f"data.name: the {part} part of {data.name} has no rows")
-        parts[part] = ColumnDocuments(dataset, data.text_column, np.arange(len(dataset)))
-    return TextSource(parts, _record(data, splits))
+        column = dataset.select_columns([data.text_column])
+        sha256, lengths = _read_column(column, data.text_column)
+        kept = np.flatnonzero(lengths > 0)
+        if len(kept) == 0:
+            raise UsageError(f"data.name: the {part} part of {data.name} has no rows with text")
+        if len(kept) < len(lengths):
+            notes.append(f"left out {len(lengths) - len(kept):,} of {len(lengths):,} rows of the {part} part: no text")
+        parts[part] = ColumnDocuments(column, data.text_column, kept, sha256)
+        identity[part] = {data.text_column: {"count": len(lengths), "sha256": sha256}}
+    return TextSource(parts, _record(data, splits), identity, tuple(notes))
 
 
 def _record(data: ImageDataConfig | TextDataConfig, splits: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Language modelling: packed blocks of tokens, loss and metrics. Knows nothing of optimizers or the training loop."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import TextPreset
 from fismo_cli.tasks.base import Batch, Sums, Task
+from fismo_cli.tasks.identity import TOKENIZER
 from fismo_cli.tasks.text_sources import load_text
 from fismo_cli.tasks.token_cache import TokenStream, tokenise
 from fismo_cli.tasks.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
@@ -94,6 +95,24 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits.float()
 
 
+def _special_notes(parts: Mapping[str, BlockPart], tokenizer: Tokenizer) -> Iterator[str]:
+    for name, part in parts.items():
+        if part.stream.literal_ends:
+            yield (
+                f"the text of the {name} part spells {tokenizer.end_text} in {_places(part.stream.literal_ends)}: that "
+                "stays text; an end of text follows each document (text-files: each file)"
+            )
+        if part.stream.specials:
+            yield (
+                f"the tokenizer makes special tokens of {_places(part.stream.specials)} in the text of the {name} "
+                "part, and cannot do otherwise: take them out of the text"
+            )
+
+
+def _places(count: int) -> str:
+    return f"{count:,} place{'' if count == 1 else 's'}"
+
+
 def build_text_task(preset: TextPreset) -> TextTask:
     """Open and tokenise the text of a preset.
 
@@ -134,7 +153,12 @@ def build_text_task(preset: TextPreset) -> TextTask:
             "samples": {name: len(part) for name, part in parts.items()},
             "tokens": {name: len(part.stream.tokens) for name, part in parts.items()},
             "documents": {name: len(documents) for name, documents in source.parts.items()},
+            "identity": {
+                **source.identity,
+                TOKENIZER: {TOKENIZER: {"count": tokenizer.vocab_size, "sha256": tokenizer.identity()}},
+            },
         },
+        notes=(*source.notes, *_special_notes(parts, tokenizer)),
         tokenizer=tokenizer,
         block_size=data.block_size,
     )

@@ -3,11 +3,12 @@
 Knows nothing of tokenizers, models or training. Text is read in chunks, so that memory stays bounded.
 """
 
-import glob
+import codecs
 import hashlib
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import TextDataConfig
+from fismo_cli.tasks.identity import Identity, group, group_files
 from fismo_cli.tasks.randomness import held_out_count
+from fismo_cli.tasks.text_files import find_text_files
 
 __all__ = ["Documents", "FileDocuments", "TextSource", "load_text"]
 
@@ -45,11 +48,12 @@ class Documents(Protocol):
 
 @dataclass(frozen=True)
 class FileSpan:
-    """The bytes from `start` to `end` of a file."""
+    """The bytes from `start` to `end` of a file, and the hash of all of its bytes."""
 
     path: Path
     start: int
     end: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,13 @@ class FileDocuments:
 
     def fingerprint(self) -> str:
         """A hash of the contents, in order."""
-        digest = hashlib.sha256()
-        for data, last in self.chunks():
-            digest.update(data)
-            if last:
-                digest.update(b"\0document\0")
-        return digest.hexdigest()
+        return group(f"{span.sha256} {span.start} {span.end}" for span in self.spans)["sha256"]
 
     def chunks(self, *, utf8: bool = False) -> Iterator[tuple[bytes, bool]]:
         """The text of each file in pieces of about 1 MiB, cut after a line or at least after a character.
 
         Raises:
-            UsageError: A file cannot be read, holds NUL bytes or, with `utf8`, anything that is not UTF-8.
+            UsageError: A file cannot be read or, with `utf8`, holds anything that is not UTF-8.
         """
         for span in self.spans:
             left = span.end - span.start
@@ -94,7 +93,8 @@ class FileDocuments:
                                     break
                                 extra += following
                             data += extra
-                        _check_text(data, span.path, span.end - left, utf8=utf8)
+                        if utf8:
+                            _check_utf8(data, span.path, span.end - left)
                         left -= len(data)
                         yield data, left == 0
             except OSError as error:
@@ -105,13 +105,8 @@ class FileDocuments:
         return FileDocuments(tuple(self.spans[i] for i in indices.tolist()))
 
 
-def _check_text(data: bytes, path: Path, offset: int, *, utf8: bool) -> None:
-    """Refuse bytes, those of a file from `offset` on, that are no text."""
-    nul = data.find(b"\0")
-    if nul >= 0:
-        raise UsageError(f"{path}: not a text file (byte {offset + nul} is NUL); give plain text in UTF-8")
-    if not utf8:
-        return
+def _check_utf8(data: bytes, path: Path, offset: int) -> None:
+    """Refuse bytes, those of a file from `offset` on, that are not UTF-8."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -123,10 +118,12 @@ def _check_text(data: bytes, path: Path, offset: int, *, utf8: bool) -> None:
 
 @dataclass(frozen=True)
 class TextSource:
-    """The parts that a source has (train always), and what to record about it."""
+    """The parts that a source has (train always), what to record about it, what it is known by, and notes on it."""
 
     parts: dict[str, Documents]
-    record: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any]
+    identity: Identity
+    notes: tuple[str, ...] = ()
 
 
 def load_text(data: TextDataConfig) -> TextSource:
@@ -156,7 +153,7 @@ def load_text(data: TextDataConfig) -> TextSource:
         return source
     everything = source.parts["train"]
     if isinstance(everything, FileDocuments) and len(everything) == 1:
-        return TextSource({**source.parts, **_split_by_position(everything.spans[0], missing)}, source.record)
+        return replace(source, parts={**source.parts, **_split_by_position(everything.spans[0], missing)})
     order = np.random.default_rng(data.split_seed).permutation(len(everything))
     parts = dict(source.parts)
     for name, fraction in missing.items():
@@ -165,7 +162,27 @@ def load_text(data: TextDataConfig) -> TextSource:
     if len(order) == 0:
         raise UsageError(f"data.source {data.source}: {len(everything)} documents are too few for its parts")
     parts["train"] = everything.subset(np.sort(order))
-    return TextSource(parts, source.record)
+    return replace(source, parts=parts, notes=(*source.notes, *_copies(parts)))
+
+
+def _copies(parts: Mapping[str, Documents]) -> Iterator[str]:
+    """A note on each pair of parts that have the same files: a loss on text that was trained on says little."""
+    known = {
+        name: {span.sha256: span.path for span in part.spans}
+        for name, part in parts.items()
+        if isinstance(part, FileDocuments)
+    }
+    for first, second in combinations(known, 2):
+        common = known[first].keys() & known[second].keys()
+        if common:
+            one = min(common)
+            files = (
+                f"{len(common)} files of the {second} part are"
+                if len(common) > 1
+                else f"a file of the {second} part is"
+            )
+            pair = f"{known[second][one]} and {known[first][one]}"
+            yield f"{files} in the {first} part too, byte for byte (such as {pair})"
 
 
 def _split_by_position(span: FileSpan, fractions: dict[str, float]) -> dict[str, Documents]:
@@ -186,7 +203,7 @@ def _split_by_position(span: FileSpan, fractions: dict[str, float]) -> dict[str,
     borders = [span.start, *ends, span.end]
     names = ["train", *fractions]
     return {
-        name: FileDocuments((FileSpan(span.path, start, end),))
+        name: FileDocuments((FileSpan(span.path, start, end, span.sha256),))
         for name, start, end in zip(names, borders[:-1], borders[1:], strict=True)
     }
 
@@ -207,38 +224,63 @@ def _load_stdlib() -> TextSource:
         chosen.append(path)
     if not chosen:
         raise UsageError(f"data.source stdlib-source: no source files in {root}; this Python is installed without them")
-    return _from_files(sorted(chosen, key=lambda path: path.relative_to(root).as_posix()), root)
+    names = {path: path.relative_to(root).as_posix() for path in chosen}
+    return _from_files(sorted(chosen, key=lambda path: names[path]), names, [], record="name")
 
 
 def _load_files(patterns: list[str]) -> TextSource:
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            matches = [file for file in sorted(path.rglob("*.txt")) if file.is_file()]
-            if not matches:
-                raise UsageError(
-                    f"data.path: {path} has no *.txt files; for others give a pattern such as {path}/**/*.md"
-                )
+    names, notes = find_text_files(patterns)
+    return _from_files(list(names), names, notes)
+
+
+def _from_files(files: list[Path], names: Mapping[Path, str], notes: list[str], *, record: str = "path") -> TextSource:
+    spans, empty, hashes = [], [], {}
+    for path in files:
+        span = _examine(path)
+        if span.end > span.start:
+            spans.append(span)
+            hashes[names[path]] = span.sha256
         else:
-            matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
-            if not matches:
-                raise UsageError(f"data.path: {pattern} is no file, no folder and matches no file")
-        found.update(dict.fromkeys(matches))
-    files = [path for path in found if path.stat().st_size > 0]
-    if not files:
-        raise UsageError(f"data.path: all files are empty ({', '.join(str(path) for path in list(found)[:3])})")
-    return _from_files(files, None)
+            empty.append(path)
+    if not spans:
+        raise UsageError(f"data.path: all files are empty ({', '.join(str(path) for path in empty[:3])})")
+    if empty:
+        shown = ", ".join(str(path) for path in empty[:3]) + (", ..." if len(empty) > 3 else "")
+        notes = [*notes, f"left out {len(empty)} empty file{'s' if len(empty) > 1 else ''} ({shown})"]
+    documents = FileDocuments(tuple(spans))
+    return TextSource(
+        {"train": documents},
+        {
+            "files": [names[span.path] if record == "name" else str(span.path) for span in spans],
+            "file_count": len(spans),
+            "bytes": sum(span.end - span.start for span in spans),
+            "sha256": documents.fingerprint(),
+        },
+        {"text": group_files(hashes)},
+        tuple(notes),
+    )
 
 
-def _from_files(files: list[Path], root: Path | None) -> TextSource:
-    documents = FileDocuments(tuple(FileSpan(path, 0, path.stat().st_size) for path in files))
-    record = {
-        "files": [path.relative_to(root).as_posix() if root else str(path) for path in files],
-        "file_count": len(files),
-        "bytes": sum(span.end for span in documents.spans),
-        "sha256": documents.fingerprint(),
-    }
-    return TextSource({"train": documents}, record)
+def _examine(path: Path) -> FileSpan:
+    """The text of a file, without the mark of UTF-8 that some editors begin it with.
+
+    Raises:
+        UsageError: The file cannot be read, or is no text in UTF-8 or any other encoding that extends ASCII.
+    """
+    digest, size, start = hashlib.sha256(), 0, 0
+    try:
+        with path.open("rb") as stream:
+            while data := stream.read(CHUNK_BYTES):
+                if size == 0:
+                    start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+                    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                        wide = "UTF-32" if data.startswith(codecs.BOM_UTF32_LE) else "UTF-16"
+                        raise UsageError(f"{path}: {wide} text; convert it by iconv -f {wide} -t UTF-8")
+                nul = data.find(b"\0")
+                if nul >= 0:
+                    raise UsageError(f"{path}: not a text file (byte {size + nul} is NUL); give plain text in UTF-8")
+                digest.update(data)
+                size += len(data)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    return FileSpan(path, start, size, digest.hexdigest())

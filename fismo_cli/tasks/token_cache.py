@@ -21,13 +21,16 @@ from fismo_cli.tasks.tokenizers import ByteTokenizer, Tokenizer, token_type
 
 __all__ = ["TokenStream", "tokenise"]
 
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
-_VERSION = 2
+_SAMPLES, _SAMPLE_BYTES = 4096, 1 << 16
+_VERSION = 3
 
 
 @dataclass
 class TokenStream:
     """Tokens of all documents, one after the other, and how many bytes of text they stand for.
+
+    `literal_ends` is how often the text itself spells the end of a text; `specials` how many of its tokens are special
+    ones all the same.
 
     Pickled (for data workers that are not forked) a memory-mapped stream is its path, not its contents.
     """
@@ -35,6 +38,8 @@ class TokenStream:
     tokens: NDArray[Any]
     text_bytes: int
     path: Path | None = None
+    literal_ends: int = 0
+    specials: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -77,27 +82,35 @@ def tokenise(documents: Documents, tokenizer: Tokenizer, cache_dir: Path | None)
     dtype = np.dtype(record["dtype"])
     if record["tokens"] == 0:  # an empty file cannot be mapped
         return TokenStream(np.zeros(0, dtype), record["text_bytes"])
-    return TokenStream(np.memmap(path, dtype=dtype, mode="r"), record["text_bytes"], path)
+    tokens = np.memmap(path, dtype=dtype, mode="r")
+    return TokenStream(tokens, record["text_bytes"], path, record["literal_ends"], record["specials"])
 
 
 def _write(documents: Documents, tokenizer: Tokenizer, path: Path, record_path: Path) -> dict[str, Any]:
-    text_bytes = 0
+    text_bytes = literal_ends = ends = 0
+    spelled = tokenizer.end_text.encode()
 
     def counted() -> Any:
-        nonlocal text_bytes
+        nonlocal text_bytes, literal_ends, ends
         for data, last in documents.chunks(utf8=True):
             text_bytes += len(data)
+            literal_ends += data.count(spelled)
+            ends += last
             yield data, last
 
-    count = 0
+    count = specials = 0
+    special_ids = sorted(tokenizer.special_ids)
     with whole_file(path) as temporary, temporary.open("wb") as stream:
         for tokens in tokenizer.encode(counted()):
             stream.write(tokens.tobytes())
             count += len(tokens)
+            specials += int(np.isin(tokens, special_ids).sum())
     record = {
         "tokens": count,
         "dtype": token_type(tokenizer.vocab_size).__name__,
         "text_bytes": text_bytes,
+        "literal_ends": literal_ends,
+        "specials": specials - ends,
         "check": _check_sum(path),
         "tokenizer": tokenizer.name,
     }
@@ -113,13 +126,14 @@ def _valid_record(path: Path, record_path: Path) -> dict[str, Any] | None:
         record = json.loads(record_path.read_text(encoding="utf-8"))
         size = record["tokens"] * np.dtype(record["dtype"]).itemsize
         intact = path.stat().st_size == size and _check_sum(path) == record["check"] and record["text_bytes"] >= 0
+        intact = intact and record["literal_ends"] >= 0 and record["specials"] >= 0
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if intact else None
 
 
 def _check_sum(path: Path) -> int:
-    """CRC of 64 samples spread over a file (of all of a small one): quick also for one of many gigabytes."""
+    """CRC of 4096 samples spread over a file (of all of one up to 256 MiB): quick also for one of many gigabytes."""
     size = path.stat().st_size
     stride = max(_SAMPLE_BYTES, (size - _SAMPLE_BYTES) // (_SAMPLES - 1)) if size else 1
     check = 0

@@ -22,20 +22,30 @@ _PROBE = "Two words, 3 Zahlen: 3.14\n\tdef f(x):  # Größe, 漢字, emoji \U000
 
 
 class Tokenizer(Protocol):
-    """Text to token ids. `end` is put after every document."""
+    """Text to token ids; `vocab_size` is the largest id plus 1.
+
+    `end` is put after every document, and spelled `end_text`. Text becomes one of `special_ids` only if that cannot be
+    helped.
+    """
 
     name: str
     vocab_size: int
     bos: int
     end: int
     pad: int | None
+    end_text: str
+    special_ids: frozenset[int]
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
         """Token ids of the chunks, in order."""
         ...
 
     def fingerprint(self) -> str:
-        """What identifies the tokenizer."""
+        """A hash of everything that decides the ids, also of what changes with a library's version."""
+        ...
+
+    def identity(self) -> str:
+        """A hash of what it does, whatever version of a library does it."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -51,6 +61,8 @@ class ByteTokenizer:
     bos = 256
     end = 256
     pad: int | None = None
+    end_text = ""
+    special_ids: frozenset[int] = frozenset()
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
         """Token ids of the chunks, in order."""
@@ -60,8 +72,12 @@ class ByteTokenizer:
                 yield np.array([self.end], np.uint16)
 
     def fingerprint(self) -> str:
-        """What identifies the tokenizer."""
+        """A hash of everything that decides the ids."""
         return "bytes-257"
+
+    def identity(self) -> str:
+        """The same."""
+        return self.fingerprint()
 
     def save(self, directory: Path) -> None:
         """Say in `tokenizer.json`'s place what the tokens are; there is nothing to load."""
@@ -85,7 +101,7 @@ class HubTokenizer:
         ):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
         self.name = name
-        self.vocab_size = len(self._tokenizer)
+        self.vocab_size = max(len(self._tokenizer), *(1 + index for index in self._tokenizer.get_vocab().values()))
         end = self._tokenizer.eos_token_id
         if end is None:
             raise UsageError(
@@ -95,6 +111,8 @@ class HubTokenizer:
         begin = self._tokenizer.bos_token_id
         self.bos = self.end if begin is None else int(begin)
         self.pad: int | None = self._tokenizer.pad_token_id
+        self.end_text: str = self._tokenizer.eos_token
+        self.special_ids = frozenset({self.end, *self._tokenizer.all_special_ids} - self._unknown())
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
         """Token ids of the chunks, in order, without the tokenizer's own special tokens."""
@@ -103,7 +121,13 @@ class HubTokenizer:
         while batch := list(islice(iterator, _BATCH)):
             texts = [data.decode("utf-8", errors="replace") for data, _ in batch]
             # verbose=False: warns of texts longer than the model's context, which blocks are cut from anyway.
-            encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            encoded = self._tokenizer(
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=True,  # what spells one is text
+                return_attention_mask=False,
+                verbose=False,
+            )
             for ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
                 yield np.array([*ids, self.end] if last else ids, kind)
 
@@ -115,6 +139,16 @@ class HubTokenizer:
         else:
             content = json.dumps(sorted(self._tokenizer.get_vocab().items()))
         return hashlib.sha256(f"{content}\n{self.end}\n{type(self._tokenizer).__name__}".encode()).hexdigest()
+
+    def identity(self) -> str:
+        """A hash of what it does: the vocabulary, the end of a text, and the ids of a text that has a bit of all."""
+        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        probe = self._tokenizer.encode(_PROBE, add_special_tokens=False)
+        return hashlib.sha256(json.dumps([vocabulary, self.end, probe]).encode()).hexdigest()
+
+    def _unknown(self) -> set[int]:
+        """The id of what is in no vocabulary, which any text may become; nothing where it is the end of a text too."""
+        return {self._tokenizer.unk_token_id} - {self.end}
 
     def makes_the_same(self, other: "HubTokenizer") -> bool:
         """Whether another tokenizer makes the same ids of text, whatever files it was loaded from."""

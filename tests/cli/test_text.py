@@ -49,27 +49,6 @@ def texts(tmp_path):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    """A small word-piece-free BPE tokenizer, saved as transformers saves them; nothing is downloaded."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["document says héllo\n"] * 50, trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(str(folder))
-    return folder
-
-
 def test_stdlib_source_is_recorded_and_split_by_document():
     task = build_task(preset(source="stdlib-source", block_size=256))
     record = task.description

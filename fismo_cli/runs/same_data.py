@@ -1,0 +1,105 @@
+"""Holds runs to the data that they, their study or their comparison began with. Never imports torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.errors import ChangedDataError, UsageError
+from fismo_cli.preset.files import missing_files
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.schema import Preset
+from fismo_cli.runs.directory import RunDirectory, write_json
+from fismo_cli.tasks.identity import Identity, changes
+
+__all__ = ["check_as_recorded", "check_as_trained", "data_of_run", "names_other_data", "record_data", "say_where"]
+
+_NO_OTHER_DATA = {"workers", "cache_dir", "download"}
+"""Keys under `data` that say how it is read, not what is read."""
+
+
+def data_of_run(run: RunDirectory) -> Identity | None:
+    """The identity of the data that a run began with; None where it says nothing of it."""
+    found = _environment(run).get("data")
+    found = found.get("identity") if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and found else None
+
+
+def check_as_trained(
+    run: RunDirectory, now: Identity | None, *, allowed: bool, instead: str
+) -> tuple[list[str], list[str]]:
+    """What has changed of a run's data since it began, and what to tell about it.
+
+    Args:
+        run: the run.
+        now: the identity of the data as it is.
+        allowed: whether changed data is used all the same.
+        instead: what a user can do besides putting the data back.
+
+    Raises:
+        ChangedDataError: if it has changed and that is not allowed.
+    """
+    before = data_of_run(run)
+    if not now:
+        return [], []
+    if before is None:
+        return [], [f"{run.path} does not say what its data was: whether it is still the same is not checked"]
+    found = changes(before, now)
+    if not found:
+        return [], []
+    what = f"the data of {run.path} has changed since it began: {'; '.join(found)}"
+    if not allowed:
+        raise ChangedDataError(f"{what}. Put it back, {instead}, or use it as it is by --allow-changed-data")
+    return found, [f"{what}; it is used as it is"]
+
+
+def record_data(file: Path, identity: Identity | None) -> None:
+    """Note what the data of a study or a comparison is, once: the runs that come later are held to it."""
+    if identity and not file.is_file():
+        write_json(file, identity)
+
+
+def check_as_recorded(file: Path | None, now: Identity | None) -> None:
+    """Make sure that the data is the one that `record_data` noted; one that was never noted is taken as it is.
+
+    Raises:
+        ChangedDataError: if it is another one.
+    """
+    if file is None or not now:
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        found = changes(before, now)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"{file}: cannot be read ({error}); it says what the data of {file.parent} is") from error
+    if found:
+        raise ChangedDataError(
+            f"the data has changed since {file.parent} was begun: {'; '.join(found)}. Its runs must all see the same: "
+            "put the data back, or begin anew in another directory"
+        )
+
+
+def names_other_data(run: RunDirectory, preset: Preset) -> bool:
+    """Whether a preset names other data than that of a run."""
+    saved = load_preset(str(run.preset)).preset
+    return saved.data.model_dump(exclude=_NO_OTHER_DATA) != preset.data.model_dump(exclude=_NO_OTHER_DATA)
+
+
+def say_where(run: RunDirectory | None, preset: Preset, error: UsageError) -> UsageError:
+    """The error of files that are not there, with the folder in which the run was started if they may be there."""
+    began = None if run is None else _environment(run).get("folder")
+    if began is None or began == str(Path.cwd()) or not missing_files(preset):
+        return error
+    return UsageError(
+        f"{error}. The run was started in {began}: relative paths of a preset count from where fismo runs"
+    )
+
+
+def _environment(run: RunDirectory) -> Mapping[str, Any]:
+    try:
+        found = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

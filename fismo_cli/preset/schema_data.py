@@ -14,7 +14,7 @@ Workers = Annotated[int, Field(ge=0, le=256)]
 _SOURCE_KEYS: dict[str, set[str]] = {
     "digits": set(),
     "npz": {"path"},
-    "image-folder": {"path", "splits"},
+    "image-folder": {"path", "splits", "skip_unreadable"},
     "torchvision": {"path", "name", "splits", "download"},
     "stdlib-source": set(),
     "text-files": {"path"},
@@ -22,7 +22,10 @@ _SOURCE_KEYS: dict[str, set[str]] = {
 }
 """Which of the keys that not every source uses each source does use."""
 
-_SOME_SOURCES = ("path", "name", "config_name", "splits", "image_column", "label_column", "text_column", "download")
+_SOME_SOURCES = (
+    *("path", "name", "config_name", "splits", "image_column", "label_column", "text_column", "download"),
+    "skip_unreadable",
+)
 
 
 def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
@@ -55,6 +58,9 @@ class ImageDataConfig(Config):
     config_name: str | None = Field(default=None, description="huggingface: the configuration of the data set.")
     splits: dict[Literal["train", "validation", "test"], str] = Field(
         default={}, description="huggingface, image-folder: names of the splits where they are not the usual ones."
+    )
+    skip_unreadable: bool = Field(
+        default=False, description="image-folder: leave out files that cannot be read, with a note; else refuse them."
     )
     image_column: str = Field(default="image", description="huggingface: the column that holds the images.")
     label_column: str = Field(default="label", description="huggingface: the column that holds the labels.")

@@ -16,7 +16,8 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
 from fismo_cli.tasks.identity import Group, group
-from fismo_cli.tasks.image_sources import Images, ImageSource, IndexedImages, numbered_classes
+from fismo_cli.tasks.image_collections import Images, ImageSource, IndexedImages
+from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.tasks.text_sources import CHUNK_BYTES, Documents, TextSource
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Batch, Part
-from fismo_cli.tasks.image_sources import ArrayImages, Images
+from fismo_cli.tasks.image_collections import ArrayImages, Images
 from fismo_cli.tasks.image_transforms import (
     Transform,
     evaluation_side,

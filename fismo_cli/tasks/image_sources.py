@@ -6,153 +6,139 @@ Knows nothing of transforms, models or training. Pixels stay as they are stored:
 import importlib.util
 import zipfile
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
+from fismo_cli.tasks.image_checks import note_copies
+from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, Labels, identity_of
+from fismo_cli.tasks.image_files import FileImages
+from fismo_cli.tasks.image_folder import load_image_folder
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
-from fismo_cli.tasks.splits import split_names
 
-__all__ = ["ArrayImages", "ImageSource", "Images", "IndexedImages", "load_images", "numbered_classes"]
+__all__ = ["Progress", "load_images", "numbered_classes", "read_digits"]
 
-Labels = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+"""Told how many files have been looked at, and of how many."""
 
 _NPZ_REMEDY = "write it with numpy.savez(path, x_train=..., y_train=...), images as uint8 and labels as whole numbers"
 
 
-class Images(Protocol):
-    """Labelled images; `image(i)` reads one."""
-
-    @property
-    def labels(self) -> Labels:
-        """The label of each image."""
-        ...
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index`."""
-        ...
-
-    def subset(self, indices: NDArray[np.int64]) -> "Images":
-        """The images at these indices."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images in memory: uint8 of shape (N, H, W, C), C one of 1, 3, 4."""
-
-    pixels: NDArray[np.uint8]
-    labels: Labels
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index`."""
-        pixels = self.pixels[index]
-        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-    def subset(self, indices: NDArray[np.int64]) -> "ArrayImages":
-        """The images at these indices."""
-        return ArrayImages(self.pixels[indices], self.labels[indices])
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Images that are read from files when they are needed."""
-
-    paths: tuple[str, ...]
-    labels: Labels
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index`."""
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise UsageError(f"{path}: not a readable image ({error}); remove or replace the file") from error
-
-    def subset(self, indices: NDArray[np.int64]) -> "FileImages":
-        """The images at these indices."""
-        return FileImages(tuple(self.paths[i] for i in indices.tolist()), self.labels[indices])
-
-
-@dataclass(frozen=True)
-class IndexedImages:
-    """Images behind another library's indexing: `dataset[i][key]` is a PIL image."""
-
-    dataset: Any
-    key: int | str
-    labels: Labels
-    indices: NDArray[np.int64]
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index`."""
-        position = int(self.indices[index])
-        try:
-            image = self.dataset[position][self.key]
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise UsageError(f"image {position} of the data set cannot be read ({error})") from error
-        if not isinstance(image, Image.Image):
-            raise UsageError(f"sample {position}, {self.key!r}: expected an image, got {type(image).__name__}")
-        return image
-
-    def subset(self, indices: NDArray[np.int64]) -> "IndexedImages":
-        """The images at these indices."""
-        return IndexedImages(self.dataset, self.key, self.labels[indices], self.indices[indices])
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """The parts that a source has (train always), the names of its classes, and what to record about it."""
-
-    parts: dict[str, Images]
-    classes: tuple[str, ...]
-    record: dict[str, Any] = field(default_factory=dict)
-
-
-def load_images(data: ImageDataConfig) -> ImageSource:
+def load_images(
+    data: ImageDataConfig,
+    *,
+    known: Sequence[str] | None = None,
+    split: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> ImageSource:
     """Open the source that `data` names and cut off the parts that it does not have itself.
 
     The test part is `data.test_fraction` of all, the validation part then `data.validation_fraction` of what is left
     for training, both stratified by label and drawn from `data.split_seed` alone. A fraction of 0 makes no part.
 
+    Args:
+        data: The preset's data section.
+        known: The classes of a model that is to be measured. They number the labels then; the data may lack some of
+            them, and a training part.
+        split: Cut off missing parts; without, a source that is all one part is a test.
+        progress: Told how many files have been looked at.
+
+    Returns:
+        The parts; their record has the identity of what was read, before anything was cut off.
+
     Raises:
         UsageError: The source is missing, empty or not of the form that it must have.
     """
+    source = _open(data, known, progress)
+    what = f"data.source {data.source}"
+    source = _without_unlabelled(source)
+    if known is not None:
+        source = _numbered_as(source, known, what)
+    else:
+        _check_labels(source, what)
+    for name, part in source.parts.items():
+        if len(part.labels) == 0:
+            raise UsageError(f"{what}: the {name} part is empty")
+    identity = {name: identity_of(part, source.classes) for name, part in source.parts.items()}
+    parts, notes = dict(source.parts), list(source.notes)
+    if split:
+        _cut_off(parts, data)
+    elif set(parts) == {"train"}:
+        parts = {"test": parts["train"]}
+        notes.append(f"the data has no test part of its own: all {len(parts['test'].labels)} images are the test")
+    notes += note_copies({name: part for name, part in parts.items() if isinstance(part, FileImages)})
+    return ImageSource(parts, source.classes, {**source.record, "identity": identity}, tuple(notes))
+
+
+def _open(data: ImageDataConfig, known: Sequence[str] | None, progress: Progress) -> ImageSource:
     match data.source:
         case "digits":
-            source = _load_digits()
+            return _load_digits()
         case "npz":
-            source = _load_npz(Path(str(data.path)).expanduser())
+            return _load_npz(Path(str(data.path)).expanduser())
         case "image-folder":
-            source = _load_image_folder(Path(str(data.path)).expanduser(), data.splits)
+            return load_image_folder(data, known, progress)
         case "torchvision":
             from fismo_cli.tasks.torchvision_images import load_torchvision
 
-            source = load_torchvision(data)
+            return load_torchvision(data)
         case "huggingface":
             from fismo_cli.tasks.huggingface import load_hub_images
 
-            source = load_hub_images(data)
-    _check_labels(source, f"data.source {data.source}")
-    parts = dict(source.parts)
+            return load_hub_images(data)
+
+
+def _cut_off(parts: dict[str, Images], data: ImageDataConfig) -> None:
     for name, fraction in (("test", data.test_fraction), ("validation", data.validation_fraction)):
-        if name not in parts:
+        if name not in parts and "train" in parts:
             count = held_out_count(len(parts["train"].labels), fraction, f"data.{name}_fraction")
             if count > 0:
                 kept, held_out = split_stratified(parts["train"].labels, count, data.split_seed)
                 parts["train"], parts[name] = parts["train"].subset(kept), parts["train"].subset(held_out)
-    for name, part in parts.items():
-        if len(part.labels) == 0:
-            raise UsageError(f"data.source {data.source}: the {name} part is empty")
-    return ImageSource(parts, source.classes, source.record)
+                if len(kept) == 0:
+                    raise UsageError(f"data.source {data.source}: the train part is empty")
+
+
+def _without_unlabelled(source: ImageSource) -> ImageSource:
+    """Leave out parts whose labels are all -1, as public test sets with hidden labels have them."""
+    hidden = [name for name, part in source.parts.items() if len(part.labels) and (part.labels == -1).all()]
+    if not hidden or hidden == ["train"] or len(hidden) == len(source.parts):
+        return source
+    parts = {name: part for name, part in source.parts.items() if name not in hidden}
+    notes = [f"left out: the {name} part, which has no labels (all are -1)" for name in hidden]
+    return replace(source, parts=parts, notes=(*source.notes, *notes))
+
+
+def _numbered_as(source: ImageSource, known: Sequence[str], what: str) -> ImageSource:
+    """The same images with labels that count a model's classes, found by their names."""
+    number = {name: i for i, name in enumerate(known)}
+    parts = {}
+    for name, part in source.parts.items():
+        found = np.unique(part.labels)
+        _check_range(found, source.classes, name, what)
+        strange = [source.classes[label] for label in found.tolist() if source.classes[label] not in number]
+        if strange:
+            raise UsageError(
+                f"{what}: the {name} part has the class {strange[0]}, which the model does not know; it knows "
+                f"{', '.join(known[:10])}{' ...' if len(known) > 10 else ''}"
+            )
+        table = np.array([number.get(class_name, -1) for class_name in source.classes], np.int64)
+        parts[name] = replace(part, labels=table[part.labels])  # type: ignore[type-var]
+    return replace(source, parts=parts, classes=tuple(known))
+
+
+def _check_range(found: Labels, classes: Sequence[str], part: str, what: str) -> None:
+    outside = found[(found < 0) | (found >= len(classes))]
+    if len(outside):
+        raise UsageError(
+            f"{what}: label {outside[0]} of the {part} part is out of range; labels must be 0 to {len(classes) - 1}"
+        )
 
 
 def _check_labels(source: ImageSource, what: str) -> None:
@@ -160,12 +146,7 @@ def _check_labels(source: ImageSource, what: str) -> None:
     trained = np.unique(source.parts["train"].labels)
     for name, part in source.parts.items():
         found = np.unique(part.labels)
-        outside = found[(found < 0) | (found >= len(source.classes))]
-        if len(outside):
-            raise UsageError(
-                f"{what}: label {outside[0]} of the {name} part is out of range; labels must be 0 to "
-                f"{len(source.classes) - 1}"
-            )
+        _check_range(found, source.classes, name, what)
         unknown = np.setdiff1d(found, trained)
         if len(unknown):
             label, class_name = int(unknown[0]), source.classes[int(unknown[0])]
@@ -252,41 +233,3 @@ def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> Array
     if len(pixels) == 0:
         raise UsageError(f"{path}: {x_key} is empty")
     return ArrayImages(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int64))
-
-
-def _load_image_folder(root: Path, names: dict[Any, str]) -> ImageSource:
-    from torchvision.datasets import ImageFolder
-
-    if not root.is_dir():
-        raise UsageError(f"data.path: {root} is not a folder")
-    folders: dict[str, Path] = {}
-    for part, usual in (("train", ("train",)), ("validation", ("validation", "val", "valid")), ("test", ("test",))):
-        if part in names and not (root / names[part]).is_dir():
-            raise UsageError(f"data.splits.{part}: {root / names[part]} is not a folder")
-        for name in split_names(part, names, usual):
-            if (root / name).is_dir():
-                folders[part] = root / name
-                break
-    if "train" not in folders:
-        if folders:
-            raise UsageError(f"{root}: has {', '.join(sorted(folders))} but no train folder")
-        folders = {"train": root}
-    parts: dict[str, Images] = {}
-    classes: list[str] = []
-    for part, folder in folders.items():
-        try:
-            found = ImageFolder(str(folder), allow_empty=True)
-        except FileNotFoundError as error:
-            raise UsageError(f"{folder}: needs one folder a class, with its images inside") from error
-        classes = classes or found.classes
-        unknown = sorted(set(found.classes) - set(classes))
-        if unknown:
-            raise UsageError(f"{folder / unknown[0]}: the training part has no class {unknown[0]}")
-        # A part may lack classes, so its own numbering cannot be used.
-        number = {index: classes.index(name) for name, index in found.class_to_idx.items()}
-        if not found.samples:
-            raise UsageError(f"{folder}: no images in its class folders ({', '.join(found.classes[:5])} ...)")
-        parts[part] = FileImages(
-            tuple(path for path, _ in found.samples), np.array([number[label] for _, label in found.samples], np.int64)
-        )
-    return ImageSource(parts, tuple(classes), {"path": str(root)})

@@ -1,6 +1,6 @@
 """Image classification: loss, mixing and metrics. Knows nothing of optimizers or the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
 from fismo_cli.tasks.base import Batch, Sums, Task
 from fismo_cli.tasks.image_parts import build_part
-from fismo_cli.tasks.image_sources import load_images
+from fismo_cli.tasks.image_sources import Progress, load_images
 from fismo_cli.tasks.image_transforms import match_channels
 from fismo_cli.tasks.randomness import preserved_generators, seed_generators
 
@@ -83,8 +83,20 @@ def _mixers(data: ImageDataConfig, classes: int) -> tuple[Callable[..., tuple[Te
     return tuple(mixers)
 
 
-def build_image_task(preset: ImagePreset) -> ImageTask:
+def build_image_task(
+    preset: ImagePreset,
+    *,
+    known: Sequence[str] | None = None,
+    split: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> ImageTask:
     """Open the images of a preset.
+
+    Args:
+        preset: The preset.
+        known: The classes of a model that is to be measured on them, in its order; None for training.
+        split: Cut off the parts that the source does not have.
+        progress: Told how many files have been looked at.
 
     Raises:
         UsageError: The data cannot be used, or contradicts what the preset says of the model.
@@ -98,7 +110,7 @@ def build_image_task(preset: ImagePreset) -> ImageTask:
     own_mean, own_std = model_statistics(preset.model) if data.mean is None or data.std is None else ((), ())
     mean = data.mean or match_channels(own_mean, data.channels)
     std = data.std or match_channels(own_std, data.channels)
-    source = load_images(data)
+    source = load_images(data, known=known, split=split, progress=progress)
     if len(source.classes) < 2:
         raise UsageError(f"data.source {data.source}: found {len(source.classes)} class; at least 2 are needed")
     model_args: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": data.channels, **size}
@@ -110,9 +122,10 @@ def build_image_task(preset: ImagePreset) -> ImageTask:
     parts = {
         name: build_part(images, data, mean, std, training_seed=preset.train.seed if name == "train" else None)
         for name, images in source.parts.items()
+        if name != "train" or known is None
     }
     return ImageTask(
-        train=parts["train"],
+        train=parts.get("train") or next(iter(parts.values())),
         validation=parts.get("validation"),
         test=parts.get("test"),
         classes=source.classes,
@@ -123,9 +136,10 @@ def build_image_task(preset: ImagePreset) -> ImageTask:
         description={
             "source": data.source,
             **source.record,
-            "samples": {name: len(part) for name, part in parts.items()},
+            "samples": {name: len(part.labels) for name, part in source.parts.items()},
             "classes": list(source.classes),
             "mean": list(mean),
             "std": list(std),
         },
+        notes=source.notes,
     )

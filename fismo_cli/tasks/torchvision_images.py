@@ -12,7 +12,8 @@ import numpy as np
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
-from fismo_cli.tasks.image_sources import ArrayImages, Images, ImageSource, IndexedImages, numbered_classes
+from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, IndexedImages
+from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
 
 __all__ = ["load_torchvision"]

@@ -1,0 +1,147 @@
+"""Folders of image files, one folder a class, in a folder for each part or in one for all."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.schema import ImageDataConfig
+from fismo_cli.tasks.image_checks import check_looks, counted
+from fismo_cli.tasks.image_collections import ImageSource
+from fismo_cli.tasks.image_files import FileImages, ImageFile, image_endings, look_at_all
+from fismo_cli.tasks.splits import split_names
+
+__all__ = ["load_image_folder"]
+
+_USUAL = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+
+
+def load_image_folder(
+    data: ImageDataConfig, known: Sequence[str] | None, progress: Callable[[int, int], None]
+) -> ImageSource:
+    """The images of a folder. Hidden files and folders are no data; neither is what Pillow does not read.
+
+    Args:
+        data: `path`, `splits`, `skip_unreadable`.
+        known: The classes of a model that is measured, for which there need not be a training part.
+        progress: Told how many files have been looked at.
+
+    Raises:
+        UsageError: There is no such folder or no image in it, or a file cannot be read.
+    """
+    root = Path(str(data.path)).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"data.path: {root} is not a folder")
+    folders = _part_folders(root, data.splits, training=known is None)
+    notes = []
+    found: list[tuple[str, str, str]] = []
+    left_out: Counter[str] = Counter()
+    for part, folder in folders.items():
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_hidden(entry.name))
+        if not classes:
+            raise UsageError(f"{folder}: needs one folder a class, with its images inside")
+        samples = {name: list(_files(folder / name, left_out)) for name in classes}
+        if not any(samples.values()):
+            raise UsageError(f"{folder}: no images in its class folders ({', '.join(classes[:5])} ...)")
+        if folder == root and known is None:
+            _refuse_parts_as_classes(root, samples)
+        empty = [name for name in classes if not samples[name]]
+        if empty:
+            notes.append(f"no class: {', '.join(empty)} in {folder} (without images)")
+        loose = sum(_ending(entry.name) in image_endings() for entry in os.scandir(folder) if entry.is_file())
+        if loose:
+            notes.append(f"left out: {counted(loose, 'image')} in {folder} itself, in no class's folder")
+        found += [(part, name, path) for name in classes for path in samples[name]]
+    if left_out:
+        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common())
+        notes.append(f"left out, as no images: {kinds}")
+    looks = look_at_all([partial(_open, path) for _, _, path in found], progress)
+    kept, seen = check_looks([path for _, _, path in found], looks, skip=data.skip_unreadable)
+    by_part: dict[str, list[tuple[str, ImageFile]]] = {part: [] for part in folders}
+    for i in kept:
+        part, name, path = found[i]
+        by_part[part].append((name, ImageFile(path, looks[i].size, looks[i].tail)))
+    for part, files in by_part.items():
+        if not files:
+            raise UsageError(f"{folders[part]}: none of its images can be read")
+    classes = sorted({name for name, _ in by_part.get("train") or ()})
+    if known is not None:
+        classes = sorted({name for files in by_part.values() for name, _ in files})
+    for part, files in by_part.items():
+        unknown = sorted({name for name, _ in files} - set(classes))
+        if unknown:
+            raise UsageError(f"{folders[part] / unknown[0]}: the training part has no class {unknown[0]}")
+    number = {name: i for i, name in enumerate(classes)}
+    parts = {
+        part: FileImages(
+            tuple(file for _, file in files),
+            np.array([number[name] for name, _ in files], np.int64),
+            str(folders[part]),
+        )
+        for part, files in by_part.items()
+    }
+    return ImageSource(dict(parts), tuple(classes), {"path": str(root)}, (*notes, *seen))
+
+
+def _part_folders(root: Path, names: dict[Any, str], *, training: bool) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for part, usual in _USUAL.items():
+        if training and part in names and not (root / names[part]).is_dir():
+            raise UsageError(f"data.splits.{part}: {root / names[part]} is not a folder")
+        for name in split_names(part, names, usual):
+            if (root / name).is_dir():
+                folders[part] = root / name
+                break
+    if "train" not in folders and folders and training:
+        raise UsageError(f"{root}: has {', '.join(sorted(folders))} but no train folder")
+    return folders or {"train": root}
+
+
+def _refuse_parts_as_classes(root: Path, samples: dict[str, list[str]]) -> None:
+    """Refuse folders such as Training and Testing, taken for classes because their names are not the usual ones."""
+    inside = [{path.relative_to(root).parts[1:-1][:1] for path in map(Path, files)} for files in samples.values()]
+    if len(inside) > 1 and inside[0] != {()} and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        raise UsageError(
+            f"{root}: {', '.join(samples)} look like parts, not like classes: each has the same folders; say which is "
+            f"which by data.splits, such as {{train: {max(samples, key=lambda name: len(samples[name]))}}}"
+        )
+
+
+def _open(path: str) -> BinaryIO:
+    return Path(path).open("rb")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _files(folder: Path, left_out: Counter[str]) -> Iterator[str]:
+    """Image files below a folder in torchvision's order; others that are not hidden are counted by their endings."""
+    for place, files in sorted(_walk(str(folder), ())):
+        for name in sorted(files):
+            if _ending(name) in image_endings():
+                yield str(Path(place) / name)
+            else:
+                left_out[_ending(name)] += 1
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and their files, links followed but not around in circles."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not _is_hidden(entry.name)]
+    yield folder, [entry.name for entry in visible if entry.is_file()]
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, real))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["GREY", "document", "figure", "link", "styled", "table"]
+__all__ = ["GREY", "document", "figure", "link", "literal", "styled", "table"]
 
 GREY = "#8a929a"
 
@@ -84,8 +84,13 @@ def link(target: Path, directory: Path, text: str | None = None) -> str:
     return f'<a href="{escape(quote(place))}">{shown}</a>' if target.exists() else shown
 
 
-def styled(drawing: Any) -> Any:
-    """Make a plotly figure readable on light and dark ground."""
+def styled(drawing: Any, *, literal: bool = False) -> Any:
+    """Make a plotly figure readable on light and dark ground, and show names in it as they are.
+
+    Args:
+        drawing: the figure.
+        literal: whether its names went through `literal` before it was drawn.
+    """
     clear = "rgba(0,0,0,0)"
     drawing.update_layout(
         template="none",
@@ -99,30 +104,20 @@ def styled(drawing: Any) -> Any:
     axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
     drawing.update_xaxes(**axis)
     drawing.update_yaxes(**axis)
-    drawing.for_each_trace(_literal_trace)
-    drawing.for_each_xaxis(_literal_axis)
-    drawing.for_each_yaxis(_literal_axis)
+    if not literal:
+        drawing.for_each_trace(_literal_trace)
     return drawing
 
 
+def literal(text: Any) -> Any:
+    """A user's text as plotly shows it as it is: it would take `<b>` for markup. What is no text stays."""
+    return escape(text, quote=False) if isinstance(text, str) else text
+
+
 def _literal_trace(trace: Any) -> None:
-    """Names of a user's are shown as they are: plotly takes `<b>` in them for markup."""
-    changed = {"name": _literal(trace.name)} if trace.name else {}
+    changed = {"name": literal(trace.name)} if trace.name else {}
     for axis in ("x", "y"):
         values = getattr(trace, axis, None)
         if values is not None and any(isinstance(value, str) for value in values):
-            changed[axis] = [_literal(value) for value in values]
+            changed[axis] = [literal(value) for value in values]
     trace.update(**changed)
-    for dimension in getattr(trace, "dimensions", None) or ():
-        dimension.label = _literal(dimension.label)
-        if dimension.ticktext is not None:
-            dimension.ticktext = [_literal(text) for text in dimension.ticktext]
-
-
-def _literal_axis(axis: Any) -> None:
-    if axis.title.text:
-        axis.title.text = _literal(axis.title.text)
-
-
-def _literal(text: Any) -> Any:
-    return escape(text, quote=False) if isinstance(text, str) else text

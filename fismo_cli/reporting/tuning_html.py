@@ -3,14 +3,14 @@
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.reporting.page import document, figure, link, styled, table
+from fismo_cli.reporting.page import document, figure, link, literal, styled, table
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
 from fismo_cli.tuning.plan import space_from_plain
-from fismo_cli.tuning.search_space import short_name
+from fismo_cli.tuning.search_space import Choice, Range, short_name
 
 __all__ = ["figures", "tuning_page"]
 
@@ -63,13 +63,13 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
 
     quiet_optuna()
     metric = summary["plan"]["judging"]["metric"]
-    space = {short_name(name): where for name, where in space_from_plain(summary["plan"]["space"]).items()}
+    space = {_label(name): _shown(where) for name, where in space_from_plain(summary["plan"]["space"]).items()}
     study = optuna.create_study(direction="maximize" if metric.startswith("top") else "minimize")
     for trial in summary["trial_list"]:
         if all(value <= 0 for value in trial["limits"].values()):
-            params = {short_name(name): value for name, value in trial["params"].items()}
+            params = {_label(name): literal(value) for name, value in trial["params"].items()}
             study.add_trial(frozen(space, {**trial, "params": params}))
-    most = [short_name(name) for name in summary["importances"]][:3] or list(space)[:3]
+    most = [_label(name) for name in summary["importances"]][:3] or list(space)[:3]
     drawn: dict[str, tuple[Callable[[], Any], str, str]] = {
         "history": (
             lambda: visualization.plot_optimization_history(study, target_name=metric),
@@ -88,7 +88,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
         ),
         "contour": (
             lambda: visualization.plot_contour(study, params=most, target_name=metric),
-            f"The metric over two settings at a time: {', '.join(most)}. Points are trials; what is "
+            f"The metric over two settings at a time: {', '.join(map(unescape, most))}. Points are trials; what is "
             "between them is drawn, not measured.",
             "620px",
         ),
@@ -104,8 +104,19 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, (draw, caption, height) in drawn.items():
-            made[name] = (styled(draw().update_layout(title=None, width=None, height=None)), caption, height)
+            drawing = draw().update_layout(title=None, width=None, height=None)
+            made[name] = (styled(drawing, literal=True), caption, height)
     return made
+
+
+def _label(name: str) -> str:
+    return str(literal(short_name(name)))
+
+
+def _shown(where: Range | Choice) -> Range | Choice:
+    if isinstance(where, Range):
+        return where
+    return Choice(tuple(map(literal, where.values)), literal(where.start))
 
 
 def _trials(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:

@@ -52,7 +52,8 @@ def _importances(study: Study) -> dict[str, float]:
     """Share of each setting in what makes trials good, by PED-ANOVA (Watanabe et al. 2023); empty if too few ended."""
     with contextlib.suppress(ValueError, RuntimeError, ZeroDivisionError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return dict(optuna.importance.get_param_importances(study))
+        found = optuna.importance.get_param_importances(study)
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
     return {}
 
 

@@ -1,7 +1,5 @@
 """`fismo compare`: which optimizer is better, by how much, with what certainty, at what cost."""
 
-import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,16 +83,11 @@ def compare(
     Paired seeds, equal tuning, exact tests, time to a target. The same command again resumes.
     """
     loaded, by_default = load_arguments(preset, overrides or ())
-    from fismo_cli.comparison.plan import make_plan
+    from fismo_cli.comparison.beginning import ask, opened
     from fismo_cli.reporting.console import say, stderr_console
 
     console = stderr_console()
-    with contextlib.suppress(OSError, ValueError):
-        chosen = " (the default preset)" if by_default else ""
-        print(f"preparing {loaded.name}{chosen}: trying each optimizer ...", file=sys.stderr, flush=True)
-    for note in loaded.notes:
-        say(console, f"note: {note}")
-    plan = make_plan(
+    asked = ask(
         loaded,
         baselines or (),
         root=directory,
@@ -105,14 +98,29 @@ def compare(
         workers=workers,
         omp_threads=omp_threads,
     )
+    chosen = " (the default preset)" if by_default else ""
+    say(console, f"preparing {loaded.name}{chosen} ...")
+    for note in (*loaded.notes, *asked.warnings()):
+        say(console, f"note: {note}")
     from fismo_cli.comparison.running import carry_out
     from fismo_cli.reporting.comparison_progress import comparison_progress
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
 
-    with comparison_progress(console, plan) as tell:
-        results = carry_out(plan, workers=workers, tell=tell)
-    summary = write_report(plan, results)
+    def waiting(seconds: float) -> None:
+        say(console, f"note: another process works on {asked.directory}; waiting up to {seconds:.0f} s for it to leave")
+
+    with opened(asked, tried=lambda line: say(console, line), wait=waiting) as (plan, lock):
+        begun = plan.environment["threads"]
+        if begun != asked.threads:
+            say(
+                console,
+                f"note: this comparison was begun with {begun} CPU threads a run and goes on so; train.threads="
+                f"{asked.threads} begins another one",
+            )
+        with comparison_progress(console, plan, workers) as tell:
+            results = carry_out(plan, workers=workers, lock=lock, tell=tell)
+        summary = write_report(plan, results)
     print_comparison(console, summary)
     if as_json:
         print_json(summary)

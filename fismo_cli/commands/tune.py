@@ -64,14 +64,21 @@ def tune(
     The same command again goes on, also on other hosts that share the storage.
     """
     loaded, by_default = load_arguments(preset, overrides or ())
+    from fismo_cli.preset.schema_base import MAX_SEED
     from fismo_cli.preset.search_checks import space_notes
     from fismo_cli.tuning.plan import PRUNERS, SAMPLERS, Judging
 
+    last_seed = loaded.preset.train.seed + repeats - 1
     _check(
         (trials < 1, f"--trials {trials}: must be at least 1"),
         (workers is not None and workers < 1, f"--workers {workers}: must be at least 1"),
         (nproc < 1, f"--nproc {nproc}: must be at least 1"),
         (repeats < 1, f"--repeats {repeats}: must be at least 1"),
+        (
+            last_seed > MAX_SEED,
+            f"train.seed {loaded.preset.train.seed}: the last of {repeats} seeds would be {last_seed}, and the largest "
+            f"there is is {MAX_SEED}",
+        ),
         (sampler not in SAMPLERS, f"--sampler {sampler}: must be one of {', '.join(SAMPLERS)}"),
         (pruner not in PRUNERS, f"--pruner {pruner}: must be one of {', '.join(PRUNERS)}"),
         (

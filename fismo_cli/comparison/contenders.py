@@ -1,5 +1,7 @@
 """Who is compared: the preset's optimizer and the baselines, alike in everything else (point 1 of the protocol)."""
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,20 +19,19 @@ from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.suggestions import did_you_mean, near
 from fismo_cli.tuning.search_space import Space, default_space
 
-__all__ = ["Contender", "make_contenders"]
+__all__ = ["Contender", "folder_name", "make_contenders"]
+
+_PLAIN = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,59}")
+_HASHED = re.compile(r"(^|-)[0-9a-f]{8}$|[.]$")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimizer with its settings, as the preset of its run with the first seed."""
+    """An optimizer with its settings, as the preset of its run with the first seed, and the name of its folders."""
 
     label: str
     loaded: LoadedPreset
-
-    @property
-    def folder(self) -> str:
-        """Its name as a folder's."""
-        return self.label.replace("/", "-")
+    folder: str
 
     @property
     def space(self) -> Space:
@@ -58,7 +59,8 @@ def make_contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[lis
     preset = loaded.preset
     problems: list[str] = []
     base = preset.model_copy(update={"compare": {}})
-    contenders = [Contender(preset.optimizer.name, replace(loaded, preset=base, notes=()))]
+    own = preset.optimizer.name
+    contenders = [Contender(own, replace(loaded, preset=base, notes=()), folder_name(own))]
     if not baselines:
         problems.append("--baselines: name at least one, such as --baselines adam muon")
     known = {*preset.compare, *optimizer_names()}
@@ -77,10 +79,22 @@ def make_contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[lis
             problems.append(f"--baselines {label}: no optimizer of this name, and no entry under compare.{hint}")
         else:
             try:
-                contenders.append(Contender(label, replace(loaded, preset=_baseline(preset, label), notes=())))
+                baseline = replace(loaded, preset=_baseline(preset, label), notes=())
+                contenders.append(Contender(label, baseline, folder_name(label)))
             except ValueError as error:
                 problems.append(f"--baselines {label}: {str(error).splitlines()[-1].strip()}")
     return contenders, problems
+
+
+def folder_name(label: str) -> str:
+    """A folder's name for a label: another one for every label, on any file system, and of no use to others' names.
+
+    A label that is a plain name in small letters is its own; any other has a part of its hash behind it.
+    """
+    if _PLAIN.fullmatch(label) and not _HASHED.search(label):
+        return label
+    plain = re.sub(r"[^a-z0-9._-]+", "-", label.lower()).strip("-.")[:40]
+    return f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def _baseline(preset: Preset, label: str) -> Preset:

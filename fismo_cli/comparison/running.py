@@ -3,12 +3,9 @@
 State is in the run directories alone: what has finished there is taken as it is, tuning is replayed from it.
 """
 
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +21,6 @@ from fismo_cli.tuning.sampling import Sampling
 __all__ = ["Results", "Status", "Tuned", "carry_out", "stored_results"]
 
 POLL_SECONDS = 0.1
-LEAVE_SECONDS = 30.0
-"""How long the runs of a comparison that was killed are given to save and leave."""
 
 
 @dataclass(frozen=True)
@@ -77,43 +72,26 @@ class _Job:
     name: str
 
 
-def carry_out(plan: Plan, *, workers: int, tell: Callable[[Status], None]) -> Results:
+def carry_out(plan: Plan, *, workers: int, lock: int, tell: Callable[[Status], None]) -> Results:
     """Run everything that has not finished yet, and return all of it.
+
+    Args:
+        plan: what to run.
+        workers: how many runs side by side.
+        lock: the descriptor of the comparison's lock, which runs hold too, until they have left.
+        tell: shown how far it is.
 
     Raises:
         StoppedError: if a signal asked to stop; what ran was saved.
         FismoError: if a run failed; a diverged run is a result, not a failure.
     """
     results = Results()
-    with _alone(plan.directory) as lock, StopRequest() as stop:
+    with StopRequest() as stop:
         pool = _Pool(plan, workers, tell, results, stop, lock)
         if plan.tune_trials:
             pool.work(_tuning_jobs(plan, results, pool))
         pool.work(_final_jobs(plan, results, pool))
     return results
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[int]:
-    """Let one process at a time work on a comparison: a descriptor that its runs hold too, until they have left.
-
-    Raises:
-        FismoError: if others still work on it after a while.
-    """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FismoError(f"another process works on {directory}; wait for it or stop it") from None
-                time.sleep(POLL_SECONDS)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def stored_results(plan: Plan) -> Results:
@@ -207,12 +185,12 @@ class _Pool:
             raise failure
 
     def _start(self, job: _Job) -> RunProcess:
-        stem = f"{job.runs_dir.parent.name}-{job.contender.folder}-{job.name.rsplit(' ', 1)[1]}"
+        kind, stem = job.runs_dir.parent.name, f"{job.contender.folder}-{job.name.rsplit(' ', 1)[1]}"
         return RunProcess(
             job.loaded,
-            preset_file=self.plan.directory / "presets" / f"{stem}.yaml",
+            preset_file=self.plan.directory / "presets" / kind / f"{stem}.yaml",
             runs_dir=job.runs_dir,
-            log=self.plan.directory / "logs" / f"{stem}.log",
+            log=self.plan.directory / "logs" / kind / f"{stem}.log",
             keep_open=(self.lock,),
         )
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from fismo_cli.comparison.power import LEVEL, underpowered
+
 __all__ = [
-    "LEVEL",
     "Paired",
     "Verdict",
     "compare_paired",
@@ -24,11 +25,7 @@ __all__ = [
     "paired_differences",
     "sign_flip_interval",
     "sign_flip_p",
-    "underpowered",
 ]
-
-LEVEL = 0.05
-"""Level of all tests; intervals have the coverage 1 - LEVEL."""
 
 EXACT_UP_TO = 16
 """Seeds up to which all sign flips are enumerated (2^16); beyond it, as many are drawn at random, with a fixed seed."""
@@ -139,11 +136,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def underpowered(seeds: int, baselines: int) -> bool:
-    """Whether no outcome could be significant after the correction: the smallest p is 2^(1 - seeds)."""
-    return baselines * 2.0 ** (1 - seeds) > LEVEL
 
 
 def median_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:

@@ -22,7 +22,8 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # Strict about their items, but YAML has lists only, so the tuples themselves accept one.
 Betas = Annotated[tuple[Fraction, Fraction], Strict(False)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy takes
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]  # what numpy takes
 
 Problem = tuple[str, str, tuple[str, ...]]
 """The key that a cross-field problem belongs to, what is wrong, and the other keys that were looked at."""

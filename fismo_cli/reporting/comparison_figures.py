@@ -1,14 +1,31 @@
 """The figures of a comparison, from its summary alone, readable on light and dark ground."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from fismo_cli.reporting.comparison_words import MANY
 from fismo_cli.reporting.page import GREY, styled
 
 __all__ = ["figures"]
 
 COLOURS = ("#2f7ed8", "#e07b00", "#1f9d63", "#c2378f", "#8a6fd1", "#a08a2c", "#3aa6b9", "#7d848c")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,8px", "14px,4px,2px,4px,2px,4px")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
+
+ROW = 22
+"""Pixels a row, where each contender has one."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a contender is drawn: after all colours come the same ones with another line and another marker."""
+
+    label: str
+    colour: str
+    dash: str
+    symbol: str
 
 
 def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -46,7 +63,8 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for colour, label in _coloured(summary):
+    for style in _styles(summary):
+        label = style.label
         curves = [curve for curve in summary["curves"] if curve["label"] == label and curve["step"]]
         length = min((len(curve["step"]) for curve in curves), default=0)
         columns = [[curve["loss"][index] for curve in curves] for index in range(length)]
@@ -60,18 +78,19 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
             x=[*x, *reversed(x)],
             y=[*high, *reversed(low)],
             fill="toself",
-            fillcolor=_faint(colour),
+            fillcolor=_faint(style.colour),
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
             legendgroup=label,
         )
-        figure.add_scatter(x=x, y=mean, name=label, mode="lines", line={"color": colour}, legendgroup=label)
+        line = {"color": style.colour, "dash": style.dash}
+        figure.add_scatter(x=x, y=mean, name=label, mode="lines", line=line, legendgroup=label)
     target = summary["target"]
     if target is not None and target["metric"] == "loss" and figure.data:
         ends = [min(min(trace.x) for trace in figure.data), max(max(trace.x) for trace in figure.data)]
-        style = {"color": GREY, "dash": "dot"}
-        figure.add_scatter(x=ends, y=[target["value"]] * 2, name="target", mode="lines", line=style)
+        line = {"color": GREY, "dash": "dot"}
+        figure.add_scatter(x=ends, y=[target["value"]] * 2, name="target", mode="lines", line=line)
     figure.update_yaxes(type="log")
     return _styled(figure, title, "validation loss")
 
@@ -80,7 +99,7 @@ def _differences(summary: Mapping[str, Any]) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    colours = {label: colour for colour, label in _coloured(summary)}
+    styles = {style.label: style for style in _styles(summary)}
     for verdict in summary["verdicts"]:
         label, interval = verdict["baseline"], verdict["ci95"]
         pairs = [pair for pair in zip(summary["seeds"], verdict["differences"], strict=True) if pair[1] is not None]
@@ -90,7 +109,7 @@ def _differences(summary: Mapping[str, Any]) -> Any:
             text=[f"seed {seed}" for seed, _ in pairs],
             mode="markers",
             name=label,
-            marker={"color": colours[label], "opacity": 0.55, "size": 9},
+            marker={"color": styles[label].colour, "symbol": styles[label].symbol, "opacity": 0.55, "size": 9},
         )
         if interval and None not in interval and verdict["difference"] is not None:
             mean = verdict["difference"]
@@ -100,11 +119,12 @@ def _differences(summary: Mapping[str, Any]) -> Any:
                 error_y={"array": [interval[1] - mean], "arrayminus": [mean - interval[0]], "thickness": 2, "width": 9},
                 mode="markers",
                 name=f"{label}: mean, 95 %",
-                marker={"color": colours[label], "symbol": "line-ew-open", "size": 16},
+                marker={"color": styles[label].colour, "symbol": "line-ew-open", "size": 16},
             )
     margin = min((verdict["margin"] for verdict in summary["verdicts"] if verdict["margin"]), default=0.0)
     figure.add_hrect(y0=-margin, y1=margin, fillcolor=GREY, opacity=0.15, line_width=0)
     figure.add_hline(y=0, line={"color": GREY})
+    figure.update_layout(showlegend=len(summary["verdicts"]) <= MANY)  # the axis names them
     return _styled(figure, "", "difference in validation loss")
 
 
@@ -112,7 +132,9 @@ def _to_target(summary: Mapping[str, Any]) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for colour, label in _coloured(summary):
+    styles = _styles(summary)
+    for style in styles:
+        label = style.label
         contender = next(entry for entry in summary["contenders"] if entry["label"] == label)
         steps = [
             (seed, step)
@@ -127,16 +149,16 @@ def _to_target(summary: Mapping[str, Any]) -> Any:
             boxpoints="all",
             pointpos=0,
             jitter=0.5,
-            marker={"color": colour},
+            marker={"color": style.colour, "symbol": style.symbol},
         )
-    return _styled(figure, "steps to the target", "")
+    return _rows(_styled(figure, "steps to the target", ""), len(styles))
 
 
 def _tuning(summary: Mapping[str, Any]) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    colours = {label: colour for colour, label in _coloured(summary)}
+    styles = {style.label: style for style in _styles(summary)}
     for tuning in summary["tuning"]:
         losses = [trial["loss"] for trial in tuning["trial_list"]]
         numbers = list(range(1, len(losses) + 1))
@@ -144,10 +166,12 @@ def _tuning(summary: Mapping[str, Any]) -> Any:
         best = [
             None if low == infinite else low for low in accumulate((infinite if x is None else x for x in losses), min)
         ]
-        style: dict[str, Any] = {"name": tuning["label"], "legendgroup": tuning["label"]}
-        colour = colours[tuning["label"]]
-        figure.add_scatter(x=numbers, y=best, mode="lines", line={"color": colour, "shape": "hv"}, **style)
-        figure.add_scatter(x=numbers, y=losses, mode="markers", marker={"color": colour}, showlegend=False, **style)
+        name: dict[str, Any] = {"name": tuning["label"], "legendgroup": tuning["label"]}
+        style = styles[tuning["label"]]
+        line = {"color": style.colour, "dash": style.dash, "shape": "hv"}
+        marker = {"color": style.colour, "symbol": style.symbol}
+        figure.add_scatter(x=numbers, y=best, mode="lines", line=line, **name)
+        figure.add_scatter(x=numbers, y=losses, mode="markers", marker=marker, showlegend=False, **name)
     figure.update_yaxes(type="log")
     return _styled(figure, "trial", "validation loss")
 
@@ -163,11 +187,23 @@ def _cost(summary: Mapping[str, Any]) -> Any:
     figure.add_bar(y=labels, x=rest, name="forward, backward, data", orientation="h", marker={"color": COLOURS[0]})
     figure.add_bar(y=labels, x=optimizer, name="optimizer", orientation="h", marker={"color": COLOURS[1]})
     figure.update_layout(barmode="stack")
-    return _styled(figure, "ms a step", "")
+    return _rows(_styled(figure, "ms a step", ""), len(labels), legend=True)
 
 
-def _coloured(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(COLOURS[index % len(COLOURS)], entry["label"]) for index, entry in enumerate(summary["contenders"])]
+def _styles(summary: Mapping[str, Any]) -> list[Style]:
+    count = len(COLOURS)
+    return [
+        Style(entry["label"], COLOURS[index % count], DASHES[index // count % 8], SYMBOLS[index // count % 8])
+        for index, entry in enumerate(summary["contenders"])
+    ]
+
+
+def _rows(figure: Any, rows: int, legend: bool = False) -> Any:
+    """Room for each row and its name, of many; their legend would only repeat the names."""
+    if rows > MANY + 1:
+        figure.update_layout(height=ROW * rows + 120, showlegend=legend)
+        figure.update_yaxes(dtick=1)  # every name, not every other
+    return figure
 
 
 def _faint(colour: str) -> str:
@@ -178,4 +214,7 @@ def _faint(colour: str) -> str:
 def _styled(figure: Any, x_title: str, y_title: str) -> Any:
     figure.update_xaxes(title=x_title)
     figure.update_yaxes(title=y_title)
-    return styled(figure)
+    figure = styled(figure)
+    if sum(trace.showlegend is not False for trace in figure.data) > MANY + 2:  # above the curves there is no room
+        figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1})
+    return figure

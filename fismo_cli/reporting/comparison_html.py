@@ -8,7 +8,7 @@ from typing import Any
 
 from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_tables import cost_table, quality_table
-from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
+from fismo_cli.reporting.comparison_words import MANY, caveats, opening, opponents, verdict_lines, verdict_sentence
 from fismo_cli.reporting.page import document, figure, link, table
 
 __all__ = ["page"]
@@ -35,11 +35,16 @@ def page(summary: Mapping[str, Any], directory: Path) -> str:
 
 
 def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
-    others = ", ".join(verdict["baseline"] for verdict in summary["verdicts"])
-    yield f"<h1>{escape(summary['candidate'])} against {escape(others)}</h1>"
+    yield f"<h1>{escape(summary['candidate'])} against {escape(opponents(summary))}</h1>"
     yield f"<p>{escape(opening(summary))}</p>"
+    many = len(summary["verdicts"]) > MANY
+    if many:
+        yield from (f'<p class="verdict">{escape(line)}</p>' for line in verdict_lines(summary))
+        yield "<details><summary>each of them</summary>"
     for verdict in summary["verdicts"]:
         yield f'<p class="verdict {verdict["verdict"]}">{escape(verdict_sentence(summary, verdict))}</p>'
+    if many:
+        yield "</details>"
     notes = caveats(summary)
     if notes:
         yield f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'

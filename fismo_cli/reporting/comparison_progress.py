@@ -15,9 +15,11 @@ __all__ = ["comparison_progress"]
 
 
 @contextmanager
-def comparison_progress(console: Console, plan: Plan) -> Iterator[Callable[[Status], None]]:
+def comparison_progress(console: Console, plan: Plan, workers: int) -> Iterator[Callable[[Status], None]]:
     """Give a function that shows a status."""
-    say(console, f"comparison: {plan.directory}")
+    threads = plan.environment["threads"]
+    each = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+    say(console, f"comparison: {plan.directory} ({workers} at a time, {each} a run)")
     with live_progress(console, _line, lambda status: _table(plan, status)) as show:
         yield show
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fismo_cli.reporting.comparison_words import caveats, number, opening, verdict_sentence
+from fismo_cli.reporting.comparison_words import MANY, caveats, number, opening, verdict_lines
 from fismo_cli.reporting.console import print_rows, say
 
 __all__ = ["cost_table", "print_comparison", "quality_table"]
@@ -74,16 +74,18 @@ def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Ro
 def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     """Verdict in words, results, where the time went, where the report is."""
     say(console, opening(summary))
-    for verdict in summary["verdicts"]:
-        say(console, verdict_sentence(summary, verdict), style="bold")
+    for line in verdict_lines(summary):
+        say(console, line, style="bold")
     for headings, rows in (quality_table(summary), cost_table(summary)):
         print_rows(console, headings, rows)
     seconds = {contender["label"]: 0.0 for contender in summary["contenders"]}
     for run in summary["runs"]:
         seconds[run["label"]] += run["seconds"]
     total = sum(seconds.values())
-    shares = ", ".join(f"{label} {100 * own / total:.0f} %" for label, own in seconds.items())
-    say(console, f"training time of the judged runs: {total:.0f} s ({shares})")
+    most = sorted(seconds.items(), key=lambda item: -item[1])[:MANY] if len(seconds) > MANY + 1 else seconds.items()
+    shares = ", ".join(f"{label} {100 * own / total:.0f} %" for label, own in most)
+    more = ", ..." if len(most) < len(seconds) else ""
+    say(console, f"training time of the judged runs: {total:.0f} s ({shares}{more})")
     for caveat in caveats(summary):
         say(console, f"note: {caveat}")
     say(console, f"report: {summary['report']}")

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["caveats", "number", "opening", "speedup", "verdict_sentence"]
+from fismo_cli.comparison.power import seeds_needed
+
+__all__ = ["MANY", "caveats", "number", "opening", "opponents", "speedup", "verdict_lines", "verdict_sentence"]
+
+MANY = 8
+"""Baselines above which they are told by numbers and groups."""
 
 
 def opening(summary: Mapping[str, Any]) -> str:
     """What was compared, and whether anything was tuned."""
-    baselines = ", ".join(verdict["baseline"] for verdict in summary["verdicts"])
     tuned = (
         f"each tuned by {summary['tune_trials']} trials on another seed"
         if summary["tune_trials"]
@@ -17,26 +21,53 @@ def opening(summary: Mapping[str, Any]) -> str:
     environment = summary["environment"]
     grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
     amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
+    threads = environment["threads"]
     return (
-        f"{summary['candidate']} against {baselines} on {summary['preset']}, {len(summary['seeds'])} paired seeds of "
-        f"{amount}; {tuned}."
+        f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {len(summary['seeds'])} paired "
+        f"seeds of {amount} with {threads} CPU {'thread' if threads == 1 else 'threads'}; {tuned}."
     )
+
+
+def opponents(summary: Mapping[str, Any]) -> str:
+    """The baselines by name, or their number where a reader would not read them all."""
+    labels = [verdict["baseline"] for verdict in summary["verdicts"]]
+    return ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} baselines"
+
+
+def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The verdict on each baseline as a sentence; of many baselines, a line for each verdict."""
+    verdicts = summary["verdicts"]
+    if len(verdicts) <= MANY:
+        return [verdict_sentence(summary, verdict) for verdict in verdicts]
+    kinds = dict.fromkeys(verdict["verdict"] for verdict in verdicts)
+    groups = {kind: [entry["baseline"] for entry in verdicts if entry["verdict"] == kind] for kind in kinds}
+    return [
+        f"{_start(summary['candidate'], f'{len(labels)} baselines', kind, len(summary['seeds']), len(verdicts))}: "
+        f"{', '.join(labels)}."
+        for kind, labels in groups.items()
+    ]
 
 
 def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     """The verdict on one baseline: by how much, with what certainty, how much faster."""
     own, other = summary["candidate"], verdict["baseline"]
-    start = {
-        "better": f"{own} is better than {other}",
-        "worse": f"{own} is worse than {other}",
-        "equivalent": f"{own} and {other} are equivalent within the margin of {number(verdict['margin'])}",
-        "inconclusive": f"{own} against {other} is inconclusive",
-        "underpowered": f"{own} against {other} is underpowered: too few seeds for any decision",
-    }[verdict["verdict"]]
-    parts = [f"{start}: {_difference(verdict)}"]
+    start = _start(own, other, verdict["verdict"], len(summary["seeds"]), len(summary["verdicts"]))
+    within = f" of {number(verdict['margin'])}" if verdict["verdict"] == "equivalent" else ""
+    parts = [f"{start}{within}: {_difference(verdict)}"]
     if verdict["steps_speedup"] is not None:
         parts.append(_how_soon(summary["target"], other, verdict))
     return "; ".join(parts) + "."
+
+
+def _start(own: str, other: str, verdict: str, seeds: int, baselines: int) -> str:
+    return {
+        "better": f"{own} is better than {other}",
+        "worse": f"{own} is worse than {other}",
+        "equivalent": f"{own} and {other} are equivalent within the margin",
+        "inconclusive": f"{own} against {other} is inconclusive",
+        "underpowered": f"{own} against {other} is underpowered: {seeds} seeds are too few for any decision, "
+        f"{seeds_needed(baselines)} would do",
+    }[verdict]
 
 
 def caveats(summary: Mapping[str, Any]) -> list[str]:
@@ -48,8 +79,8 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append("The runs were not all made on the same machine with the same versions.")
     if len(summary["declarations"]) > 1:
         found.append(
-            f"Seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after the first "
-            "start; the tests assume that they were declared beforehand."
+            f"Baselines, seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after "
+            "the first start; the tests assume that they were declared beforehand."
         )
     for tuning in summary["tuning"]:
         if tuning["at_bound"]:

@@ -9,6 +9,7 @@ from fismo_cli.comparison.contenders import make_contenders
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.running import Status
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_html import page
 from fismo_cli.reporting.comparison_progress import comparison_progress
 from fismo_cli.reporting.comparison_tables import cost_table, print_comparison, quality_table
@@ -85,7 +86,7 @@ def summary(**changes) -> dict:
         "cpus": ["cpu"],
         "versions": {},
         "mixed_versions": False,
-        "environment": {"total_steps": 20, "parameters": 100},
+        "environment": {"total_steps": 20, "parameters": 100, "threads": 1},
         "declarations": [{}],
         "verdicts": [verdict()],
         "contenders": [contender("fismo"), contender("muon")],
@@ -106,7 +107,7 @@ def test_verdicts_in_words():
     assert "fismo is better than muon: difference in validation loss -0.1000 (95 % interval -0.2000 to -0.0500)" in text
     assert "muon takes 1.25 (1.00 to ∞) times as many steps and 1.50 (1.10 to 2.00) times as many seconds" in text
     few = verdict_sentence(summary(), verdict(verdict="underpowered", ci95=[None, None]))
-    assert "too few seeds for any decision" in few
+    assert "2 seeds are too few for any decision, 6 would do" in few
     assert "too few seeds for an interval" in few
     missed = verdict(steps_speedup={"median": "inf", "ci95": [1.0, "inf"]})
     assert "muon does not reach loss 0.25 in half of the seeds or more" in verdict_sentence(summary(), missed)
@@ -114,9 +115,9 @@ def test_verdicts_in_words():
     assert "too few runs" in verdict_sentence(summary(), unknown)
     assert "nothing was tuned" in opening(summary())
     assert "each tuned by 5 trials" in opening(summary(tune_trials=5))
-    assert "paired seeds of 20 steps" in opening(summary())
-    grown = {"total_steps": 20, "total_samples": 1280, "batch_grows": True}
-    assert "paired seeds of 1,280 samples" in opening(summary(environment=grown))
+    assert "paired seeds of 20 steps with 1 CPU thread;" in opening(summary())
+    grown = {"total_steps": 20, "total_samples": 1280, "batch_grows": True, "threads": 2}
+    assert "paired seeds of 1,280 samples with 2 CPU threads;" in opening(summary(environment=grown))
 
 
 def test_caveats_name_what_weakens_a_result():
@@ -164,7 +165,7 @@ def test_the_page_escapes_what_users_name():
 
 def test_live_progress_draws_a_table():
     found, _ = make_contenders(load_preset("digits-vit"), ("muon",))
-    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 0.005, None, {"total_steps": 20}, [])
+    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 0.005, None, {"total_steps": 20, "threads": 1}, [])
     status = Status(
         tuning={"fismo": 2, "muon": 3},
         runs={},
@@ -176,8 +177,46 @@ def test_live_progress_draws_a_table():
         finished="fismo, seed 0: done",
     )
     out = io.StringIO()
-    with comparison_progress(Console(file=out, width=100, force_terminal=True), plan) as tell:
+    with comparison_progress(Console(file=out, width=100, force_terminal=True), plan, 2) as tell:
         tell(status)
     text = out.getvalue()
+    assert "c (2 at a time, 1 CPU thread a run)" in text
     for part in ("2/3", "seed 1 at step 7/20", "5 of 10 runs", "00:00:10 left", "fismo, seed 0: done"):
         assert part in text
+
+
+def many(count: int) -> dict:
+    labels = [f"b{index}" for index in range(count)]
+    verdicts = [verdict(label, verdict="better" if index % 2 else "worse") for index, label in enumerate(labels)]
+    return summary(
+        verdicts=verdicts,
+        contenders=[contender("fismo"), *map(contender, labels)],
+        runs=[{**run, "label": label} for label in ("fismo", *labels) for run in summary()["runs"][:2]],
+        curves=[{**curve, "label": label} for label in ("fismo", *labels) for curve in summary()["curves"][:2]],
+    )
+
+
+def test_fifty_baselines_can_be_told_apart_and_read():
+    drawn = figures(many(50))
+    lines = [trace.line for trace in drawn["loss-by-steps"][0].data if trace.mode == "lines" and trace.name != "target"]
+    assert len({(line.color, line.dash) for line in lines}) == 51
+    assert drawn["loss-by-steps"][0].layout.legend.orientation == "v"
+    for name in ("cost", "to-target"):
+        assert drawn[name][0].layout.height > 51 * 18
+        assert drawn[name][0].layout.yaxis.dtick == 1
+    out = io.StringIO()
+    print_comparison(Console(file=out, width=100), many(50))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) < 500
+    assert "fismo against 50 baselines on" in text
+    assert "fismo is better than 25 baselines: b1, b3," in text
+    assert "fismo is worse than 25 baselines: b0, b2," in text
+    assert text.count("difference in validation loss") == 0
+    assert "<h1>fismo against 50 baselines</h1>" in page(many(50), Path("c"))
+
+
+def test_a_few_baselines_look_as_they_did():
+    drawn = figures(many(7))
+    assert {trace.line.dash for trace in drawn["loss-by-steps"][0].data if trace.name in ("b0", "b6")} == {"solid"}
+    assert drawn["cost"][0].layout.height is None
+    assert "fismo against b0, b1, b2" in opening(many(7))

@@ -1,0 +1,273 @@
+"""Begins a comparison, or goes on with one: what was asked for is checked, tried out, and only then written.
+
+What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next, and the plan
+is written by the one process that holds the comparison's lock. Never imports torch.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.comparison.contenders import Contender, make_contenders
+from fismo_cli.comparison.lock import alone
+from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan, stored_plan, write_plan
+from fismo_cli.comparison.power import LEVEL, seeds_needed, underpowered
+from fismo_cli.comparison.target import Target, parse_target
+from fismo_cli.environment import run_threads
+from fismo_cli.errors import UsageError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.schema_base import MAX_SEED
+from fismo_cli.runs.directory import run_identity
+from fismo_cli.runs.executor import Failure, dry_run_elsewhere
+
+__all__ = ["Asked", "ask", "opened"]
+
+EVALUATIONS = 50
+"""Evaluations a run at the least: every 2 % of the budget."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A comparison as it was asked for; nothing has been tried or written.
+
+    Attributes:
+        directory: where everything of it is, or will be: it goes by the candidate and what all have in common, so that
+            runs of baselines that were compared before are used again, whatever else is compared now.
+        contenders: the candidate first, then the baselines.
+        seeds: of the runs that are judged.
+        tune_trials: trials for each contender; 0: none is tuned.
+        margin: share of a baseline's mean loss below which a difference does not matter.
+        target: what was asked for.
+        workers: runs side by side.
+        threads: CPU threads of a run, unless the comparison was begun with another number.
+    """
+
+    directory: Path
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    tune_trials: int
+    margin: float
+    target: Target | None
+    workers: int
+    threads: int
+
+    def warnings(self) -> list[str]:
+        """What should be known before hours are spent."""
+        seeds, baselines = len(self.seeds), len(self.contenders) - 1
+        if not underpowered(seeds, baselines):
+            return []
+        few = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        several = "1 baseline" if baselines == 1 else f"{baselines} baselines"
+        return [
+            f"underpowered from the start: with {few} and {several} no difference can be certain "
+            f"({baselines} x 2^(1-{seeds}) is above {LEVEL:g}). --seeds {seeds_needed(baselines)} would do; runs that "
+            "have finished are used then"
+        ]
+
+
+def ask(
+    loaded: LoadedPreset,
+    baselines: Sequence[str],
+    *,
+    root: Path,
+    seeds: int,
+    tune_trials: int,
+    target: str | None,
+    margin: float,
+    workers: int,
+    omp_threads: str | None = None,
+) -> Asked:
+    """Check what was asked for, without trying or writing anything.
+
+    Raises:
+        UsageError: with every problem of the arguments at once.
+    """
+    wanted = None if target is None else parse_target(target, loaded.preset.task)
+    problems = _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
+    first = loaded.preset.train.seed
+    problems += _seed_problems(first, max(1, seeds), tune_trials)
+    contenders, wrong = make_contenders(loaded, baselines)
+    problems += wrong
+    if tune_trials > 0:
+        problems += [message for contender in contenders for message in contender.tuning_problems()]
+    if problems:
+        raise UsageError("\n       ".join(problems))
+    text = json.dumps([run_identity(contenders[0].loaded.preset), tune_trials])
+    return Asked(
+        directory=root / f"{loaded.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
+        contenders=tuple(contenders),
+        seeds=tuple(range(first, first + seeds)),
+        tune_trials=tune_trials,
+        margin=margin,
+        target=wanted,
+        workers=workers,
+        threads=run_threads(loaded.preset.train.threads, omp_threads, workers),
+    )
+
+
+@contextmanager
+def opened(
+    asked: Asked, *, tried: Callable[[str], None], wait: Callable[[float], None] = lambda seconds: None
+) -> Iterator[tuple[Plan, int]]:
+    """Take a comparison for this process alone, and write its plan; gives also the descriptor of its lock.
+
+    Args:
+        asked: for what.
+        tried: told, as a line of text, each contender with which a few steps were taken.
+        wait: told once, where another process holds the lock, for how many seconds it will be tried.
+
+    Raises:
+        UsageError: if contenders do not run, or nothing can be written. Nothing has been written then.
+        FismoError: if another process works on it.
+    """
+    # A new one gets a directory, and its lock, once all contenders have shown that they run.
+    known = {} if stored_plan(asked.directory) else _with_tries(asked, {}, tried)
+    with alone(asked.directory, wait) as lock:
+        stored = _with_tries(asked, stored_plan(asked.directory) or known, tried)
+        environment = stored["environment"]
+        plan = Plan(
+            directory=asked.directory,
+            contenders=tuple(_fixed(contender, environment) for contender in asked.contenders),
+            seeds=asked.seeds,
+            tune_trials=asked.tune_trials,
+            margin=asked.margin,
+            target=asked.target,
+            environment=environment,
+            declarations=_declarations(asked, stored.get("declarations", [])),
+            tried=tuple(stored["tried"]),
+        )
+        write_plan(plan)
+        yield plan, lock
+
+
+def _argument_problems(*, seeds: int, tune_trials: int, margin: float, workers: int) -> list[str]:
+    checks = (
+        (
+            seeds < 1,
+            f"--seeds {seeds}: must be at least 1 (8 by default; fewer than 7 decide nothing for two baselines)",
+        ),
+        (tune_trials < 0, f"--tune-trials {tune_trials}: must be 0 (nothing is tuned) or more"),
+        (not 0 < margin < 1, f"--margin {margin:g}: must be a share of the baseline's loss between 0 and 1, as 0.005"),
+        (workers < 1, f"--workers {workers}: must be at least 1"),
+    )
+    return [message for wrong, message in checks if wrong]
+
+
+def _seed_problems(first: int, seeds: int, tune_trials: int) -> list[str]:
+    """Seeds that cannot be had: past the largest one, or for judging what they were used to choose."""
+    if seeds > TUNING_SEED_OFFSET:
+        return [f"--seeds {seeds}: must be at most {TUNING_SEED_OFFSET:,}"]
+    last = first + (max(seeds - 1, TUNING_SEED_OFFSET) if tune_trials > 0 else seeds - 1)
+    if last <= MAX_SEED:
+        return []
+    which = "the seed of tuning" if tune_trials > 0 else f"the last of {seeds} seeds"
+    return [f"train.seed {first}: {which} would be {last}, and the largest there is is {MAX_SEED}"]
+
+
+def _declarations(asked: Asked, before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Everything that was ever asked for, with this one where it differs from the last."""
+    declared = {
+        "baselines": {baseline.label: run_identity(baseline.loaded.preset) for baseline in _by_label(asked)},
+        "seeds": len(asked.seeds),
+        "margin": asked.margin,
+        "target": None if asked.target is None else f"{asked.target.metric}={asked.target.value!r}",
+        "workers": asked.workers,
+    }
+    if before and {key: before[-1].get(key) for key in declared} == declared:
+        return [dict(entry) for entry in before]
+    return [*map(dict, before), {**declared, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}]
+
+
+def _by_label(asked: Asked) -> list[Contender]:
+    return sorted(asked.contenders[1:], key=lambda contender: contender.label)
+
+
+def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """What is stored of a comparison, with its contenders tried out of whom it does not say that they were.
+
+    A few steps show what is wrong with one, and of the first how long all runs are.
+
+    Raises:
+        UsageError: with whatever keeps contenders from running.
+    """
+    threads = stored["environment"]["threads"] if stored else asked.threads
+    pinned = [_with_train(contender.loaded, threads=threads) for contender in asked.contenders]
+    done = set(stored.get("tried", ()))
+    missing = [
+        (contender, loaded)
+        for contender, loaded in zip(asked.contenders, pinned, strict=True)
+        if run_identity(loaded.preset) not in done
+    ]
+    results = _try(missing, asked.workers, tell)
+    environment = stored.get("environment") or _environment(asked, results[0], threads)
+    identities = {run_identity(loaded.preset) for loaded in pinned}
+    return {**stored, "environment": environment, "tried": sorted(done | identities)}
+
+
+def _try(
+    contenders: Sequence[tuple[Contender, LoadedPreset]], workers: int, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """A few steps of each, as many side by side as runs will be."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        running = {
+            contender.label: pool.submit(dry_run_elsewhere, loaded, Path(folder) / f"{contender.folder}.yaml")
+            for contender, loaded in contenders
+        }
+        results, problems = [], []
+        try:
+            for count, (label, future) in enumerate(running.items(), start=1):
+                result = future.result()
+                if isinstance(result, Failure):
+                    problems.append(f"{label}: {result.message}")
+                else:
+                    results.append(result)
+                how = f" failed: {result.message}" if isinstance(result, Failure) else ""
+                tell(f"tried {count}/{len(running)}: {label}{how}")
+        except BaseException:  # Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if problems:
+        raise UsageError("\n       ".join(dict.fromkeys(problems)))
+    return results
+
+
+def _environment(asked: Asked, result: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """What all runs have in common, from a few steps of the candidate's."""
+    if result["validation_samples"] is None:
+        raise UsageError(
+            "the data has no validation part, and a comparison is judged on one: see data.validation_fraction"
+        )
+    steps = int(result["total_steps"])
+    every = max(1, steps // EVALUATIONS)
+    own = asked.contenders[0].loaded.preset.evaluate.every
+    kept = (
+        *("device", "total_steps", "total_samples", "batch_grows"),
+        *("parameters", "train_samples", "validation_samples"),
+    )
+    return {
+        "threads": threads,
+        "evaluate_every": every if own is None else min(every, own),
+        **{key: result[key] for key in kept},
+    }
+
+
+def _fixed(contender: Contender, environment: Mapping[str, Any]) -> Contender:
+    loaded = _with_train(contender.loaded, threads=environment["threads"])
+    every = loaded.preset.evaluate.model_copy(update={"every": environment["evaluate_every"]})
+    kept = loaded.preset.checkpoint.model_copy(update={"keep": 1})
+    return replace(
+        contender,
+        loaded=replace(loaded, preset=loaded.preset.model_copy(update={"evaluate": every, "checkpoint": kept})),
+    )
+
+
+def _with_train(loaded: LoadedPreset, **changes: Any) -> LoadedPreset:
+    train = loaded.preset.train.model_copy(update=changes)
+    return replace(loaded, preset=loaded.preset.model_copy(update={"train": train}))

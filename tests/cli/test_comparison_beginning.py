@@ -1,0 +1,205 @@
+"""What is written when a comparison begins or goes on, by whom, under which names; no run is made."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fismo_cli.app import main
+from fismo_cli.comparison import beginning, lock
+from fismo_cli.comparison.beginning import Asked, ask, opened
+from fismo_cli.comparison.contenders import folder_name
+from fismo_cli.comparison.plan import Plan, read_plan
+from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.executor import Failure
+
+RESULT = {
+    **{"device": "cpu", "total_steps": 100, "total_samples": 6400, "batch_grows": False},
+    **{"parameters": 10, "train_samples": 1222, "validation_samples": 216},
+}
+
+
+class Tries:
+    """Takes the place of a few real steps; remembers whose they were, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.failing: set[str] = set()
+        self.side_by_side = self.most = 0
+        self._guard = threading.Lock()
+
+    def __call__(self, loaded, preset_file):
+        with self._guard:
+            self.names.append(preset_file.stem)
+            self.side_by_side += 1
+            self.most = max(self.most, self.side_by_side)
+        time.sleep(0.02)
+        with self._guard:
+            self.side_by_side -= 1
+        return Failure(2, "no such thing") if preset_file.stem in self.failing else RESULT
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    found = Tries()
+    monkeypatch.setattr(beginning, "dry_run_elsewhere", found)
+    return found
+
+
+def asked(root: Path, *baselines: str, overrides: tuple[str, ...] = (), **changes) -> Asked:
+    usual = {"seeds": 3, "tune_trials": 0, "target": None, "margin": 0.005, "workers": 1, "omp_threads": "1"}
+    return ask(load_preset("digits-vit", overrides), baselines, root=root, **{**usual, **changes})
+
+
+def begin(what: Asked, told: list[str] | None = None) -> Plan:
+    with opened(what, tried=([] if told is None else told).append) as (plan, _):
+        return plan
+
+
+def test_a_contender_is_its_settings_not_its_place(tmp_path, tries):
+    first = begin(asked(tmp_path, "muon", "sgd"))
+    turned = begin(asked(tmp_path, "sgd", "muon"))
+    more = begin(asked(tmp_path, "adam", "sgd", "muon"))
+    assert sorted(tries.names) == ["adam", "fismo", "muon", "sgd"]
+    assert first.directory == turned.directory == more.directory
+    places = {label: plan.runs_dir(c) for plan in (first, turned) for c in plan.contenders for label in (c.label,)}
+    for plan in (first, turned, more):
+        for contender in plan.contenders:
+            if contender.label in places:
+                assert plan.runs_dir(contender) == places[contender.label]
+                assert contender.run(2).preset == {c.label: c for c in first.contenders}[contender.label].run(2).preset
+    names = [[(contender.label, seed) for contender, seed in plan.order()] for plan in (first, turned, more)]
+    assert names[0] == names[1] == [run for run in names[2] if run[0] != "adam"]
+    assert names[0] != sorted(names[0])
+    assert [len(plan.declarations) for plan in (first, turned, more)] == [1, 1, 2]
+    assert [contender.label for contender in read_plan(more.directory).contenders] == ["fismo", "adam", "sgd", "muon"]
+
+
+def test_other_settings_of_a_baseline_are_other_runs_and_other_ones_of_the_candidate_another_comparison(
+    tmp_path, tries
+):
+    first = begin(asked(tmp_path, "muon"))
+    other = begin(asked(tmp_path, "muon", overrides=("compare.muon.lr=0.5",)))
+    assert other.directory == first.directory
+    assert other.contenders[1].run(0).preset != first.contenders[1].run(0).preset
+    assert len(other.declarations) == 2
+    assert tries.names == ["fismo", "muon", "muon"]
+    for change in ("optimizer.trust_radius=0.5", "train.batch_size=8", "train.seed=7", "train.threads=1"):
+        assert asked(tmp_path, "muon", overrides=(change,)).directory != first.directory
+    assert asked(tmp_path, "muon", tune_trials=3).directory != first.directory
+    assert asked(tmp_path, "muon", overrides=("logging.tensorboard=true",)).directory == first.directory
+
+
+def test_what_is_refused_by_the_lock_writes_nothing(tmp_path, tries, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lock, "LEAVE_SECONDS", 0.3)
+    waited: list[float] = []
+    with opened(asked(Path("comparisons"), "muon"), tried=print) as (plan, _):
+        before = {file: file.read_bytes() for file in plan.directory.rglob("*") if file.is_file()}
+        with pytest.raises(SystemExit) as leaving:
+            main(["compare", "digits-vit", "--baselines", "muon", "adam", "--seeds", "4", "--margin", "0.2"])
+        assert leaving.value.code == 1
+        with pytest.raises(FismoError), opened(asked(Path("comparisons"), "sgd"), tried=print, wait=waited.append):
+            pass
+        after = {file: file.read_bytes() for file in plan.directory.rglob("*") if file.is_file()}
+    assert "another process works on" in capsys.readouterr().err
+    assert waited == [0.3]
+    assert before == after
+    assert tries.names == ["fismo", "muon"]
+
+
+def test_who_does_not_run_is_named_and_nothing_is_written(tmp_path, tries):
+    tries.failing = {"sgd", "adam"}
+    told: list[str] = []
+    with pytest.raises(UsageError, match=r"^sgd: no such thing\n       adam: no such thing$"):
+        begin(asked(tmp_path, "sgd", "muon", "adam"), told)
+    assert told == [
+        *("tried 1/4: fismo", "tried 2/4: sgd failed: no such thing", "tried 3/4: muon"),
+        "tried 4/4: adam failed: no such thing",
+    ]
+    assert list(tmp_path.iterdir()) == []
+    plan = begin(asked(tmp_path, "muon"))
+    written = (plan.directory / "plan.json").read_bytes()
+    with pytest.raises(UsageError):  # a baseline that comes later
+        begin(asked(tmp_path, "muon", "adam"))
+    assert (plan.directory / "plan.json").read_bytes() == written
+
+
+def test_tries_go_side_by_side_as_runs_do(tmp_path, tries):
+    begin(asked(tmp_path, "muon", "sgd", "adam", "lion", workers=3))
+    assert tries.most == 3
+
+
+def test_too_few_seeds_are_known_before_anything_runs(tmp_path):
+    many = ("muon", "sgd", "adam", "adamw", "lion")
+    assert asked(tmp_path, *many, seeds=8).warnings() == []
+    (warning,) = asked(tmp_path, *many, seeds=7).warnings()
+    assert "with 7 seeds and 5 baselines" in warning
+    assert "--seeds 8 would do" in warning
+    (warning,) = asked(tmp_path, "muon", seeds=1).warnings()
+    assert "with 1 seed and 1 baseline no difference" in warning
+    assert "--seeds 6 would do" in warning
+
+
+def test_seeds_end_at_the_largest(tmp_path, capsys):
+    last = 2**32 - 1
+    assert asked(tmp_path, "muon", overrides=(f"train.seed={last - 2}",)).seeds == (last - 2, last - 1, last)
+    with pytest.raises(UsageError, match=f"^train.seed {last - 1}: the last of 3 seeds would be {last + 1}, and"):
+        asked(tmp_path, "muon", overrides=(f"train.seed={last - 1}",))
+    with pytest.raises(UsageError, match="the seed of tuning would be"):
+        asked(tmp_path, "muon", overrides=(f"train.seed={last - 5000}",), tune_trials=2)
+    with pytest.raises(SystemExit) as leaving:
+        main(["tune", "digits-vit", f"train.seed={last}", "--repeats", "2"])
+    assert leaving.value.code == 2
+    assert f"train.seed {last}: the last of 2 seeds would be {last + 1}" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="at most 10,000"):  # the seed of tuning judges nothing
+        asked(tmp_path, "muon", seeds=10_001)
+
+
+def test_threads_stay_what_a_comparison_was_begun_with(tmp_path, tries):
+    assert begin(asked(tmp_path, "muon", omp_threads="3")).contenders[0].loaded.preset.train.threads == 3
+    plan = begin(asked(tmp_path, "muon", "adam", omp_threads="2"))
+    assert {contender.loaded.preset.train.threads for contender in plan.contenders} == {3}
+    assert asked(tmp_path, "muon", omp_threads=None, workers=10**6).threads == 1
+    assert asked(tmp_path, "muon", omp_threads="3", overrides=("train.threads=5",)).threads == 5
+
+
+LABELS = (
+    *("timm/adamw", "timm-adamw", "timm.adamw", "Muon", "muon", "MUON", "a b", "a-b", "ä", "a\u0308", ".", "..", "..."),
+    *("a.", f"timm-adamw-{folder_name('timm/adamw')[-8:]}", folder_name("ä"), "x" * 60, "x" * 300, "x" * 301, "/", "-"),
+    *("con/", "runs", "tuning", "muon-3", "../up", "{name: x}", "[b]x[/b]", "0"),
+)
+
+
+def test_every_contender_has_its_own_folder(tmp_path):
+    folders = [folder_name(label) for label in LABELS]
+    assert len({folder.lower() for folder in folders}) == len(LABELS)
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        assert folder.isascii()
+    assert len(list(tmp_path.iterdir())) == len(LABELS)
+    assert (folder_name("muon"), folder_name("timm-adamw")) == ("muon", "timm-adamw")
+
+
+def test_labels_alike_do_not_share_runs(tmp_path, tries):
+    plan = begin(asked(tmp_path, "timm/adamw", "timm-adamw", overrides=("compare.timm-adamw={name: adamw}",)))
+    assert len({plan.runs_dir(contender) for contender in plan.contenders}) == 3
+    again = read_plan(plan.directory)
+    assert [contender.loaded.preset for contender in again.contenders] == [c.loaded.preset for c in plan.contenders]
+    assert [again.runs_dir(contender) for contender in again.contenders] == [
+        plan.runs_dir(contender) for contender in plan.contenders
+    ]
+
+
+def test_a_directory_of_an_earlier_version_is_read(tmp_path, tries):
+    plan = begin(asked(tmp_path, "timm/adamw"))
+    stored = json.loads((plan.directory / "plan.json").read_text())
+    (plan.directory / "presets" / f"{stored['folders']['timm/adamw']}.yaml").rename(
+        plan.directory / "presets" / "timm-adamw.yaml"
+    )
+    old = {key: value for key, value in stored.items() if key not in ("folders", "tried")}
+    (plan.directory / "plan.json").write_text(json.dumps(old))
+    assert read_plan(plan.directory).runs_dir(read_plan(plan.directory).contenders[1]).name == "timm-adamw"

@@ -26,7 +26,7 @@ __all__ = ["COMMANDS", "app", "main"]
 COMMANDS = {
     "train": ("fismo_cli.commands.train:train", "Train a model as a preset says."),
     "evaluate": ("fismo_cli.commands.evaluate:evaluate", "Measure a trained model again, or on other data."),
-    "export": ("fismo_cli.commands.export:export", "Write the weights in a checkpoint to one safetensors file."),
+    "export": ("fismo_cli.commands.export:export", "Write the weights of a run to one safetensors file."),
     "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
     "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
     "report": (

@@ -1,4 +1,4 @@
-"""`fismo export`: the weights in a run's newest checkpoint as one file, for a run that has not ended."""
+"""`fismo export`: the weights of a run as one file; of a run that has not ended, those in a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,19 @@ __all__ = ["export"]
 
 
 def export(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="A run directory; its newest whole checkpoint is taken.")
-    ],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.")],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The safetensors file to write.", dir_okay=False)],
+    step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|best|last",
+            help="The checkpoint of a step, or that with the lowest validation loss, or the last one; by default the "
+            "final model of a run that has completed, else the last checkpoint.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print step and file as JSON on stdout.")] = False,
 ) -> None:
-    """Write the weights in a checkpoint to one safetensors file."""
+    """Write the weights of a run to one safetensors file."""
     from fismo_cli.runs.directory import RunDirectory
 
     run = RunDirectory(run_dir)
@@ -26,16 +32,16 @@ def export(
         raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the file's name must end in .safetensors")
+    if step not in (None, "best", "last") and not (step or "").isdigit():
+        raise UsageError(f"--step {step}: must be the number of a step, best, or last")
     from fismo_cli.reporting.console import say, stderr_console
-    from fismo_cli.training.checkpoint import CheckpointStore, write_weights
+    from fismo_cli.runs.weights import export_weights
 
-    checkpoint = CheckpointStore(run.checkpoints).load()
-    if checkpoint is None:
-        raise UsageError(f"{run_dir}: this run has no checkpoint (see checkpoint.every)")
-    write_weights(checkpoint, path)
+    exported = export_weights(run, path, step)
     console = stderr_console()
-    for problem in checkpoint.problems:
+    for problem in exported.problems:
         say(console, f"note: {problem}")
-    say(console, f"the weights of step {checkpoint.step} are in {path}")
+    say(console, f"{exported.description} are in {path}")
     if as_json:
-        print_json({"run_dir": str(run_dir), "step": checkpoint.step, "path": str(path)})
+        answer = {"run_dir": str(run_dir), "step": exported.step, "path": str(path)}
+        print_json({**answer, "final": exported.final, "averaged": exported.averaged})

@@ -114,7 +114,8 @@ class TrainConfig(Config):
     )
     compile: bool = Field(default=False, description="Compile the model with torch.compile.")
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        default=None, description="Decay of an average of the weights, which is then evaluated and saved; null: none."
+        default=None,
+        description="Decay, after warm-up, of an average of the weights, then evaluated and saved instead; null: none.",
     )
     max_loss: Positive | None = Field(
         default=None, description="A training loss above it counts as divergence; a non-finite one always does."

@@ -98,6 +98,14 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def completed_steps(self) -> int | None:
+        """How many steps the run has done, if it has completed."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            return int(summary["steps"]) if summary["status"] == "completed" else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     @classmethod
     def create(cls, runs_dir: Path, loaded: LoadedPreset) -> "RunDirectory":
         """Make a new directory with the resolved preset in it; unique also when two start in the same second.

@@ -85,6 +85,12 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
             adapt_radius=getattr(preset.optimizer, "adapt_radius", None),
             mars=build_mars(preset.optimizer, optimizer),
         )
+    decay = preset.train.ema_decay
+    if decay is not None and 1 / (1 - decay) > trainer.total:
+        notes += (
+            f"train.ema_decay={decay:g} averages {1 / (1 - decay):,.0f} steps, more than the {trainer.total} of this "
+            f"run: it is still warming up at the end, and is over about the last {trainer.total ** (2 / 3):.0f}",
+        )
     return Prepared(loaded, task, trainer, notes, initial_weights)
 
 

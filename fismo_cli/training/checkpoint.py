@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,14 +125,27 @@ class CheckpointStore:
 
         return world.together(attempt)
 
-    def load(self) -> Loaded | None:
+    def best(self) -> int | None:
+        """The step of the complete checkpoint with the lowest validation loss; None if there is none with one."""
+        losses: dict[int, float] = {}
+        for step in self.steps():
+            with suppress(_BrokenError):
+                loss = _read_marker(self.path(step))["validation_loss"]
+                if loss is not None:
+                    losses[step] = loss
+        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+    def load(self, wanted: int | None = None) -> Loaded | None:
         """The newest checkpoint that is whole, with a sentence for each newer one that is not; None if there is none.
+
+        Args:
+            wanted: the step of the only one that will do.
 
         Raises:
             FismoError: if there are checkpoints but every one is broken.
         """
         problems: list[str] = []
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps() if wanted is None else [wanted]):
             try:
                 return Loaded(step, self._read(step), problems)
             except _BrokenError as error:

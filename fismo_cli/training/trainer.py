@@ -360,7 +360,7 @@ class Trainer:
         if noise is not None:
             state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
         if self.average is not None:
-            self.average.update(self.model, first=state.step == 1)
+            self.average.update(self.model, step=state.step)
         self._sound = True
         return noise
 

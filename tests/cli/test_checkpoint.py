@@ -11,6 +11,9 @@ import torch
 
 from fismo_cli.app import main
 from fismo_cli.errors import FismoError
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.execution import execute
 from fismo_cli.training.checkpoint import CheckpointStore
 from fismo_cli.training.seeding import restore_rng_state, rng_state
 from fismo_cli.training.tree import flatten, merge, rebuild
@@ -251,13 +254,39 @@ def test_export_takes_the_average_where_there_is_one_and_the_newest_whole_checkp
     assert export(capsys, run_dir, file)[0] == 0
     assert load_file(file)["w"].tolist() == [1, 1]
     store.save(2, {"model": {"w": torch.ones(2)}, "average": {"w": torch.full((2,), 3.0)}})
-    assert export(capsys, run_dir, file) == (0, f"the weights of step 2 are in {file}")
+    assert export(capsys, run_dir, file) == (0, f"the weights, averaged (train.ema_decay), of step 2 are in {file}")
     assert load_file(file)["w"].tolist() == [3, 3]
     (store.path(2) / "state.json").unlink()
     code, said = export(capsys, run_dir, file)
     assert code == 0
     assert "state.json is missing" in said
     assert said.endswith(f"the weights of step 1 are in {file}")
+
+
+def test_export_of_a_run_that_has_completed_is_its_final_model_unless_a_step_is_asked_for(capsys, tmp_path):
+    from safetensors.torch import load_file
+
+    steps = ["train.epochs=null", "train.steps=5", "checkpoint.every=2", "evaluate.every=2"]
+    loaded = load_preset("digits-vit", [*steps, "train.ema_decay=0.5"])
+    run = RunDirectory(Path(execute(loaded, runs_dir=tmp_path / "runs")["run_dir"]))
+    file = tmp_path / "w.safetensors"
+    said = f"the final weights, averaged (train.ema_decay), of step 5 are in {file}"
+    assert export(capsys, run.path, file) == (0, said)
+    final = load_file(file)
+    for name, value in load_file(run.model / "model.safetensors").items():
+        assert torch.equal(value, final[name]), name
+    said = f"the weights, averaged (train.ema_decay), of step 2 are in {file}"
+    assert export(capsys, run.path, file, "--step", "2") == (0, said)
+    assert any(not torch.equal(value, final[name]) for name, value in load_file(file).items())
+    records = map(json.loads, run.metrics.read_text().splitlines())
+    losses = {record["step"]: record["metrics"]["loss"] for record in records if record["event"] == "Evaluated"}
+    best = min((2, 4), key=losses.__getitem__)
+    assert f"of step {best} are" in export(capsys, run.path, file, "--step", "best")[1]
+    assert "of step 4 are" in export(capsys, run.path, file, "--step", "last")[1]
+    code, said = export(capsys, run.path, file, "--step", "3")
+    assert code == 2
+    assert "no checkpoint of step 3; there are those of 2, 4" in said
+    assert export(capsys, run.path, file, "--step", "-1")[0] == 2
 
 
 def test_export_says_what_is_wrong(capsys, run_dir, tmp_path):

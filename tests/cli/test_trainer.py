@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from fismo_cli.errors import FismoError, UsageError
@@ -172,17 +173,20 @@ def test_metrics_are_over_all_samples_whatever_the_batches():
 
 
 def test_average_of_weights_is_what_is_evaluated_and_kept():
-    trainer = make_trainer(ema_decay=0.5, steps=3, build=linear)
-    seen = []
-    update = trainer.average.update
-    trainer.average.update = lambda model, first: (
-        seen.append(model.weight.detach().clone()),
-        update(model, first=first),
-    )
-    run(trainer)
-    expected = 0.5 * (0.5 * seen[0] + 0.5 * seen[1]) + 0.5 * seen[2]
-    torch.testing.assert_close(weights(trainer)["weight"], expected)
-    assert not torch.equal(weights(trainer)["weight"], trainer.model.weight)
+    """Against timm's average with its warm-up: far from the end of it, near it, and after."""
+    for decay, steps in ((0.9999, 20), (0.6, 6)):
+        trainer = make_trainer(ema_decay=decay, steps=steps, build=linear)
+        theirs = ModelEmaV3(linear(), decay=decay, use_warmup=True)
+        update = trainer.average.update
+
+        def updated(model, step, theirs=theirs, update=update):
+            theirs.update(model, step=step)
+            update(model, step=step)
+
+        trainer.average.update = updated
+        run(trainer)
+        torch.testing.assert_close(weights(trainer)["weight"], theirs.module.weight.detach())
+        assert not torch.equal(weights(trainer)["weight"], trainer.model.weight)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -1,0 +1,64 @@
+"""Which weights of a run are meant, and a file of them."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fismo_cli.errors import UsageError
+from fismo_cli.files import whole_file
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.training.checkpoint import CheckpointStore, write_weights
+
+__all__ = ["Exported", "export_weights"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: the weights after a step, averaged or not; the final model's, or a checkpoint's."""
+
+    step: int
+    final: bool
+    averaged: bool
+    problems: Sequence[str] = ()
+
+    @property
+    def description(self) -> str:
+        """As the subject of a sentence."""
+        averaged = ", averaged (train.ema_decay)," if self.averaged else ""
+        return f"the {'final ' if self.final else ''}weights{averaged} of step {self.step}"
+
+
+def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Exported:
+    """Write the weights of a run to a safetensors file, whole or not at all: their average where the run has one.
+
+    Args:
+        run: the run.
+        path: the file; its folder is made.
+        step: of the checkpoint to take: a number, `best` or `last`. None takes the final model of a run that has
+            completed, else the last checkpoint.
+
+    Raises:
+        UsageError: if the run has no such weights.
+        FismoError: if they are broken.
+    """
+    if step is None and (steps := run.completed_steps()) is not None and run.weights.is_file():
+        with whole_file(path) as temporary:
+            shutil.copyfile(run.weights, temporary)
+        averaged = load_preset(str(run.preset)).preset.train.ema_decay is not None
+        return Exported(steps, final=True, averaged=averaged)
+    store = CheckpointStore(run.checkpoints)
+    steps_there = store.steps()
+    wanted = None if step in (None, "last") else store.best() if step == "best" else int(step or 0)
+    if step == "best" and wanted is None:
+        raise UsageError(f"{run.path}: no checkpoint has a validation loss (see evaluate.every and checkpoint.every)")
+    if wanted is not None and wanted not in steps_there:
+        there = f"there are those of {', '.join(map(str, steps_there))}" if steps_there else "there is none"
+        raise UsageError(f"{run.path}: there is no checkpoint of step {wanted}; {there} (see checkpoint.keep)")
+    checkpoint = store.load(wanted)
+    if checkpoint is None:
+        raise UsageError(f"{run.path}: this run has no checkpoint (see checkpoint.every)")
+    write_weights(checkpoint, path)
+    averaged = bool(checkpoint.state["average"])
+    return Exported(checkpoint.step, final=False, averaged=averaged, problems=checkpoint.problems)

@@ -87,9 +87,15 @@ def _report_comparison(directory: Path) -> Any:
     from fismo_cli.comparison.running import stored_results
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
+    from fismo_cli.reporting.comparison_unfinished import is_complete, print_unfinished, write_unfinished
     from fismo_cli.reporting.console import stderr_console
 
     plan = read_plan(directory)
-    summary = write_report(plan, stored_results(plan))
-    print_comparison(stderr_console(), summary)
+    results = stored_results(plan)
+    if is_complete(plan, results):
+        summary = write_report(plan, results)
+        print_comparison(stderr_console(), summary)
+    else:
+        summary = write_unfinished(plan, results)
+        print_unfinished(stderr_console(), summary)
     return summary

@@ -58,7 +58,7 @@ def _diagnose_bucket(
     bucket: Bucket, state: update.State, options: Options, names: list[str]
 ) -> list[MatrixDiagnostics]:
     D = update.direction(state["momentum"], state, options).double()
-    ones = torch.ones(len(bucket.slots))
+    ones = torch.ones(len(bucket.slots), dtype=torch.float64, device=bucket.device)
     if options.power > 0:
         suffix = "inverse_sqrt" if options.power == 0.5 else "root"
         P_root, Q_root = state[f"P_{suffix}"].double(), state[f"Q_{suffix}"].double()

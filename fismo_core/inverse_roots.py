@@ -98,12 +98,13 @@ def _schedule(power: float, condition: float) -> tuple[list[list[float]], float]
 def _nearest(power: float, degree: int, low: float, high: float) -> tuple[list[float], float]:
     """Coefficients of the polynomial q with the least max |q(x) x^power - 1| on [low, high], and that maximum.
 
-    By Lawson's algorithm (1961): least squares with weights that grow where the error is large.
+    By Lawson's algorithm (1961): least squares with weights that grow where the error is large. On the CPU whatever
+    torch's default device is: others may have no float64.
     """
-    x = torch.logspace(math.log10(low), math.log10(high), 400, dtype=torch.float64)
+    x = torch.logspace(math.log10(low), math.log10(high), 400, dtype=torch.float64, device="cpu")
     columns = torch.stack([(x / high) ** k for k in range(degree + 1)], dim=1) * (x**power)[:, None]
     weights = torch.full_like(x, 1 / len(x))
-    best, least = torch.zeros(degree + 1, dtype=torch.float64), math.inf
+    best, least = torch.zeros_like(columns[0]), math.inf
     for _ in range(100):
         root = weights.sqrt()[:, None]
         # The normal equations are tiny and well scaled; lstsq would give other last bits with other thread counts.

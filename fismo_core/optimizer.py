@@ -1,6 +1,7 @@
 """The FISMO optimizer: a thin `torch.optim.Optimizer` around `update.py` (matrices) and torch's AdamW (the rest)."""
 
-from collections import OrderedDict
+import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -255,7 +256,8 @@ class FISMO(Optimizer):
         if group["rule"] == "adamw":
             for parameter in self._owned_parameters(index):
                 self.state[parameter] = {
-                    "step": torch.zeros(()),  # on the CPU, as in torch: read without a device sync
+                    # On the CPU: read without a device sync. In bfloat16, torch's default or not, it would stop at 256.
+                    "step": torch.zeros((), dtype=torch.float32, device="cpu"),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 }
@@ -263,6 +265,14 @@ class FISMO(Optimizer):
         group.setdefault("layouts", [layout_to_plain(MatrixLayout()) for _ in group["params"]])
         group.setdefault("steps", [0] * len(group["params"]))  # how many each one has taken
         self._stacks[index] = MatrixStacks.allocate(group, self._owned_matrices(index))
+        self._mark_allocated()
+
+    def _mark_allocated(self) -> None:
+        """An empty entry for every matrix: whoever finds `state` empty (torch's `get_optimizer_state_dict`) takes it
+        for an optimizer that allocates in its first step, and takes one."""
+        for index in self._stacks:
+            for parameter in self.param_groups[index]["params"]:
+                self.state[parameter] = {}
 
     def _owned_parameters(self, index: int) -> list[Tensor]:
         """The parameters of a group of AdamW's that this rank steps."""
@@ -313,7 +323,7 @@ class FISMO(Optimizer):
             moved = [name for name, old, new in zip(_names(group), before, now, strict=True) if old != new]
         if not moved:
             return
-        if any(group.get("steps", ())) or any(self.state[p]["step"] for p in group["params"] if p in self.state):
+        if any(group.get("steps", ())) or any(self.state[p].get("step") for p in group["params"] if p in self.state):
             raise RuntimeError(f"{moved[0]} was moved or converted after the first step; make a new optimizer for it")
         self._allocate(index)
 
@@ -491,18 +501,19 @@ class FISMO(Optimizer):
         """State by parameter, as torch's optimizers give it, independent of how matrices were stacked.
 
         A matrix parameter's entries are named `momentum.0`, `P.0`, ...: the number is the matrix within the parameter.
+        All of it is in memory of its own: later steps do not change what was given.
         """
-        published = []
+        own = self.state
+        # Only what this rank has: the empty entries stand for others' matrices, too.
+        self.state = defaultdict(dict, {p: _cloned(entry) for p, entry in own.items() if entry})
         for index, stacks in self._stacks.items():
             parameters = self.param_groups[index]["params"]
-            for i, entry in stacks.entries().items():
-                self.state[parameters[i]] = entry
-                published.append(parameters[i])
+            self.state.update({parameters[i]: entry for i, entry in stacks.entries().items()})
         try:
-            return super().state_dict()  # runs the hooks, with the whole state in sight
+            result = super().state_dict()  # runs the hooks, with the whole state in sight
         finally:
-            for parameter in published:
-                del self.state[parameter]
+            self.state = own
+        return {**result, "param_groups": copy.deepcopy(result["param_groups"])}
 
     def full_state_dict(self) -> dict[str, Any] | None:
         """What `state_dict` would give if this process had all of the state: for one checkpoint by all ranks.
@@ -550,6 +561,7 @@ class FISMO(Optimizer):
             self._optimizer_load_state_dict_pre_hooks = before
             self._optimizer_load_state_dict_post_hooks = after
         self.state.update(moments)
+        self._mark_allocated()
         for index, states in stacked.items():
             self._stacks[index].states = states
             self._stacks[index].structure = structure_of(self.param_groups[index])
@@ -650,6 +662,10 @@ def _joined(layout: MatrixLayout, found: dict[int, tuple[Tensor, Tensor]], shape
     """The directions of a parameter's matrices as one of its shape, and whether all of them take part."""
     parts = [found[part] for part in sorted(found)]
     return layout.join([D for D, _ in parts], shape), torch.stack([took for _, took in parts]).all()
+
+
+def _cloned(entry: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in entry.items()}
 
 
 def _names(group: dict[str, Any]) -> list[str]:

@@ -42,7 +42,7 @@ class NoiseMeter:
         if isinstance(optimizer, FISMO) and world.size == 1:
             self._metrics.append("fisher")
         self._weight = 0.0
-        self._averages = torch.zeros(len(self._metrics), 2, len(self._parameters), dtype=torch.float64)
+        self._averages = torch.zeros(len(self._metrics), 2, len(self._parameters), dtype=torch.float64, device="cpu")
         self._pieces: list[Tensor] = []
         self._failure: Exception | None = None
 

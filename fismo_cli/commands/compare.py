@@ -118,6 +118,9 @@ def compare(
                 f"note: this comparison was begun with {begun} CPU threads a run and goes on so; train.threads="
                 f"{asked.threads} begins another one",
             )
+        if "data" not in plan.environment:
+            earlier = "an earlier version of fismo began it, so whether the data is the same is not checked"
+            say(console, f"note: {plan.directory}: {earlier}")
         with comparison_progress(console, plan, workers) as tell:
             results = carry_out(plan, workers=workers, lock=lock, tell=tell)
         summary = write_report(plan, results)

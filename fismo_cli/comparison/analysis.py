@@ -73,7 +73,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "cpus": sorted({record.cpu for record in everything}),
         "versions": everything[0].versions,
         "mixed_versions": any(record.versions != everything[0].versions for record in everything),
-        "environment": plan.environment,
+        "environment": {name: known for name, known in plan.environment.items() if name != "data"},
         "declarations": plan.declarations,
         "verdicts": _verdicts(plan, records, target),
         "contenders": [_contender(contender, plan, records[contender.label], target) for contender in plan.contenders],

@@ -26,6 +26,7 @@ from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.runs.executor import Failure, dry_run_elsewhere
+from fismo_cli.runs.same_data import refuse_other_data
 
 __all__ = ["Asked", "ask", "opened"]
 
@@ -195,6 +196,7 @@ def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], N
     A few steps show what is wrong with one, and of the first how long all runs are.
 
     Raises:
+        ChangedDataError: if the comparison was begun with other data.
         UsageError: with whatever keeps contenders from running.
     """
     threads = stored["environment"]["threads"] if stored else asked.threads
@@ -207,6 +209,8 @@ def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], N
     ]
     results = _try(missing, asked.workers, tell)
     environment = stored.get("environment") or _environment(asked, results[0], threads)
+    for result in results:
+        refuse_other_data(asked.directory, environment.get("data"), result["data"])
     identities = {run_identity(loaded.preset) for loaded in pinned}
     return {**stored, "environment": environment, "tried": sorted(done | identities)}
 
@@ -249,7 +253,7 @@ def _environment(asked: Asked, result: Mapping[str, Any], threads: int) -> dict[
     own = asked.contenders[0].loaded.preset.evaluate.every
     kept = (
         *("device", "total_steps", "total_samples", "batch_grows"),
-        *("parameters", "train_samples", "validation_samples"),
+        *("parameters", "train_samples", "validation_samples", "data"),
     )
     return {
         "threads": threads,

@@ -16,10 +16,14 @@ from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import load_preset, resolved_yaml
 from fismo_cli.runs.directory import write_json
 
-__all__ = ["TUNING_SEED_OFFSET", "Plan", "read_plan", "stored_plan", "write_plan"]
+__all__ = ["PLAN_FILE", "TUNING_SEED_OFFSET", "Plan", "read_plan", "stored_plan", "write_plan"]
 
 TUNING_SEED_OFFSET = 10_000
 """Tuning runs have the preset's seed plus this one: no seed is used for both choosing and judging."""
+
+
+PLAN_FILE = "plan.json"
+"""In a comparison's directory: all of its plan, and what its runs are held to."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Plan:
         tune_trials: trials for each contender; 0: none is tuned.
         margin: share of a baseline's mean loss below which a difference does not matter.
         target: what was asked for; None: the median final loss of the best baseline.
-        environment: threads, device, steps and how often is evaluated, the same in every run.
+        environment: threads, device, steps, how often is evaluated, the identity of the data: the same in every run.
         declarations: every set of baselines, margin, target, number of seeds and of workers it was ever asked for with.
         tried: identities of the presets with which a few steps were taken before any run.
     """
@@ -117,7 +121,7 @@ def read_plan(directory: Path) -> Plan:
 def stored_plan(directory: Path) -> dict[str, Any]:
     """What `write_plan` wrote, as it is; empty where there is nothing that can be read."""
     try:
-        stored: dict[str, Any] = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+        stored: dict[str, Any] = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stored if isinstance(stored, dict) and "environment" in stored else {}
@@ -145,7 +149,7 @@ def write_plan(plan: Plan) -> None:
         for contender in plan.contenders:
             with whole_file(_preset_file(plan.directory, contender.folder)) as file:
                 file.write_text(resolved_yaml(contender.loaded), encoding="utf-8")
-        write_json(plan.directory / "plan.json", content)
+        write_json(plan.directory / PLAN_FILE, content)
     except OSError as error:
         raise UsageError(f"cannot write to {plan.directory}: {error.strerror}") from error
 

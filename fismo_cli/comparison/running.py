@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fismo_cli.comparison.contenders import Contender
-from fismo_cli.comparison.plan import Plan
+from fismo_cli.comparison.plan import PLAN_FILE, Plan
 from fismo_cli.comparison.records import Record, read_record
-from fismo_cli.errors import FismoError, StoppedError
+from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
@@ -192,6 +192,7 @@ class _Pool:
             runs_dir=job.runs_dir,
             log=self.plan.directory / "logs" / kind / f"{stem}.log",
             keep_open=(self.lock,),
+            same_data=self.plan.directory / PLAN_FILE,
         )
 
     def _leave(self, active: list[tuple[RunProcess, _Job, Iterator[_Job]]]) -> None:
@@ -259,6 +260,8 @@ def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job
 
 
 def _failed(failure: Failure, job: _Job, plan: Plan) -> FismoError:
+    if failure.code == ExitCode.CHANGED_DATA:
+        return ChangedDataError(failure.message)
     cause = f"by signal {-failure.code}" if failure.code < 0 else f"with exit code {failure.code}"
     return FismoError(
         f"the run {job.name} ended {cause}: {failure.message}. It counts for nothing; the same command goes on from "

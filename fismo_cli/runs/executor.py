@@ -45,6 +45,7 @@ class RunProcess:
         keep_open: descriptors that it holds as long as it lives, such as a lock's.
         nproc: processes that train together; the one that is started here starts and watches them.
         gpus: numbers of the GPUs that it may use; None: all that there are.
+        same_data: a file that says what its data must be; with other data it ends by `ExitCode.CHANGED_DATA`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RunProcess:
         keep_open: tuple[int, ...] = (),
         nproc: int = 1,
         gpus: Sequence[int] | None = None,
+        same_data: Path | None = None,
     ) -> None:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
@@ -64,6 +66,7 @@ class RunProcess:
             file.write_text(resolved_yaml(loaded), encoding="utf-8")
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
+        command += ["--same-data", str(same_data)] if same_data is not None else []
         command += _several(nproc)
         with log.open("ab") as messages:
             self._process = subprocess.Popen(

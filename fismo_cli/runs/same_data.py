@@ -9,10 +9,10 @@ from fismo_cli.errors import ChangedDataError, UsageError
 from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import Preset
-from fismo_cli.runs.directory import RunDirectory, write_json
+from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.tasks.identity import Identity, changes
 
-__all__ = ["check_as_recorded", "check_as_trained", "data_of_run", "names_other_data", "record_data", "say_where"]
+__all__ = ["check_as_recorded", "check_as_trained", "data_of_run", "names_other_data", "refuse_other_data", "say_where"]
 
 _NO_OTHER_DATA = {"workers", "cache_dir", "download"}
 """Keys under `data` that say how it is read, not what is read."""
@@ -53,32 +53,42 @@ def check_as_trained(
     return found, [f"{what}; it is used as it is"]
 
 
-def record_data(file: Path, identity: Identity | None) -> None:
-    """Note what the data of a study or a comparison is, once: the runs that come later are held to it."""
-    if identity and not file.is_file():
-        write_json(file, identity)
+def refuse_other_data(directory: Path, before: Identity | None, now: Identity | None) -> None:
+    """Make sure that a study or a comparison sees the data that it recorded; an older one that did not, takes any.
+
+    Args:
+        directory: of the study or comparison.
+        before: the identity that it recorded.
+        now: the identity of the data as it is.
+
+    Raises:
+        ChangedDataError: if it is other data.
+    """
+    found = changes(before, now) if before and now else []
+    if found:
+        raise ChangedDataError(
+            f"the data has changed since {directory} was begun: {'; '.join(found)}. Its runs must all see the same: put "
+            "the data back, or begin anew in another directory"
+        )
 
 
 def check_as_recorded(file: Path | None, now: Identity | None) -> None:
-    """Make sure that the data is the one that `record_data` noted; one that was never noted is taken as it is.
+    """`refuse_other_data` for one run of a study or a comparison.
+
+    Args:
+        file: JSON of the study or comparison, which has the identity as `data` under `environment`.
+        now: the identity of the data as it is.
 
     Raises:
-        ChangedDataError: if it is another one.
+        ChangedDataError: if it is other data.
+        UsageError: if the file cannot be read.
     """
-    if file is None or not now:
+    if file is None:
         return
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        found = changes(before, now)
-    except FileNotFoundError:
-        return
+        refuse_other_data(file.parent, json.loads(file.read_text(encoding="utf-8"))["environment"].get("data"), now)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{file}: cannot be read ({error}); it says what the data of {file.parent} is") from error
-    if found:
-        raise ChangedDataError(
-            f"the data has changed since {file.parent} was begun: {'; '.join(found)}. Its runs must all see the same: "
-            "put the data back, or begin anew in another directory"
-        )
 
 
 def names_other_data(run: RunDirectory, preset: Preset) -> bool:

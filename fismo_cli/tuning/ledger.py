@@ -119,11 +119,17 @@ def copy_result(study: Study, trial: Trial, twin: FrozenTrial) -> None:
     study.tell(trial.number, value, state=twin.state, skip_if_finished=True)
 
 
-def requeue(study: Study, lost: FrozenTrial) -> None:
-    """Queue the parameters of a lost trial again; or count it as failed, if its workers die of it time after time."""
+def requeue(study: Study, lost: FrozenTrial, *, blamed: bool = True) -> None:
+    """Queue the parameters of a lost trial again; or count it as failed, if its workers die of it time after time.
+
+    Args:
+        study: the study.
+        lost: the trial.
+        blamed: whether the trial may be what its worker died of.
+    """
     if FAILURE in lost.user_attrs:  # it had failed, and its worker died before it could say so
         return
-    history = [*lost.system_attrs.get(_HISTORY, ()), lost.number]
+    history = [*lost.system_attrs.get(_HISTORY, ()), *([lost.number] if blamed else [])]
     again = len(history) <= MOST_REPEATS
     reason = f"its worker died {len(history)} times (out of memory?)"
     study.add_trial(
@@ -137,13 +143,13 @@ def requeue(study: Study, lost: FrozenTrial) -> None:
     )
 
 
-def give_up(study: Study, trial: FrozenTrial) -> None:
-    """Declare a running trial lost and queue it again; nothing happens if somebody else was first."""
+def give_up(study: Study, trial: FrozenTrial, *, blamed: bool = True) -> None:
+    """Declare a running trial lost and queue it again, see `requeue`; nothing happens if somebody else was first."""
     try:
         study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):
         return
-    requeue(study, trial)
+    requeue(study, trial, blamed=blamed)
 
 
 @dataclass(frozen=True)

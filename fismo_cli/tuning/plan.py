@@ -23,6 +23,7 @@ __all__ = [
     "PRUNERS",
     "REPORTS",
     "SAMPLERS",
+    "STUDY_FILE",
     "Environment",
     "Judging",
     "StudyPlan",
@@ -33,6 +34,9 @@ __all__ = [
     "study_identity",
     "try_out",
 ]
+
+STUDY_FILE = "study.json"
+"""In a study's directory: what its report has to know, and what its runs are held to."""
 
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("none", "median", "halving")
@@ -72,11 +76,15 @@ class Judging:
 
 @dataclass(frozen=True)
 class Environment:
-    """What all trials of a study have in common, besides their preset: found by the first worker, kept in the study."""
+    """What all trials of a study have in common, besides their preset: found by the first worker, kept in the study.
+
+    `data` is the identity of the data (see `tasks.identity`); None for a study that an earlier version began.
+    """
 
     threads: int
     device: str
     train_samples: int
+    data: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,7 @@ class StudyPlan:
             "optimizer": self.loaded.preset.optimizer.name,
             "samples": self.loaded.preset.train.batch_size * self.steps({}),
             "judging": asdict(self.judging),
-            "environment": asdict(self.environment),
+            "environment": {name: known for name, known in asdict(self.environment).items() if name != "data"},
             "space": {name: asdict(where) for name, where in self.space.items()},
         }
 
@@ -195,7 +203,7 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: 
         raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
     device = str(result["device"])
     threads = run_threads(loaded.preset.train.threads, omp_threads, (workers or default_workers(device, nproc)) * nproc)
-    return Environment(threads, device, int(result["train_samples"]))
+    return Environment(threads, device, int(result["train_samples"]), result["data"])
 
 
 def make_study_plan(

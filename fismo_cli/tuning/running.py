@@ -23,10 +23,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fismo_cli.errors import StoppedError, UsageError
+from fismo_cli.errors import ChangedDataError, ExitCode, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory, found_again
-from fismo_cli.runs.executor import RunProcess, finished_run
+from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.ledger import (
     FAILURE,
@@ -42,7 +42,7 @@ from fismo_cli.tuning.ledger import (
     twin_of,
     worker,
 )
-from fismo_cli.tuning.plan import REPORTS, StudyPlan, gpu_count
+from fismo_cli.tuning.plan import REPORTS, STUDY_FILE, StudyPlan, gpu_count
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
@@ -267,6 +267,10 @@ class _Pool:
         outcome = job.process.poll()
         if outcome is None:
             self._report(job)
+        elif isinstance(outcome, Failure) and outcome.code == ExitCode.CHANGED_DATA:
+            self.jobs.remove(job)
+            give_up(self.study, self._frozen(job.trial), blamed=False)
+            raise ChangedDataError(outcome.message)
         elif isinstance(outcome, RunDirectory):
             job.process = None
             self._take(job, outcome)
@@ -286,6 +290,7 @@ class _Pool:
             keep_open=(self.me.descriptor,),
             nproc=self.plan.judging.nproc,
             gpus=self._gpus(job.slot),
+            same_data=self.plan.directory / STUDY_FILE,
         )
 
     def _gpus(self, slot: int) -> list[int] | None:

@@ -14,14 +14,14 @@ from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
 from fismo_cli.runs.directory import write_json
-from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
+from fismo_cli.tuning.plan import STUDY_FILE, Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, read_journal, shown_url, storage_errors
 
 __all__ = ["open_study", "read_study"]
 
 _IDENTITY, _ENVIRONMENT = "fismo:identity", "fismo:environment"
-_FILE, _PRESET = "study.json", "presets/study.yaml"
+_PRESET = "presets/study.yaml"
 
 
 def open_study(
@@ -84,6 +84,8 @@ def open_study(
         common = _joined(storage, name, identity, url, directory) or environment
         plan = replace(plan, environment=common)
         _write(plan)
+        if "data" not in study.user_attrs[_ENVIRONMENT]:
+            notice(f"{directory}: an earlier version of fismo began it, so whether the data is the same is not checked")
     return plan, study
 
 
@@ -102,13 +104,13 @@ def read_study(directory: Path, url: str | None) -> tuple[StudyPlan, Study] | No
         FismoError: if the database goes away.
     """
     try:
-        stored = json.loads((directory / _FILE).read_text(encoding="utf-8"))
+        stored = json.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
         name, database = str(stored["study"]), bool(stored["database"])
         judging, environment = Judging(**stored["judging"]), Environment(**stored["environment"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{directory / _FILE}: cannot be read ({error}); fismo tune writes it again") from error
+        raise UsageError(f"{directory / STUDY_FILE}: cannot be read ({error}); fismo tune writes it again") from error
     if url is None if database else not journal_file(directory).exists():
         return None
     quiet_optuna()
@@ -128,7 +130,7 @@ def _write(plan: StudyPlan) -> None:
         file.write_text(resolved_yaml(plan.loaded), encoding="utf-8")
     what = {"study": plan.name, "database": plan.url is not None}
     how = {"judging": asdict(plan.judging), "environment": asdict(plan.environment)}
-    write_json(plan.directory / _FILE, {**what, **how})
+    write_json(plan.directory / STUDY_FILE, {**what, **how})
 
 
 def _joined(

@@ -9,9 +9,11 @@ from fismo_cli.comparison.analysis import _own_target, _ratio, check_pairing
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET
 from fismo_cli.comparison.records import Point, Record
-from fismo_cli.errors import FismoError
+from fismo_cli.comparison.running import _failed
+from fismo_cli.errors import ExitCode, FismoError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import with_settings
+from fismo_cli.runs.executor import Failure
 from fismo_cli.tuning.sampling import Sampling
 from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bounds
 
@@ -201,3 +203,9 @@ def test_a_loss_that_is_not_finite_is_a_divergence():
     broken.summary["metrics"]["validation"]["loss"] = None
     assert broken.diverged
     assert broken.loss == math.inf
+
+
+def test_a_comparison_whose_data_has_changed_ends_as_wrong_usage():
+    changed = Failure(ExitCode.CHANGED_DATA, "the data has changed since comparisons/x was begun")
+    error = _failed(changed, None, None)
+    assert (str(error), error.exit_code) == (changed.message, ExitCode.USAGE)

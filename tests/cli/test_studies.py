@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fismo_cli.errors import FismoError, StoppedError, UsageError
+from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
 from fismo_cli.reporting.tuning_words import notes
@@ -266,3 +266,31 @@ def test_a_place_is_found_again_by_the_end_of_its_path(tmp_path):
     for recorded in ("studies/x/trials/0/p/run", "/old/studies/x/trials/0/p/run"):
         assert found_again(Path(recorded), tmp_path) == tmp_path / "trials/0/p/run"
     assert found_again(Path("studies/x/trials/7/p/run"), tmp_path) == Path("studies/x/trials/7/p/run")
+
+
+# Data that has changed.
+
+
+def test_a_study_whose_data_has_changed_stops_and_no_trial_is_to_blame(tmp_path, monkeypatch):
+    class Refusing(Run):
+        def outcome(self):
+            return Failure(ExitCode.CHANGED_DATA, "the data has changed since study was begun: text: 3.txt is gone")
+
+    asked = {}
+
+    class Asking(Run):
+        def __init__(self, loaded, **options):
+            asked.update(options)
+            super().__init__(loaded, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "RunProcess", Refusing)
+        for _ in range(6):  # more often than a trial's workers may die
+            with pytest.raises(ChangedDataError, match=r"text: 3.txt is gone") as caught:
+                tune(tmp_path, trials=4, workers=2)
+            assert caught.value.exit_code == ExitCode.USAGE
+    monkeypatch.setattr(running, "RunProcess", Asking)
+    summary = tune(tmp_path, trials=4)
+    assert summary["trials"] == {"finished": 4, "failed": 0, "pruned": 0}
+    assert "data" in json.loads(asked["same_data"].read_text())["environment"]
+    assert "data" not in summary.get("environment", {})

@@ -173,14 +173,21 @@ class _Pool:
                         self._advance(job)
                 self._say()
                 time.sleep(POLL_SECONDS)
+        except ChangedDataError:
+            self._leave()
+            raise
         except BaseException:  # the storage went away, or nothing ends well
             self._end_runs()
             raise
-        self._end_runs()
-        for job in self.jobs:
-            give_up(self.study, self._frozen(job.trial))
+        self._leave()
         assert self.stop.signal is not None
         raise StoppedError(self.stop.signal)
+
+    def _leave(self) -> None:
+        """End the runs; their trials are for whoever comes next."""
+        self._end_runs()
+        for job in self.jobs:
+            give_up(self.study, self._frozen(job.trial), blamed=False)
 
     def _end_runs(self) -> None:
         for job in self.jobs:
@@ -268,8 +275,6 @@ class _Pool:
         if outcome is None:
             self._report(job)
         elif isinstance(outcome, Failure) and outcome.code == ExitCode.CHANGED_DATA:
-            self.jobs.remove(job)
-            give_up(self.study, self._frozen(job.trial), blamed=False)
             raise ChangedDataError(outcome.message)
         elif isinstance(outcome, RunDirectory):
             job.process = None

@@ -67,8 +67,8 @@ def refuse_other_data(directory: Path, before: Identity | None, now: Identity | 
     found = changes(before, now) if before and now else []
     if found:
         raise ChangedDataError(
-            f"the data has changed since {directory} was begun: {'; '.join(found)}. Its runs must all see the same: put "
-            "the data back, or begin anew in another directory"
+            f"the data has changed since {directory} was begun: {'; '.join(found)}. Its runs must all see the same: "
+            "put the data back, or begin anew in another directory"
         )
 
 

@@ -12,13 +12,14 @@ from fismo_cli.comparison import beginning, lock
 from fismo_cli.comparison.beginning import Asked, ask, opened
 from fismo_cli.comparison.contenders import folder_name
 from fismo_cli.comparison.plan import Plan, read_plan
-from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.errors import ChangedDataError, FismoError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.executor import Failure
 
 RESULT = {
     **{"device": "cpu", "total_steps": 100, "total_samples": 6400, "batch_grows": False},
     **{"parameters": 10, "train_samples": 1222, "validation_samples": 216},
+    "data": {"train": {"0": {"count": 178, "sha256": "a"}}},
 }
 
 
@@ -91,6 +92,16 @@ def test_other_settings_of_a_baseline_are_other_runs_and_other_ones_of_the_candi
         assert asked(tmp_path, "muon", overrides=(change,)).directory != first.directory
     assert asked(tmp_path, "muon", tune_trials=3).directory != first.directory
     assert asked(tmp_path, "muon", overrides=("logging.tensorboard=true",)).directory == first.directory
+
+
+def test_a_baseline_that_sees_other_data_is_refused_and_nothing_is_written(tmp_path, tries, monkeypatch):
+    first = begin(asked(tmp_path, "muon"))
+    before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
+    other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
+    monkeypatch.setattr(beginning, "dry_run_elsewhere", lambda *_: other)
+    with pytest.raises(ChangedDataError, match="since .* was begun: train: class 0 has 179 images, it had 178"):
+        begin(asked(tmp_path, "muon", "sgd"))
+    assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
 
 
 def test_what_is_refused_by_the_lock_writes_nothing(tmp_path, tries, monkeypatch, capsys):

@@ -99,7 +99,7 @@ def test_a_baseline_that_sees_other_data_is_refused_and_nothing_is_written(tmp_p
     before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
     monkeypatch.setattr(beginning, "dry_run_elsewhere", lambda *_: other)
-    with pytest.raises(ChangedDataError, match="since .* was begun: train: class 0 has 179 images, it had 178"):
+    with pytest.raises(ChangedDataError, match=r"since .* was begun: train: class 0 has 179 images, it had 178"):
         begin(asked(tmp_path, "muon", "sgd"))
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
 

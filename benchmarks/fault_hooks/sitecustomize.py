@@ -64,15 +64,15 @@ def patch(place, module, fault):
     match place:
         case "sample":  # past what the loader makes of errors of its part
             module._which = lambda part, keys: "a sample"
-            module._read = guarded(module, fault, KeyError("pixels"))
+            module.read_batch = guarded(module, fault, KeyError("pixels"))
         case "worker-memory":
-            module._read = guarded(module, fault, MemoryError())
+            module.read_batch = guarded(module, fault, MemoryError())
         case "worker-exit":
-            module._read = failing(module._read, lambda result: os._exit(3))
+            module.read_batch = failing(module.read_batch, lambda result: os._exit(3))
         case "worker-segfault":
-            module._read = failing(module._read, lambda result: os.kill(os.getpid(), signal.SIGSEGV))
+            module.read_batch = failing(module.read_batch, lambda result: os.kill(os.getpid(), signal.SIGSEGV))
         case "slow-sample":
-            module._read = failing(module._read, lambda result: time.sleep(30) or result, after=True)
+            module.read_batch = failing(module.read_batch, lambda result: time.sleep(30) or result, after=True)
         case "forward":
             module.Stepper._training_loss = failing(
                 module.Stepper._training_loss, throw(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
@@ -93,7 +93,7 @@ def patch(place, module, fault):
 
 
 def guarded(module, fault, error):
-    """`_read` of a part that raises an error."""
+    """`read_batch` of a part that raises an error."""
 
     class Part:
         def __init__(self, part):
@@ -104,7 +104,7 @@ def guarded(module, fault, error):
                 raise error
             return self.part.__getitems__(keys)
 
-    read = module._read
+    read = module.read_batch
     return lambda part, keys: read(Part(part), keys)
 
 

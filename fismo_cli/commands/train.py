@@ -1,6 +1,7 @@
 """`fismo train`: one run, from a preset to a trained model in a run directory."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,9 @@ def train(
         print_json(summary)
     match summary["status"]:
         case "diverged":
+            if (step := summary["kept_step"]) is not None:
+                kept = f"fismo export {shlex.quote(summary['run_dir'])} weights.safetensors --step {step}"
+                say(console, f"the weights of step {step} are kept: {kept}")
             raise typer.Exit(ExitCode.DIVERGED)
         case "interrupted":
             command = RunDirectory(Path(summary["run_dir"])).resume_command

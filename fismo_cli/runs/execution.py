@@ -119,8 +119,8 @@ def _carry_out(
                     summary = event.summary
         trainer.check()
     except KeyboardInterrupt:
-        steps = store.steps()
-        kept = f"after step {steps[-1]}; continue from there with: {run.resume_command}" if steps else "of this run"
+        step = store.newest()
+        kept = "of this run" if step is None else f"after step {step}; continue from there with: {run.resume_command}"
         raise AbortedError(f"stopped at once: nothing was saved {kept}", trainer.stopped_by) from None
     except Exception as error:
         if isinstance(error, FismoError) and not isinstance(error, QuietError):
@@ -130,6 +130,12 @@ def _carry_out(
             error.add_note(rescued)
         raise
     return summary
+
+
+def _close_quietly(sink: Sink) -> None:
+    """Closing writes, too, and by then all that matters is done."""
+    with suppress(Exception):
+        sink.close()
 
 
 class _Teller:
@@ -148,8 +154,7 @@ class _Teller:
         stack.callback(self._record.close)
         if prepared.loaded.preset.logging.tensorboard:
             tensorboard = TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step)
-            stack.enter_context(suppress(Exception))  # closing writes, too
-            stack.callback(tensorboard.close)
+            stack.callback(_close_quietly, tensorboard)
             self._others.insert(0, tensorboard)
 
     def __call__(self, event: Event) -> None:
@@ -173,12 +178,12 @@ def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, erro
     trainer = prepared.trainer
     problem = trainer.rescue(store, error)
     lost: str = "" if problem is None else f"step {trainer.step} could not be saved: {problem}. "
-    steps = store.steps()
-    if not steps:
+    step = store.newest()
+    if step is None:
         return lost or None
-    how = f"continue from step {steps[-1]} with: {run.resume_command}"
+    how = f"continue from step {step} with: {run.resume_command}"
     how += f" --nproc {trainer.world.size}" if trainer.world.size > 1 else ""
-    if run.weights.exists() and steps[-1] == trainer.step:
+    if run.weights.exists() and step == trainer.step:
         return f"{lost}The trained model is in {run.path}; {how}"
     return f"{lost}What was trained is kept; {how}"
 
@@ -335,6 +340,7 @@ def _events(
                     **event.summary,
                     "identity": run_identity(prepared.loaded.preset),
                     "optimizer_state_bytes": trainer.optimizer_state_bytes(),
+                    "kept_step": store.newest() if event.summary["status"] == "diverged" else None,
                 }
                 write_json(run.summary, summary)
                 yield Finished(summary)

@@ -20,6 +20,8 @@ from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Task
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
 from fismo_cli.training.evaluation import evaluation_mode
+from fismo_cli.training.loading import read_batch
+from fismo_cli.training.probe import untouched
 from fismo_cli.training.seeding import configure_torch, kept_rng_state, seed_everything
 from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.trainer import RunName, Trainer
@@ -67,7 +69,9 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
         initial_weights = weights_hash(model)
         if not spread:  # which may not find room on one device
             model.to(device)
-        _try_forward(loaded, task, model, torch.device("cpu") if spread else device)
+        tried_on = torch.device("cpu") if spread else device
+        _try_forward(loaded, task, model, tried_on)
+        _try_single_samples(loaded, task, model, tried_on, world)
         spread_model = spread_out(model, preset.train, world, device) if spread else None
         optimizer = build_optimizer(preset.optimizer, model, process_group=None if spread else world.group)
         trainer = Trainer(
@@ -97,7 +101,7 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
 def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> None:
     """Make sure that the model can take the data at all, by one sample; leaves model and generators as they are."""
     with kept_rng_state(), evaluation_mode(model), autocast(device, loaded.preset.train.precision):
-        batch = move(task.train.__getitems__([(0, 0)]), device)
+        batch = move(read_batch(task.train, [(0, 0)]), device)
         try:
             with explain_memory(device, lambda: "with a single sample. Make the model or the samples smaller"):
                 task.measure(model, batch)
@@ -108,6 +112,26 @@ def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: tor
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UsageError(
                 f"{loaded.preset.model.name} with these model.args cannot take this preset's data ({shapes}): {reason}"
+            ) from error
+
+
+def _try_single_samples(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device, world: World) -> None:
+    """Where training gives the model one sample at a time, make sure that it can train on one: batch norm may not."""
+    train = loaded.preset.train
+    if train.batch_size // train.accumulate // world.size > 1:
+        return
+    with evaluation_mode(model), untouched(model), autocast(device, train.precision):
+        batch = move(read_batch(task.train, [(0, 0)]), device)
+        model.train()
+        try:
+            task.measure(model, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"train.batch_size={train.batch_size} with train.accumulate={train.accumulate} in {world.size} "
+                f"process(es) gives the model one sample at a time, of which {loaded.preset.model.name}'s batch norm "
+                "can take no statistics: make it two at least"
             ) from error
 
 

@@ -127,13 +127,20 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """The step of the complete checkpoint with the lowest validation loss; None if there is none with one."""
-        losses: dict[int, float] = {}
+        losses = {step: loss for step, loss in self._losses().items() if loss is not None}
+        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+    def newest(self) -> int | None:
+        """The last step of which there is a complete checkpoint; None if there is none."""
+        return max(self._losses(), default=None)
+
+    def _losses(self) -> dict[int, float | None]:
+        """The validation losses of the complete checkpoints, by step."""
+        losses: dict[int, float | None] = {}
         for step in self.steps():
             with suppress(_BrokenError):
-                loss = _read_marker(self.path(step))["validation_loss"]
-                if loss is not None:
-                    losses[step] = loss
-        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+                losses[step] = _read_marker(self.path(step))["validation_loss"]
+        return losses
 
     def load(self, wanted: int | None = None) -> Loaded | None:
         """The newest checkpoint that is whole, with a sentence for each newer one that is not; None if there is none.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -27,7 +28,7 @@ from fismo_cli.training.data_order import Keys
 from fismo_cli.training.signals import LeaveError, StopRequest
 from fismo_cli.training.world import World
 
-__all__ = ["fetch", "take"]
+__all__ = ["fetch", "read_batch", "take"]
 
 END_SECONDS = 3.0
 """How long workers that were asked to end are given for the batch they are at."""
@@ -62,7 +63,7 @@ def fetch(
     if workers == 0:
         for batch_keys in keys:
             with waiting():
-                batch = _read(part, batch_keys)
+                batch = read_batch(part, batch_keys)
             yield {name: value.pin_memory() for name, value in batch.items()} if pin else batch
         return
     loader: DataLoader[Any] = DataLoader(
@@ -118,7 +119,7 @@ def take(
     return None if news == 1 else taken
 
 
-def _read(part: Part, keys: Keys) -> Batch:
+def read_batch(part: Part, keys: Keys) -> Batch:
     """A batch.
 
     Raises:
@@ -176,7 +177,7 @@ class _Guarded:
 
     def __getitems__(self, keys: Keys) -> Batch | _Failure:
         try:
-            return _read(self.part, keys)
+            return read_batch(self.part, keys)
         except FismoError as error:
             return _Failure(str(error), isinstance(error, UsageError), traceback.format_exc())
 
@@ -238,6 +239,7 @@ def _end(batches: Any, processes: Sequence[BaseProcess]) -> None:
 
 def _lost(processes: Sequence[BaseProcess], error: Exception) -> FismoError:
     """What to say of a loader that failed: mostly a worker has died."""
+    connection.wait([process.sentinel for process in processes], timeout=1.0)  # the pipe breaks a little earlier
     dead = next((process for process in processes if process.exitcode is not None), None)
     if dead is None or dead.exitcode is None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

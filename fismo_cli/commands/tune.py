@@ -14,6 +14,9 @@ from fismo_cli.preset.locate import DEFAULT_PRESET
 
 __all__ = ["tune"]
 
+LONGEST_NAME = 200
+"""Bytes of a study's name: those of a folder's, 255 as a rule, with room for more."""
+
 
 def tune(
     preset: Annotated[
@@ -87,8 +90,8 @@ def tune(
         ),
         (max_memory is not None and max_memory <= 0, f"--max-memory {max_memory}: must be positive"),
         (
-            study is not None and (study in ("", ".", "..") or "/" in study),
-            f"--study {study}: must be fit for a folder's name",
+            study is not None and not _fit_for_a_folder(study),
+            f"--study {study}: must be fit for a folder's name: one line of at most {LONGEST_NAME} bytes, without /",
         ),
     )
     with contextlib.suppress(OSError, ValueError):
@@ -131,6 +134,13 @@ def tune(
     print_study(console, summary)
     if as_json:
         print_json(summary)
+
+
+def _fit_for_a_folder(name: str) -> bool:
+    with contextlib.suppress(UnicodeEncodeError):
+        fits = 0 < len(name.encode()) <= LONGEST_NAME
+        return fits and name.isprintable() and "/" not in name and name.strip() not in ("", ".", "..")
+    return False
 
 
 def _check(*checks: tuple[bool, str]) -> None:

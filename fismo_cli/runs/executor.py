@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ class RunProcess:
     def step(self) -> int:
         """The last step that it logged; 0 before any."""
         for newest in self._unfinished():
-            with newest.open("rb") as file:
+            lines: list[bytes] = []
+            with contextlib.suppress(OSError), newest.open("rb") as file:
                 file.seek(max(0, newest.stat().st_size - _LAST))
                 lines = file.read().splitlines()
             for line in reversed(lines):
@@ -106,14 +108,19 @@ class RunProcess:
 
     def _unfinished(self) -> list[Path]:
         """The metrics of the run that goes on: of the newest that has not ended, where there is one."""
-        newest = max(self._runs.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-        return [] if newest is None or newest.with_name("summary.json").exists() else [newest]
+        with contextlib.suppress(OSError):  # somebody removes directories
+            newest = max(self._runs.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            return [] if newest is None or newest.with_name("summary.json").exists() else [newest]
+        return []
 
     def validations(self) -> list[tuple[int, dict[str, Any]]]:
         """Samples seen until, and metrics of, each evaluation on validation data so far."""
         found = []
         for file in self._unfinished():
-            for line in file.read_text(encoding="utf-8").splitlines():
+            text = ""
+            with contextlib.suppress(OSError):
+                text = file.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
                 with contextlib.suppress(ValueError):  # a line that is being written
                     event = json.loads(line)
                     if event.get("event") == "Evaluated" and event["split"] == "validation":
@@ -149,18 +156,21 @@ def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -
     """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed."""
     with whole_file(preset_file) as file:
         file.write_text(resolved_yaml(loaded), encoding="utf-8")
-    done = subprocess.run(
-        _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        env=_environment(loaded),
-        preexec_fn=end_with_parent,
-    )
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        return Failure(done.returncode, lines[-1].removeprefix("error: ") if lines else "it said nothing")
-    result: dict[str, Any] = json.loads(done.stdout)
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as messages:
+        # Into files: a pipe would be waited for as long as any process that the run has left behind holds it.
+        done = subprocess.run(
+            _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
+            stdin=subprocess.DEVNULL,
+            stdout=answer,
+            stderr=messages,
+            env=_environment(loaded),
+            preexec_fn=end_with_parent,
+        )
+        answer.seek(0)
+        messages.seek(0)
+        if done.returncode != 0:
+            return Failure(done.returncode, _what_it_said(messages.read()))
+        result: dict[str, Any] = json.loads(answer.read())
     return result
 
 
@@ -190,9 +200,14 @@ def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dic
 
 def _last_line(log: Path) -> str:
     try:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return _what_it_said(log.read_bytes())
     except OSError:
-        lines = []
+        return "it said nothing"
+
+
+def _what_it_said(messages: bytes) -> str:
+    """The last error, or else the last line."""
+    lines = [line for line in messages.decode("utf-8", errors="replace").splitlines() if line.strip()]
     # What follows an error says what is kept.
     errors = [line for line in lines if line.startswith(("error: ", "unexpected error: ", "preset error: "))]
     return (errors or lines)[-1].removeprefix("error: ") if lines else "it said nothing"

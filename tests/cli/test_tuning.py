@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fismo_cli.commands.tune import tune
 from fismo_cli.errors import DivergedError, FismoError, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.search_checks import space_notes
@@ -522,6 +523,31 @@ def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
     assert executor._environment(loaded)["OMP_NUM_THREADS"] == "3"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert executor._environment(loaded, [1, 2])["CUDA_VISIBLE_DEVICES"] == "1,2"
+
+
+def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
+    left = "sleep 60 & echo 'error: no such file: x.png' >&2; echo 'kept: nothing' >&2; exit 2"
+    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sh", "-c", left])
+    begun = time.monotonic()
+    failure = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml")
+    assert failure == executor.Failure(2, "no such file: x.png")
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", " ", "a/b", "a\nb", "a\0b", "ü" * 101, "a\udcff"])
+def test_names_that_no_folder_has_are_refused(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="must be fit for a folder's name"):
+        tune(preset="digits-vit", study=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_wrong_argument_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        tune(preset="digits-vit", trials=-3, workers=0, sampler="annealing", repeats=0, max_memory=-1.0)
+    for text in ("--trials -3", "--workers 0", "--sampler annealing", "--repeats 0", "--max-memory -1.0"):
+        assert text in str(caught.value)
 
 
 # Storages.

@@ -15,7 +15,7 @@ from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import ImagePreset, Preset
 from fismo_cli.tasks.base import Task
 
-__all__ = ["build_model", "load_model_dir", "model_notes", "save_flat", "save_model"]
+__all__ = ["build_model", "load_model_dir", "model_notes", "save_flat", "save_model", "saved_classes"]
 
 _NOTES = "fismo_notes"
 
@@ -105,6 +105,19 @@ def load_model_dir(run_or_model_dir: Path, preset: Preset, task: Task) -> nn.Mod
     tokenizer = getattr(task, "tokenizer", None)
     network = transformers_models.load_directory(run_or_model_dir, task.model_args, preset.data.block_size, tokenizer)
     return network.float().eval()
+
+
+def saved_classes(run_or_model_dir: Path, preset: Preset) -> list[str] | None:
+    """The names of a saved model's classes, in the order of its outputs; None if it has none.
+
+    Raises:
+        UsageError: Its configuration cannot be read.
+    """
+    if not isinstance(preset, ImagePreset):
+        return None
+    from fismo_cli import timm_models
+
+    return timm_models.saved_classes(run_or_model_dir)
 
 
 def _refuse_other_model(run_dir: Path, preset: Preset) -> None:

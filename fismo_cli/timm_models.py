@@ -17,7 +17,7 @@ from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
 from fismo_cli.weights_file import readable_weights
 
-__all__ = ["build", "load_directory", "model_statistics", "save_directory", "size_arguments"]
+__all__ = ["build", "load_directory", "model_statistics", "save_directory", "saved_classes", "size_arguments"]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _WEIGHTS_OPTIONS = {
@@ -239,6 +239,17 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UsageError(f"model.pretrained: {path} holds no weights of a model")
     return dict(weights)
+
+
+def saved_classes(path: Path) -> list[str] | None:
+    """The names of a saved model's classes; None if there is no model, or it does not say.
+
+    Raises:
+        UsageError: Its configuration cannot be read.
+    """
+    folder = _model_folder(path)
+    names = _read_config(folder).get("label_names") if folder is not None else None
+    return [str(name) for name in names] if names else None
 
 
 def load_directory(

@@ -18,7 +18,10 @@ _SOURCE_KEYS: dict[str, set[str]] = {
     "torchvision": {"path", "name", "splits", "download"},
     "stdlib-source": set(),
     "text-files": {"path"},
-    "huggingface": {"path", "name", "config_name", "splits", "image_column", "label_column", "text_column"},
+    "huggingface": {
+        *("path", "name", "config_name", "splits", "image_column", "label_column", "text_column"),
+        "skip_unreadable",
+    },
 }
 """Which of the keys that not every source uses each source does use."""
 
@@ -60,7 +63,8 @@ class ImageDataConfig(Config):
         default={}, description="huggingface, image-folder: names of the splits where they are not the usual ones."
     )
     skip_unreadable: bool = Field(
-        default=False, description="image-folder: leave out files that cannot be read, with a note; else refuse them."
+        default=False,
+        description="image-folder, huggingface: leave out images that cannot be read, with a note; else refuse.",
     )
     image_column: str = Field(default="image", description="huggingface: the column that holds the images.")
     label_column: str = Field(default="label", description="huggingface: the column that holds the labels.")

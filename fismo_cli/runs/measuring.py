@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fismo_cli.errors import UsageError
-from fismo_cli.models import load_model_dir
+from fismo_cli.models import load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, say_where
+from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, names_other_source, say_where
 from fismo_cli.tasks import build_task
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
@@ -41,7 +41,8 @@ def measure(
     device = choose_device(preset.train.device)
     run = RunDirectory(run_dir)
     try:
-        task = build_task(preset)
+        cut = not names_other_source(run, preset)
+        task = build_task(preset, known=saved_classes(run_dir, preset), split=cut)
     except UsageError as error:
         raise say_where(run, preset, error) from error
     identity = task.description.get("identity")

@@ -12,7 +12,15 @@ from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.tasks.identity import Identity, changes
 
-__all__ = ["check_as_recorded", "check_as_trained", "data_of_run", "names_other_data", "refuse_other_data", "say_where"]
+__all__ = [
+    "check_as_recorded",
+    "check_as_trained",
+    "data_of_run",
+    "names_other_data",
+    "names_other_source",
+    "refuse_other_data",
+    "say_where",
+]
 
 _NO_OTHER_DATA = {"workers", "cache_dir", "download"}
 """Keys under `data` that say how it is read, not what is read."""
@@ -95,6 +103,15 @@ def names_other_data(run: RunDirectory, preset: Preset) -> bool:
     """Whether a preset names other data than that of a run."""
     saved = load_preset(str(run.preset)).preset
     return saved.data.model_dump(exclude=_NO_OTHER_DATA) != preset.data.model_dump(exclude=_NO_OTHER_DATA)
+
+
+def names_other_source(run: RunDirectory, preset: Preset) -> bool:
+    """Whether a preset names other data than that of a run, and leaves open which shares of it are held out."""
+    before, now = load_preset(str(run.preset)).preset.data, preset.data
+    sources = ("source", "path", "name", "config_name", "splits")
+    shares = ("validation_fraction", "test_fraction", "split_seed")
+    same = {key: getattr(before, key, None) == getattr(now, key, None) for key in (*sources, *shares)}
+    return not all(same[key] for key in sources) and all(same[key] for key in shares)
 
 
 def say_where(run: RunDirectory | None, preset: Preset, error: UsageError) -> UsageError:

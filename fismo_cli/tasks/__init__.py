@@ -7,16 +7,20 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImagePreset, Preset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fismo_cli.tasks.base import Task
 
 __all__ = ["build_task"]
 
 
-def build_task(preset: Preset) -> "Task":
+def build_task(preset: Preset, *, known: "Sequence[str] | None" = None, split: bool = True) -> "Task":
     """The task that a preset describes, with its data opened (and downloaded or tokenised where that is asked for).
 
     Args:
         preset: A validated preset.
+        known: The classes of a model that is to be measured on images; None for training.
+        split: Cut off the parts that the source of images does not have.
 
     Returns:
         The task. Image tasks keep their images in memory where that is sensible, text tasks their tokens.
@@ -33,7 +37,7 @@ def build_task(preset: Preset) -> "Task":
     if isinstance(preset, ImagePreset):
         from fismo_cli.tasks.images import build_image_task
 
-        return build_image_task(preset)
+        return build_image_task(preset, known=known, split=split)
     from fismo_cli.tasks.text import build_text_task
 
     return build_text_task(preset)

@@ -16,17 +16,20 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
 from fismo_cli.tasks.identity import Group, group
-from fismo_cli.tasks.image_collections import Images, ImageSource, IndexedImages
-from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.tasks.text_sources import CHUNK_BYTES, Documents, TextSource
 
-__all__ = ["ColumnDocuments", "load_hub_images", "load_hub_text"]
+__all__ = ["ColumnDocuments", "library", "load_hub_text", "load_splits", "record", "require_column"]
 
 _USUAL = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        UsageError: It is not installed.
+    """
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -34,9 +37,15 @@ def _library() -> Any:
     return datasets
 
 
-def _load_splits(data: ImageDataConfig | TextDataConfig) -> dict[str, Any]:
-    """The splits of a data set by part: from a `save_to_disk` folder, any folder, a builder and its folder, the hub."""
-    datasets = _library()
+def load_splits(data: ImageDataConfig | TextDataConfig, *, training: bool = True) -> dict[str, Any]:
+    """The splits of a data set by part: from a `save_to_disk` folder, any folder, a builder and its folder, the hub.
+
+    With `training` there must be one to train on; without, any one will do.
+
+    Raises:
+        UsageError: The data set cannot be loaded, or lacks a split.
+    """
+    datasets = library()
     name = str(data.name)
     folder = Path(name)
     if data.path is not None and not isinstance(data.path, str):
@@ -59,58 +68,21 @@ def _load_splits(data: ImageDataConfig | TextDataConfig) -> dict[str, Any]:
     splits: dict[str, Any] = {}
     for part, usual in _USUAL.items():
         wanted = data.splits.get(part)  # type: ignore[call-overload]
-        if wanted is not None and wanted not in found:
+        if training and wanted is not None and wanted not in found:
             raise UsageError(f"data.splits.{part}: {name} has no split {wanted}; it has {', '.join(found)}")
         for split in split_names(part, data.splits, usual):  # type: ignore[arg-type]
             if split in found:
                 splits[part] = found[split]
                 break
-    if "train" not in splits:
+    if "train" not in splits and (training or not splits):
         raise UsageError(f"data.splits.train: {name} has no split train; name one of {', '.join(found)}")
     return splits
 
 
-def _require_column(dataset: Any, column: str, key: str) -> None:
+def require_column(dataset: Any, column: str, key: str) -> None:
+    """Refuse a data set without a column that `data.<key>` names."""
     if column not in dataset.column_names:
         raise UsageError(f"data.{key}: no column {column}; the data set has {', '.join(dataset.column_names)}")
-
-
-def load_hub_images(data: ImageDataConfig) -> ImageSource:
-    """Images and labels of a data set.
-
-    Raises:
-        UsageError: The data set cannot be loaded, or lacks the columns.
-    """
-    datasets = _library()
-    splits = _load_splits(data)
-    classes: tuple[str, ...] | None = None
-    parts: dict[str, Images] = {}
-    for part, original in splits.items():
-        _require_column(original, data.image_column, "image_column")
-        _require_column(original, data.label_column, "label_column")
-        dataset = original
-        if not isinstance(dataset.features[data.image_column], datasets.Image):
-            dataset = dataset.cast_column(data.image_column, datasets.Image())
-        feature = dataset.features[data.label_column]
-        raw = dataset.with_format("numpy", columns=[data.label_column])[:][data.label_column]
-        if isinstance(feature, datasets.ClassLabel):
-            names = tuple(feature.names)
-            labels = np.asarray(raw, np.int64)
-        elif np.issubdtype(np.asarray(raw).dtype, np.integer):
-            labels = np.asarray(raw, np.int64)
-            whole = IndexedImages(dataset, data.image_column, labels, np.arange(len(labels)))
-            names = numbered_classes([whole], f"data.label_column: the {part} part")
-        else:
-            strings = [str(value) for value in raw]
-            names = classes or tuple(sorted(set(strings)))
-            number = {name: i for i, name in enumerate(names)}
-            unknown = sorted(set(strings) - set(names))
-            if unknown:
-                raise UsageError(f"data.label_column: {part} has the class {unknown[0]}, which train does not have")
-            labels = np.array([number[value] for value in strings], np.int64)
-        classes = classes or names
-        parts[part] = IndexedImages(dataset, data.image_column, labels, np.arange(len(labels)))
-    return ImageSource(parts, classes or (), _record(data, splits))
 
 
 @dataclass(frozen=True)
@@ -174,13 +146,13 @@ def load_hub_text(data: TextDataConfig) -> TextSource:
     Raises:
         UsageError: The data set cannot be loaded, lacks the column, or has no rows.
     """
-    datasets = _library()
-    splits = _load_splits(data)
+    datasets = library()
+    splits = load_splits(data)
     parts: dict[str, Documents] = {}
     identity: dict[str, dict[str, Group]] = {}
     notes: list[str] = []
     for part, dataset in splits.items():
-        _require_column(dataset, data.text_column, "text_column")
+        require_column(dataset, data.text_column, "text_column")
         feature = dataset.features[data.text_column]
         if not (isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")):
             raise UsageError(f"data.text_column: {data.text_column} is {feature}; a column of text is needed")
@@ -193,10 +165,11 @@ def load_hub_text(data: TextDataConfig) -> TextSource:
             notes.append(f"left out {len(lengths) - len(kept):,} of {len(lengths):,} rows of the {part} part: no text")
         parts[part] = ColumnDocuments(column, data.text_column, kept, sha256)
         identity[part] = {data.text_column: {"count": len(lengths), "sha256": sha256}}
-    return TextSource(parts, _record(data, splits), identity, tuple(notes))
+    return TextSource(parts, record(data, splits), identity, tuple(notes))
 
 
-def _record(data: ImageDataConfig | TextDataConfig, splits: dict[str, Any]) -> dict[str, Any]:
+def record(data: ImageDataConfig | TextDataConfig, splits: dict[str, Any]) -> dict[str, Any]:
+    """What to record about a data set."""
     return {
         "name": data.name,
         "config_name": data.config_name,

@@ -74,7 +74,8 @@ def note_copies(parts: Mapping[str, FileImages]) -> list[str]:
             common = sorted(hashes[first].keys() & hashes[second].keys(), key=lambda key: hashes[first][key])
             if common:
                 example = f"{hashes[first][common[0]]} is {hashes[second][common[0]]}"
-                notes.append(f"{counted(len(common), 'image')} of {first} are in {second}, too: {example}")
+                verb = "is" if len(common) == 1 else "are"
+                notes.append(f"{counted(len(common), 'image')} of {first} {verb} in {second}, too: {example}")
     return notes
 
 

@@ -139,9 +139,13 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not _is_hidden(entry.name)]
-    yield folder, [entry.name for entry in visible if entry.is_file()]
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+    # A link to nothing is a file that cannot be read, and will be named so.
+    yield folder, [entry.name for entry in visible if entry.is_file() or (entry.is_symlink() and not entry.is_dir())]
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, (*above, real))

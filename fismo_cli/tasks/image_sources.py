@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
-from fismo_cli.tasks.image_checks import note_copies
+from fismo_cli.tasks.image_checks import counted, note_copies
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, Labels, identity_of
 from fismo_cli.tasks.image_files import FileImages
 from fismo_cli.tasks.image_folder import load_image_folder
@@ -72,6 +72,8 @@ def load_images(
     elif set(parts) == {"train"}:
         parts = {"test": parts["train"]}
         notes.append(f"the data has no test part of its own: all {len(parts['test'].labels)} images are the test")
+    if known is None:
+        notes += _note_unseen(source)
     notes += note_copies({name: part for name, part in parts.items() if isinstance(part, FileImages)})
     return ImageSource(parts, source.classes, {**source.record, "identity": identity}, tuple(notes))
 
@@ -81,17 +83,17 @@ def _open(data: ImageDataConfig, known: Sequence[str] | None, progress: Progress
         case "digits":
             return _load_digits()
         case "npz":
-            return _load_npz(Path(str(data.path)).expanduser())
+            return _load_npz(Path(str(data.path)).expanduser(), known)
         case "image-folder":
             return load_image_folder(data, known, progress)
         case "torchvision":
             from fismo_cli.tasks.torchvision_images import load_torchvision
 
-            return load_torchvision(data)
+            return load_torchvision(data, known)
         case "huggingface":
-            from fismo_cli.tasks.huggingface import load_hub_images
+            from fismo_cli.tasks.huggingface_images import load_hub_images
 
-            return load_hub_images(data)
+            return load_hub_images(data, known, progress)
 
 
 def _cut_off(parts: dict[str, Images], data: ImageDataConfig) -> None:
@@ -103,6 +105,14 @@ def _cut_off(parts: dict[str, Images], data: ImageDataConfig) -> None:
                 parts["train"], parts[name] = parts["train"].subset(kept), parts["train"].subset(held_out)
                 if len(kept) == 0:
                     raise UsageError(f"data.source {data.source}: the train part is empty")
+
+
+def _note_unseen(source: ImageSource) -> list[str]:
+    unseen = np.setdiff1d(np.arange(len(source.classes)), source.parts["train"].labels).tolist()
+    if not unseen:
+        return []
+    named = ", ".join(source.classes[label] for label in unseen[:5]) + (" ..." if len(unseen) > 5 else "")
+    return [f"{counted(len(unseen), 'class', 'classes')} of {len(source.classes)} without a training image: {named}"]
 
 
 def _without_unlabelled(source: ImageSource) -> ImageSource:
@@ -154,15 +164,20 @@ def _check_labels(source: ImageSource, what: str) -> None:
             raise UsageError(f"{what}: the {name} part has the label {called}, which the training part does not have")
 
 
-def numbered_classes(parts: Iterable[Images], what: str) -> tuple[str, ...]:
+def numbered_classes(labels: Iterable[Labels], what: str, *, at_least: int = 0) -> tuple[str, ...]:
     """Names of classes that have none: their numbers.
+
+    Args:
+        labels: Those of each part.
+        what: What they are of, for an error.
+        at_least: Classes that are known to exist.
 
     Raises:
         UsageError: The largest label is not below the number of images, so that labels cannot count classes from 0.
     """
-    labels = [part.labels for part in parts]
-    largest, images = max(int(part.max(initial=-1)) for part in labels), sum(len(part) for part in labels)
-    if largest >= max(images, 1):
+    every = list(labels)
+    largest, images = max(int(part.max(initial=-1)) for part in every), sum(len(part) for part in every)
+    if largest >= max(images, at_least, 1):
         raise UsageError(
             f"{what} has the label {largest} but only {images} images; labels must count the classes from 0"
         )
@@ -189,7 +204,7 @@ def read_digits() -> tuple[NDArray[np.float64], Labels]:
     return digits.images, digits.target.astype(np.int64)
 
 
-def _load_npz(path: Path) -> ImageSource:
+def _load_npz(path: Path, known: Sequence[str] | None) -> ImageSource:
     if not path.is_file():
         raise UsageError(f"data.path: {path} is not a file; an .npz file with x_train and y_train is needed")
     try:
@@ -202,12 +217,18 @@ def _load_npz(path: Path) -> ImageSource:
         raise UsageError(f"{path}: not a readable .npz file of plain arrays; {_NPZ_REMEDY}") from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise UsageError(f"{path}: holds files that are no arrays; {_NPZ_REMEDY}")
-    suffix = "_train" if "x_train" in arrays or "y_train" in arrays else ""
-    parts: dict[str, Images] = {"train": _npz_part(path, arrays, suffix)}
-    for name, other in (("validation", "_val"), ("validation", "_validation"), ("test", "_test")):
+    suffix = "_train" if any(key in arrays for key in ("x_train", "y_train")) else ""
+    others = (("validation", "_val"), ("validation", "_validation"), ("test", "_test"))
+    if known is not None and not suffix and "x" not in arrays:  # a model can be measured on a test part alone
+        suffix = next((other for _, other in others if f"x{other}" in arrays), "")
+    parts: dict[str, Images] = {}
+    if suffix in ("", "_train"):
+        parts["train"] = _npz_part(path, arrays, suffix)
+    for name, other in others:
         if suffix and (f"x{other}" in arrays or f"y{other}" in arrays):
             parts[name] = _npz_part(path, arrays, other)
-    return ImageSource(parts, numbered_classes(parts.values(), str(path)))
+    labels = [part.labels for part in parts.values()]
+    return ImageSource(parts, numbered_classes(labels, str(path), at_least=len(known or ())))
 
 
 def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> ArrayImages:

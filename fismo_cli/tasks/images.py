@@ -122,7 +122,7 @@ def build_image_task(
     parts = {
         name: build_part(images, data, mean, std, training_seed=preset.train.seed if name == "train" else None)
         for name, images in source.parts.items()
-        if name != "train" or known is None
+        if name != "train" or known is None or len(source.parts) == 1
     }
     return ImageTask(
         train=parts.get("train") or next(iter(parts.values())),

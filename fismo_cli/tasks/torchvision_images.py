@@ -5,6 +5,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, IndexedImages
+from fismo_cli.tasks.image_files import read_image
 from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
 
@@ -21,8 +23,12 @@ __all__ = ["load_torchvision"]
 _TORCHVISION_SPLITS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def load_torchvision(data: ImageDataConfig) -> ImageSource:
+def load_torchvision(data: ImageDataConfig, known: Sequence[str] | None) -> ImageSource:
     """The data set that `data.name` names, downloaded where that is asked for.
+
+    Args:
+        data: Its name, folder and splits.
+        known: The classes of a model that is measured, for which there need not be a training part.
 
     Raises:
         UsageError: torchvision has no such data set, or it is not there and cannot be had.
@@ -40,6 +46,8 @@ def load_torchvision(data: ImageDataConfig) -> ImageSource:
     common: dict[str, Any] = {"root": data.path}
     if "download" in accepted:
         common["download"] = data.download
+    if "loader" in accepted:  # the library's own makes colour of 16 bits by cutting them off
+        common["loader"] = read_image
     if "train" in accepted:
         options: dict[str, Sequence[dict[str, Any]]] = {"train": [{"train": True}], "test": [{"train": False}]}
     elif "split" in accepted:
@@ -49,15 +57,17 @@ def load_torchvision(data: ImageDataConfig) -> ImageSource:
         }
     else:
         options = {"train": [{}]}
+    required = {"train", *data.splits} if known is None else set(list(options)[-1:])
     parts: dict[str, Images] = {}
     classes: tuple[str, ...] = ()
     for part, choices in options.items():
-        dataset = _open_torchvision(kind, common, choices, required=part == "train" or part in data.splits)
+        dataset = _open_torchvision(kind, common, choices, required=part in required)
         if dataset is not None:
             parts[part] = _from_torchvision(dataset)
             classes = classes or tuple(str(name) for name in getattr(dataset, "classes", ()))
     if not classes:
-        classes = numbered_classes(parts.values(), f"data.name: {data.name}")
+        labels = [part.labels for part in parts.values()]
+        classes = numbered_classes(labels, f"data.name: {data.name}", at_least=len(known or ()))
     return ImageSource(parts, classes, {"name": data.name, "path": data.path})
 
 
@@ -107,4 +117,15 @@ def _from_torchvision(dataset: Any) -> Images:
             elif pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3):  # SVHN and STL10 put channels first
                 pixels = pixels.transpose(0, 2, 3, 1)
             return ArrayImages(np.ascontiguousarray(pixels), labels)
-    return IndexedImages(dataset, 0, labels, np.arange(len(labels)))
+    return IndexedImages(dataset, 0, labels, np.arange(len(labels)), _file_names(dataset, len(labels)))
+
+
+def _file_names(dataset: Any, count: int) -> list[str] | None:
+    """The name and the size of each sample's file, where the data set has a list of them."""
+    for attribute in ("samples", "_samples", "imgs", "_image_files", "_images", "images"):
+        files = getattr(dataset, attribute, None)
+        if isinstance(files, Sequence) and len(files) == count and count:
+            paths = [file[0] if isinstance(file, tuple | list) else file for file in files]
+            if all(isinstance(path, str | Path) and Path(path).is_file() for path in paths):
+                return [f"{Path(path).name} {Path(path).stat().st_size}" for path in paths]
+    return None

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
+from fismo_cli.errors import UsageError
 from fismo_cli.tasks import build_task
-from tests.cli.test_images import preset
+from fismo_cli.tasks.image_files import image_endings, look_at, read_image
+from tests.cli.test_images import everything, preset
 
 
 def draw(folder: Path, count: int = 6, seed: int = 0, size: int = 8, end: str = "png") -> Path:
@@ -76,3 +78,199 @@ def test_identity_of_arrays_is_of_pixels_labels_and_order(tmp_path):
     assert identity(changed, labels)["1"] != first["1"]
     order = rng.permutation(40)
     assert identity(pixels[order], labels[order]) != first
+
+
+def test_hidden_files_and_folders_are_no_data(pets):
+    before = of(pets).description
+    shutil.copytree(pets / "train/cat", pets / "train/cat/.ipynb_checkpoints")
+    shutil.copytree(pets / "train/cat", pets / "train/__MACOSX")
+    draw(pets / "train/.ipynb_checkpoints")
+    (pets / "train/dog/._00.png").write_bytes(b"\0\5\26\7 of a Mac")
+    (pets / "train/dog/.DS_Store").write_bytes(b"\0")
+    task = of(pets)
+    assert task.description == before
+    assert task.notes == ()
+
+
+def test_a_class_needs_a_training_image(pets):
+    (pets / "train/bird").mkdir()
+    (pets / "train/bird/notes.txt").write_text("none yet")
+    task = of(pets)
+    assert task.description["classes"] == ["cat", "dog"]
+    assert task.notes == (f"no class: bird in {pets / 'train'} (without images)", "left out, as no images: 1 .txt")
+    draw(pets / "test/bird")
+    with pytest.raises(UsageError, match="test/bird: the training part has no class bird"):
+        of(pets)
+
+
+def test_what_is_no_image_is_counted_and_the_rest_is_read(pets):
+    for name in ("a.txt", "b.TXT", "c.pdf", "none"):
+        (pets / "train/cat" / name).write_text("text")
+    draw(pets / "train", count=2)
+    for end in ("gif", "TIF", "webp", "bmp", "ppm", "jp2", "tga", "Jpeg", "ico", "pcx"):
+        draw(pets / "train/dog", count=1, end=end, size=16)
+    task = of(pets)
+    assert task.description["samples"] == {"train": 22, "test": 12}
+    assert task.notes == (
+        f"left out: 2 images in {pets / 'train'} itself, in no class's folder",
+        "left out, as no images: 2 .txt, 1 .pdf, 1 without ending",
+    )
+    everything(task.train)
+    assert not image_endings() & {".pdf", ".mp4", ".h5", ".txt", ".eps", ".npy"}
+
+
+def test_folders_that_are_parts_are_not_taken_for_classes(pets, tmp_path):
+    (pets / "train").rename(pets / "Training")
+    (pets / "test").rename(pets / "Testing")
+    with pytest.raises(UsageError, match="Testing, Training look like parts, not like classes"):
+        of(pets)
+    assert of(pets, splits={"train": "Training", "test": "Testing"}).description["samples"]["train"] == 12
+
+
+def test_links_in_circles_end(pets):
+    (pets / "train/cat/all").symlink_to(pets / "train/cat")
+    (pets / "train/cat/dogs").symlink_to(pets / "train/dog")
+    assert of(pets).description["samples"]["train"] == 18
+
+
+RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+
+
+def seen(image, tmp_path, name):
+    image.save(tmp_path / name)
+    return np.asarray(read_image(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["ramp.png", "ramp.tif", "ramp.jp2", "ramp.ppm"])
+def test_sixteen_bits_are_scaled_by_the_files_depth(tmp_path, name):
+    expected = np.round(RAMP / 65535 * 255)
+    assert np.abs(seen(Image.fromarray(RAMP), tmp_path, name) - expected).max() <= (name == "ramp.jp2")
+
+
+def test_other_depths_are_scaled_or_refused(tmp_path):
+    twelve = (RAMP >> 4).astype(np.uint16)  # packed, as microscopes and cameras write them
+    pairs = twelve.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+    data = packed.astype(np.uint8).tobytes()
+    tags = [(256, 8), (257, 8), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, len(data))]
+    table = b"".join(np.array([tag, 4, 1, 0, value, 0], "<u2").tobytes() for tag, value in tags)
+    header = b"II*\0" + np.array([8 + len(data)], "<u4").tobytes()
+    (tmp_path / "12.tif").write_bytes(header + data + np.array([len(tags)], "<u2").tobytes() + table + b"\0" * 4)
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / "12.tif"))), np.round(twelve / 4095 * 255))
+    for name, image in (
+        ("float.tif", Image.fromarray(np.float32(RAMP))),
+        ("32.tif", Image.fromarray(np.int32(RAMP))),
+    ):
+        image.save(tmp_path / name)
+        with pytest.raises(UsageError, match=f"{name}: .* no known range; convert it to 8 or 16 bits"):
+            read_image(str(tmp_path / name))
+        with (tmp_path / name).open("rb") as stream:
+            assert "no known range" in look_at(stream).problem
+
+
+def test_depths_and_transparency_are_noted(pets):
+    Image.fromarray(RAMP).save(pets / "train/cat/00.png")
+    Image.new("LA", (8, 8), (200, 0)).save(pets / "train/cat/01.png")
+    Image.new("P", (8, 8)).save(pets / "train/cat/02.png", transparency=bytes([0, 100]))
+    task = of(pets)
+    assert task.notes == (
+        "1 image has more than 8 bits a pixel, 23 have 8: each is scaled by the depth of its file",
+        "2 images have transparency, which is dropped: the colours below are seen",
+    )
+    assert everything(task.train)["images"][1].unique().tolist() == [pytest.approx(200 / 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_other_modes_are_what_pillow_converts_them_to(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (8, 8, 4), np.uint8), "RGBA").convert("RGB").convert(mode)
+    name = "image.png" if mode in ("1", "L", "P", "LA", "RGBA") else "image.jpg"
+    image.save(tmp_path / name)
+    with Image.open(tmp_path / name) as stored:
+        expected = np.asarray(stored.convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(str(tmp_path / name)).convert("RGB")), expected)
+
+
+def test_the_first_frame_is_seen(tmp_path):
+    frames = [Image.new("L", (8, 8), value) for value in (50, 200)]
+    for name in ("film.gif", "film.tif", "film.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        image = read_image(str(tmp_path / name)).convert("L")
+        assert np.abs(np.asarray(image).astype(int) - 50).max() <= 2, name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_exif_says(pets, tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    corner = np.zeros((8, 16), np.uint8)
+    corner[:4, :8] = 255
+    for name in ("turned.jpg", "turned.png", "turned.webp"):
+        Image.fromarray(corner).convert("RGB").save(tmp_path / name, exif=exif, quality=95)
+        with Image.open(tmp_path / name) as stored:
+            expected = np.asarray(ImageOps.exif_transpose(stored))
+        found = np.asarray(read_image(str(tmp_path / name)))
+        assert np.array_equal(found, expected), name
+    # By the standard's own words, 6 is a quarter turn to the right.
+    if orientation == 6:
+        assert found.shape[:2] == (16, 8)
+        assert found[:8, 4:].mean() > 250
+        assert found[:, :4].mean() < 5
+
+
+def damage(folder):
+    """Broken in several ways, with what is said of each."""
+    cat = folder / "train/cat"
+    for name, size in (("a.png", 60), ("b.jpg", 300), ("c.gif", 90), ("d.webp", 100), ("e.bmp", 100), ("f.tif", 80)):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)).save(cat / name)
+        (cat / name).write_bytes((cat / name).read_bytes()[:size])
+    (cat / "g.png").write_bytes(b"")
+    (cat / "h.jpg").write_text("<html>404</html>")
+    Image.new("1", (20000, 20000)).save(cat / "i.png")
+    (cat / "j.png").symlink_to(cat / "gone.png")
+
+
+def test_all_unreadable_files_are_named_before_training(pets):
+    before = of(pets).description["identity"]
+    damage(pets)
+    with pytest.raises(UsageError) as caught:
+        of(pets)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "10 images cannot be read; remove or replace them, or set data.skip_unreadable:"
+    assert [line.split("/")[-1][0] for line in lines[1:]] == list("abcdefghij")
+    assert any(line.endswith("i.png: 400 megapixels, more than the 179 that Pillow reads") for line in lines)
+    assert any(line.endswith("g.png: the file is empty") for line in lines)
+    assert any(line.endswith("h.jpg: not an image that Pillow knows") for line in lines)
+    assert any(line.endswith("j.png: No such file or directory") for line in lines)
+    task = of(pets, skip_unreadable=True)
+    assert task.description["samples"]["train"] == 12
+    assert task.description["identity"] == before
+    assert len(task.notes) == 1
+    assert task.notes[0].startswith("left out: 10 images that cannot be read (")
+
+
+def test_what_goes_bad_later_is_named(pets):
+    task = of(pets)
+    file = pets / "train/dog/03.png"
+    data = bytearray(file.read_bytes())
+    data[45:60] = bytes(15)
+    file.write_bytes(data)  # a header and an end are there
+    with pytest.raises(UsageError, match=r"dog/03.png: not a readable image \(.*\); remove or replace the file"):
+        everything(task.train)
+    file.unlink()
+    with pytest.raises(UsageError, match=r"dog/03.png: not a readable image \(No such file or directory\)"):
+        everything(task.train)
+
+
+def test_a_jpeg_with_something_after_its_end_is_fine(pets):
+    path = pets / "train/cat/00.jpg"
+    Image.new("L", (8, 8), 90).save(path)
+    path.write_bytes(path.read_bytes() + b"\r\n--boundary--")
+    assert of(pets).description["samples"]["train"] == 13
+
+
+def test_copies_in_two_parts_are_noted(pets):
+    shutil.copy(pets / "train/cat/02.png", pets / "test/dog/zz.png")
+    task = of(pets)
+    first, second = pets / "train/cat/02.png", pets / "test/dog/zz.png"
+    assert task.notes == (f"1 image of train is in test, too: {first} is {second}",)

@@ -53,7 +53,7 @@ LOOK_SECONDS = 2.0
 """How often the storage is read for what other workers did."""
 
 RESTARTS = 1
-"""How often a run that the system killed is started again, before the trial counts as failed."""
+"""How often a run that was killed or failed goes on from its last checkpoint, before the trial counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,9 @@ class _Pool:
         elif isinstance(outcome, RunDirectory):
             job.process = None
             self._take(job, outcome)
-        elif (outcome.code < 0 or outcome.code > 128) and job.restarts < RESTARTS:  # by a signal, saved or not
+        elif (
+            outcome.code < 0 or outcome.code > 128 or outcome.code == ExitCode.FAILED
+        ) and job.restarts < RESTARTS:  # by a signal, or by an accident: a data worker that died, a disk that was full
             job.process, job.restarts = None, job.restarts + 1
         else:
             by = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"exit code {outcome.code}"

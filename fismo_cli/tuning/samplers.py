@@ -1,6 +1,6 @@
 """Optuna's samplers and pruners by name, and what this tool asks of them besides.
 
-A trial's draws depend on the study's seed, the trial's number and the trials before it alone, not on which process
+A trial's draws depend on the study's seed, how many were drawn before, and their results alone, not on which process
 draws. So workers never draw the same points, and a study that was killed and goes on draws what it would have drawn.
 """
 
@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from fismo_cli.tuning.ledger import root
 from fismo_cli.tuning.search_space import Choice, Space
 
 __all__ = ["StartThenSample", "distributions", "frozen", "make_pruner"]
@@ -56,7 +57,7 @@ class StartThenSample(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All of the space for the starting point, else what the sampler says."""
-        self._inner = self._seeded(trial.number)
+        self._inner = self._seeded(_turn(study, trial))
         return self._distributions if trial.number == 0 else self._inner.infer_relative_search_space(study, trial)
 
     def sample_relative(
@@ -89,6 +90,12 @@ class StartThenSample(BaseSampler):
                 return GPSampler(seed=seed, n_startup_trials=self._startup, deterministic_objective=False)
             case _:
                 return RandomSampler(seed=seed)
+
+
+def _turn(study: Study, trial: FrozenTrial) -> int:
+    """How many settings were drawn before: a trial that was lost and is run again draws none."""
+    earlier = study.get_trials(deepcopy=False)[: trial.number]
+    return sum(root(other) == other.number for other in earlier)
 
 
 def make_pruner(name: str) -> BasePruner:

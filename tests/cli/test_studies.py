@@ -124,7 +124,9 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
         def outcome(self):
             run = super().outcome()
             if self.loaded.preset.optimizer.damping == 0.2:
-                if len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) == 1:
+                if (
+                    len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) <= 2
+                ):  # a run gets a second chance
                     return Failure(1, "the disk was full for a moment")
                 summary = json.loads(run.summary.read_text())
                 write_json(run.summary, {**summary, "status": "diverged", "reason": "loss nan at step 3"})
@@ -135,7 +137,7 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
     reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.damping"] == 0.2]
     assert reasons == ["exit code 1: the disk was full for a moment", *["loss nan at step 3"] * (len(reasons) - 1)]
     assert len(reasons) > 2
-    assert [run.preset.optimizer.damping for run in Run.trained].count(0.2) == 2
+    assert [run.preset.optimizer.damping for run in Run.trained].count(0.2) == 3
     assert sum(summary["trials"].values()) == 12
 
 

@@ -122,12 +122,11 @@ def test_each_point_is_judged_by_the_mean_of_its_repeats_once(tmp_path):
 def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, monkeypatch):
     class Odd(Run):
         def outcome(self):
+            strange = self.loaded.preset.optimizer.damping == 0.2
+            if strange and len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) <= 2:
+                return Failure(1, "the disk was full for a moment")  # also when it is given its second chance
             run = super().outcome()
-            if self.loaded.preset.optimizer.damping == 0.2:
-                if (
-                    len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) <= 2
-                ):  # a run gets a second chance
-                    return Failure(1, "the disk was full for a moment")
+            if strange:
                 summary = json.loads(run.summary.read_text())
                 write_json(run.summary, {**summary, "status": "diverged", "reason": "loss nan at step 3"})
             return run

@@ -176,7 +176,7 @@ def _labels(
     classes = tuple(dict.fromkeys(name for names in named.values() for name in names))
     if not classes:
         what = f"data.label_column: {column}"
-        return numbers, numbered_classes(numbers.values(), what, at_least=len(known or ()))
+        return numbers, numbered_classes(numbers.values(), what, known)
     for part, names in named.items():
         if names and names != classes[: len(names)]:
             table = np.array([*(classes.index(name) for name in names), -1], np.int64)

@@ -106,7 +106,7 @@ def unreadable(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError) and (numbers := re.findall(r"\d+", text)):
         return f"{int(numbers[0]) / 1e6:.0f} megapixels, more than the {int(numbers[-1]) / 1e6:.0f} that Pillow reads"
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows"
+        return "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return text.splitlines()[0] if text else type(error).__name__

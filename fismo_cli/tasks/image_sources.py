@@ -59,6 +59,8 @@ def load_images(
     what = f"data.source {data.source}"
     source = _without_unlabelled(source)
     if known is not None:
+        if not split and len(source.parts) > 1:  # other data's training part is not measured
+            source = replace(source, parts={name: part for name, part in source.parts.items() if name != "train"})
         source = _numbered_as(source, known, what)
     else:
         _check_labels(source, what)
@@ -134,8 +136,9 @@ def _numbered_as(source: ImageSource, known: Sequence[str], what: str) -> ImageS
         _check_range(found, source.classes, name, what)
         strange = [source.classes[label] for label in found.tolist() if source.classes[label] not in number]
         if strange:
+            where = f"the {name} part" if len(source.parts) > 1 else "the data"
             raise UsageError(
-                f"{what}: the {name} part has the class {strange[0]}, which the model does not know; it knows "
+                f"{what}: {where} has the class {strange[0]}, which the model does not know; it knows "
                 f"{', '.join(known[:10])}{' ...' if len(known) > 10 else ''}"
             )
         table = np.array([number.get(class_name, -1) for class_name in source.classes], np.int64)
@@ -164,20 +167,23 @@ def _check_labels(source: ImageSource, what: str) -> None:
             raise UsageError(f"{what}: the {name} part has the label {called}, which the training part does not have")
 
 
-def numbered_classes(labels: Iterable[Labels], what: str, *, at_least: int = 0) -> tuple[str, ...]:
+def numbered_classes(labels: Iterable[Labels], what: str, known: Sequence[str] | None = None) -> tuple[str, ...]:
     """Names of classes that have none: their numbers.
 
     Args:
         labels: Those of each part.
         what: What they are of, for an error.
-        at_least: Classes that are known to exist.
+        known: The classes of a model that is measured.
 
     Raises:
-        UsageError: The largest label is not below the number of images, so that labels cannot count classes from 0.
+        UsageError: The largest label is not one of the model's or, without a model, not below the number of images, so
+            that labels cannot count classes from 0.
     """
     every = list(labels)
     largest, images = max(int(part.max(initial=-1)) for part in every), sum(len(part) for part in every)
-    if largest >= max(images, at_least, 1):
+    if known is not None and largest >= len(known):
+        raise UsageError(f"{what} has the label {largest}, but the model has {len(known)} classes")
+    if known is None and largest >= max(images, 1):
         raise UsageError(
             f"{what} has the label {largest} but only {images} images; labels must count the classes from 0"
         )
@@ -228,7 +234,7 @@ def _load_npz(path: Path, known: Sequence[str] | None) -> ImageSource:
         if suffix and (f"x{other}" in arrays or f"y{other}" in arrays):
             parts[name] = _npz_part(path, arrays, other)
     labels = [part.labels for part in parts.values()]
-    return ImageSource(parts, numbered_classes(labels, str(path), at_least=len(known or ())))
+    return ImageSource(parts, numbered_classes(labels, str(path), known))
 
 
 def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> ArrayImages:

@@ -67,7 +67,7 @@ def load_torchvision(data: ImageDataConfig, known: Sequence[str] | None) -> Imag
             classes = classes or tuple(str(name) for name in getattr(dataset, "classes", ()))
     if not classes:
         labels = [part.labels for part in parts.values()]
-        classes = numbered_classes(labels, f"data.name: {data.name}", at_least=len(known or ()))
+        classes = numbered_classes(labels, f"data.name: {data.name}", known)
     return ImageSource(parts, classes, {"name": data.name, "path": data.path})
 
 

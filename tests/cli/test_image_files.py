@@ -240,7 +240,7 @@ def test_all_unreadable_files_are_named_before_training(pets):
     assert [line.split("/")[-1][0] for line in lines[1:]] == list("abcdefghij")
     assert any(line.endswith("i.png: 400 megapixels, more than the 179 that Pillow reads") for line in lines)
     assert any(line.endswith("g.png: the file is empty") for line in lines)
-    assert any(line.endswith("h.jpg: not an image that Pillow knows") for line in lines)
+    assert any(line.endswith("h.jpg: not an image that Pillow can read") for line in lines)
     assert any(line.endswith("j.png: No such file or directory") for line in lines)
     task = of(pets, skip_unreadable=True)
     assert task.description["samples"]["train"] == 12

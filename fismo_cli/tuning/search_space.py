@@ -14,7 +14,8 @@ from fismo_cli.preset.reference import shown
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig, Preset
 from fismo_cli.preset.schema_tune import SearchedConfig
 from fismo_cli.preset.search_checks import as_searched, is_whole
-from fismo_cli.preset.settings import BETAS, COMPLEMENT, NEAR_ONE, get_setting
+from fismo_cli.preset.settings import BETAS, COMPLEMENT, NEAR_ONE, get_setting, with_settings
+from fismo_cli.preset.validation import validate
 
 __all__ = [
     "Choice",
@@ -131,7 +132,7 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     fitting = sorted(
         size
         for size in {int(train.batch_size * factor) for factor in BATCH_FACTORS}
-        if 0 < size <= train_samples and size % parts == 0
+        if 0 < size <= train_samples and size % parts == 0 and _valid(preset, "train.batch_size", size)
     )
     if len(fitting) > 1:
         space["train.batch_size"] = Choice(tuple(fitting), train.batch_size)
@@ -184,6 +185,12 @@ def short_value(value: Value) -> str:
 def short_settings(settings: Mapping[str, Value]) -> str:
     """Settings in one line."""
     return ", ".join(f"{short_name(name)} {short_value(value)}" for name, value in settings.items())
+
+
+def _valid(preset: Preset, name: str, value: Value) -> bool:
+    """Whether a setting goes together with the preset's others."""
+    values = preset.model_dump(exclude={"tune", "compare"})
+    return validate(with_settings(values, {name: value}))[0] is not None
 
 
 def _asked_for(preset: Preset, name: str, searched: SearchedConfig) -> tuple[str, Range | Choice]:

@@ -166,6 +166,8 @@ def test_batch_sizes_fit_the_data_and_the_micro_batches():
     assert space("train.accumulate=64")["train.batch_size"] == Choice((64, 128, 256), 64)
     shared = load_preset("digits-vit").preset
     assert tuning_space(shared, 1222, nproc=64)["train.batch_size"] == Choice((64, 128, 256), 64)
+    grows = space("train.batch_growth={max_batch_size: 256}")  # to at least twice the batch size
+    assert grows["train.batch_size"] == Choice((32, 64, 128), 64)
     with pytest.raises(ValueError, match="not a multiple of 3"):
         tuning_space(shared, 1222, nproc=3)
     with pytest.raises(ValueError, match=r"train.batch_size: 2048 is more than the 1222 samples"):

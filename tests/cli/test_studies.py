@@ -212,6 +212,32 @@ def test_after_a_crash_in_mid_write_the_study_has_as_many_trials_as_were_asked_f
     ]
 
 
+def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp_path, monkeypatch):
+    class Vandal(Run):
+        alive: ClassVar[list[Run]] = []
+
+        def outcome(self):
+            run = super().outcome()
+            self.alive.append(self)
+            if len(Run.trained) == 4:
+                next(tmp_path.glob("*/journal.log")).unlink()
+            return run
+
+        def stop(self):
+            self.running = False
+
+    monkeypatch.setattr(running, "RunProcess", Vandal)
+    with pytest.raises(FismoError, match=r"journal\.log cannot be used any more: No such file") as caught:
+        tune(tmp_path, trials=8, workers=2)
+    assert caught.value.exit_code == 1
+    assert not any(run.running for run in Vandal.alive)
+    before = len(Run.trained)
+    summary = tune(tmp_path, trials=8, workers=2)
+    assert summary["trials"]["finished"] == 8
+    assert len(Run.trained) <= 8 + 1
+    assert len(Run.trained) > before
+
+
 # A database.
 
 

@@ -1,35 +1,31 @@
 """Every optimizer by name: fismo, torch's, pytorch-optimizer's and timm's, built from a preset's optimizer section.
 
-Matrix optimizers among the baselines (muon, soap, shampoo) get exactly the matrices that FISMO gets, and the same AdamW
-for all other parameters: treated otherwise (a fused projection as one matrix, a transposed weight scaled the wrong way
-round), a comparison would flatter FISMO.
+Matrix optimizers among the baselines (muon, soap, shampoo, ...) get exactly the matrices that FISMO gets, and the same
+AdamW for all other parameters: treated otherwise (a fused projection as one matrix, a transposed weight scaled the
+wrong way round), a comparison would flatter FISMO. Weight decay goes by one rule for all of them.
 """
 
-import difflib
-import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any, cast
+import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fismo_cli.baselines import baseline
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.optimizer_names import DEFAULTS, MATRIX_NAMES, TIMM_PREFIX, TORCH_NAMES
+from fismo_cli.matrix_optimizer import Group, MatrixOptimizer
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig
-from fismo_core import FISMO, Mars, Plan, split_parameters
-from fismo_core.layout import shares_memory
-from fismo_core.routing import layout_from_plain, plan_of_groups
+from fismo_core import FISMO, Mars, split_parameters, undecayed_parameters
+from fismo_core.routing import layout_from_plain
 from fismo_core.sharding import rows_of
 
 __all__ = ["MatrixOptimizer", "build_mars", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
 
-Group = dict[str, Any]
-
 NOT_ARGUMENTS = {
-    *("name", "form", "trust_radius", "adamw", "rules"),
+    *("name", "form", "trust_radius", "adamw", "rules", "weight_decay_on"),
     *("adapt_radius", "variance_reduction", "mars_gamma"),
 }
 """Keys of FISMO's section that are no arguments of its constructor."""
@@ -51,13 +47,15 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, p
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("the model has no trainable parameters")
+    undecayed = undecayed_parameters(model) if config.weight_decay_on == "matrices" else {}
     try:
+        if not isinstance(config, FismoConfig) and config.name not in MATRIX_NAMES:
+            return _build_elementwise(config, model, undecayed)
+        decays = {"matrix": config.weight_decay, "adamw": config.adamw.weight_decay}
+        groups = list(_split_by_decay(split_parameters(model, config.rules), undecayed, decays))
         if isinstance(config, FismoConfig):
-            return _build_fismo(config, model, process_group)
-        create = _baseline(config)
-        if config.name in MATRIX_NAMES:
-            return MatrixOptimizer(split_parameters(model, config.rules), create, config.adamw.model_dump())
-        return create([parameter for parameter in model.parameters() if parameter.requires_grad])
+            return _build_fismo(config, groups, process_group)
+        return MatrixOptimizer(groups, baseline(config, _usual_side(groups)), config.adamw.model_dump())
     except (ValueError, re.error) as error:
         raise UsageError(f"optimizer {config.name}: {error}") from error
 
@@ -76,157 +74,58 @@ def build_mars(config: FismoConfig | BaselineConfig, optimizer: Optimizer) -> Ma
         raise UsageError(f"optimizer.variance_reduction: {config.name}: {error}") from error
 
 
-def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
+def _build_fismo(config: FismoConfig, groups: list[Group], process_group: Any) -> FISMO:
     options = config.model_dump(exclude=NOT_ARGUMENTS)
     adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
     forms: dict[str, Callable[..., FISMO]] = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}
-    groups = split_parameters(model, config.rules)
     return forms[config.form](groups, config.trust_radius, **options, **adamw, process_group=process_group)
 
 
-class MatrixOptimizer(Optimizer):
-    """A matrix optimizer on the matrices that FISMO would treat, and AdamW on all other parameters.
-
-    The inner optimizer works on two-dimensional views that share memory with the parameters; where strides make that
-    impossible (a convolution in channels-last memory), values are copied to and fro.
-
-    Args:
-        groups: from `split_parameters`.
-        create: makes the inner optimizer from a list of matrices.
-        adamw: arguments of `torch.optim.AdamW`.
-    """
-
-    def __init__(
-        self, groups: list[Group], create: Callable[[Iterable[Tensor]], Optimizer], adamw: Mapping[str, Any]
-    ) -> None:
-        super().__init__(groups, {})
-        self._inner: list[Optimizer] = []
-        self._views: list[tuple[nn.Parameter, Any, list[Tensor]]] = []
-        for group in self.param_groups:
-            if group["rule"] == "adamw":
-                inner: Optimizer = torch.optim.AdamW(group["params"], **adamw)
-            else:
-                for parameter, plain in zip(group["params"], group["layouts"], strict=True):
-                    layout = layout_from_plain(plain)
-                    self._views.append((parameter, layout, layout.split(parameter.detach())))
-                inner = create([view for _, _, views in self._views for view in views])
-            group |= {k: v for k, v in inner.param_groups[0].items() if k in ("lr", "momentum", "betas")}
-            self._inner.append(inner)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both optimizers, each at its group's `lr`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        copied = [entry for entry in self._views if not shares_memory(entry[0], entry[2])]
-        for parameter, layout, views in copied:
-            for view, value in zip(views, layout.split(parameter), strict=True):
-                view.copy_(value)
-        for parameter, layout, views in self._views:
-            gradients = [None] * len(views) if parameter.grad is None else layout.split(parameter.grad)
-            for view, gradient in zip(views, gradients, strict=True):
-                view.grad = gradient
-        for group, inner in zip(self.param_groups, self._inner, strict=True):
-            for inner_group in inner.param_groups:
-                inner_group["lr"] = group["lr"]
-            inner.step()
-        for parameter, layout, views in copied:
-            parameter.copy_(layout.join(views, parameter.shape))
-        for _, _, views in self._views:
-            for view in views:
-                view.grad = None  # or the gradients would outlive zero_grad
-        return loss
-
-    def plan(self) -> Plan:
-        """Which parameter is treated by whom, as `FISMO.plan`."""
-        return plan_of_groups(self.param_groups)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The groups, and the state of each inner optimizer in their order."""
-        return {**super().state_dict(), "inner": [inner.state_dict() for inner in self._inner]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave.
-
-        Raises:
-            ValueError: if it is the state of another kind of optimizer.
-        """
-        if len(state_dict.get("inner", ())) != len(self._inner):
-            raise ValueError("this is not the state of the same matrix optimizer")
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "inner"})
-        for inner, state in zip(self._inner, state_dict["inner"], strict=True):
-            inner.load_state_dict(state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy's views would no longer share memory with its parameters, and it would silently train nothing.
-        raise TypeError("a matrix optimizer cannot be copied or pickled; build another one and load its state_dict")
+def _build_elementwise(config: BaselineConfig, model: nn.Module, undecayed: Collection[str]) -> Optimizer:
+    """An optimizer that is given all parameters as they are."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in named if name not in undecayed]
+    rest = [parameter for name, parameter in named if name in undecayed]
+    create = baseline(config)
+    if not config.weight_decay or not decayed or not rest:
+        return create([parameter for _, parameter in named] if decayed else [{"params": rest, "weight_decay": 0.0}])
+    return create([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
 
 
-def _baseline(config: BaselineConfig) -> Callable[[Iterable[Tensor]], Optimizer]:
-    """A constructor that needs only the parameters."""
-    factory = _factory(config.name)
-    known = inspect.signature(factory).parameters
-    given = {
-        key: value
-        for key, value in {"lr": config.lr, "momentum": config.momentum, "betas": config.betas}.items()
-        if value is not None
-    }
-    # Libraries differ in their default weight decay (torch's Muon: 0.1, its AdamW: 0.01): the preset's always counts.
-    if "weight_decay" in known or config.weight_decay:
-        given["weight_decay"] = config.weight_decay
-    options = {**DEFAULTS.get(config.name, {}), **given, **config.args}
-    for key in options:
-        if key not in known or key == "params":
-            where = f"optimizer.args.{key}" if key in config.args else f"optimizer.{key}"
-            near = difflib.get_close_matches(key, [name for name in known if name not in ("params", "kwargs")], n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{where}: {config.name} has no argument {key}.{hint}")
-    try:
-        create = partial(factory, **options)
-        create([nn.Parameter(torch.zeros(2, 2))])  # wrong types and ranges show before any data is read
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"optimizer {config.name}: {error}") from error
-    return create
+def _split_by_decay(
+    groups: Iterable[Group], undecayed: Collection[str], decays: Mapping[str, float]
+) -> Iterator[Group]:
+    """The groups of `split_parameters`, what must not decay in groups of its own; as they are where nothing decays."""
+    for group in groups:
+        parts: dict[bool, list[int]] = {True: [], False: []}
+        for index, (name, _) in enumerate(group["params"]):
+            parts[not decays[group["rule"]] or name not in undecayed].append(index)
+        for decayed, chosen in parts.items():
+            if chosen:
+                part = {k: [v[index] for index in chosen] if isinstance(v, list) else v for k, v in group.items()}
+                yield part if decayed else {**part, "weight_decay": 0.0}
 
 
-def _factory(name: str) -> Callable[..., Optimizer]:
-    if name.startswith(TIMM_PREFIX):
-        from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
-
-        try:
-            if get_optimizer_info(name.removeprefix(TIMM_PREFIX)).second_order:
-                raise UsageError(
-                    f"optimizer.name: {name} needs second derivatives of the loss, which are not computed here"
-                )
-            return get_optimizer_class(name.removeprefix(TIMM_PREFIX), bind_defaults=True)
-        except ValueError as error:
-            near = difflib.get_close_matches(name.removeprefix(TIMM_PREFIX), [str(n) for n in list_optimizers()], n=1)
-            hint = f" Did you mean {TIMM_PREFIX}{near[0]}?" if near else ""
-            raise UsageError(
-                f"optimizer.name: timm has no optimizer {name.removeprefix(TIMM_PREFIX)!r}.{hint}"
-            ) from error
-    if name in TORCH_NAMES:
-        found: Any = next(
-            value for key, value in vars(torch.optim).items() if key.lower() == name and inspect.isclass(value)
-        )
-        return cast(Callable[..., Optimizer], found)
-    import pytorch_optimizer
-
-    return pytorch_optimizer.load_optimizer(name)
+def _usual_side(groups: Iterable[Group]) -> int:
+    """The median of the matrices' smaller sides; 1 where there are none."""
+    sides = [
+        min(shape)
+        for group in groups
+        for (_, parameter), layout in zip(group["params"], group.get("layouts", ()), strict=False)
+        for shape in layout_from_plain(layout).shapes(parameter)
+    ]
+    return statistics.median_high(sides) if sides else 1
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Current learning rate of each group, by its rule (`matrix`, `adamw`), or `lr` where there is one group.
+    """Current learning rate of each group, by its rule (`matrix`, `adamw`), or `lr` where all have one.
 
     FISMO's is the trust radius, as adapted.
     """
     rates = {
-        group.get("rule", str(index)): float(group["lr"]) * group.get("radius_scale", 1.0)
-        for index, group in enumerate(optimizer.param_groups)
+        group.get("rule", "lr"): float(group["lr"]) * group.get("radius_scale", 1.0) for group in optimizer.param_groups
     }
-    return {"lr": next(iter(rates.values()))} if len(optimizer.param_groups) == 1 else rates
+    return {"lr": next(iter(rates.values()))} if len(rates) == 1 else rates
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:

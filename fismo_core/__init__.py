@@ -1,5 +1,6 @@
 """The FISMO optimizer for PyTorch. Depends on torch alone."""
 
+from fismo_core.decay import undecayed_parameters
 from fismo_core.diagnostics import MatrixDiagnostics, diagnose
 from fismo_core.noise import fisher_square_norms, signal_and_noise
 from fismo_core.optimizer import FISMO
@@ -20,4 +21,5 @@ __all__ = [
     "plan_parameters",
     "signal_and_noise",
     "split_parameters",
+    "undecayed_parameters",
 ]

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from fismo_core.layout import MatrixLayout
 
-__all__ = ["Plan", "PlanRow", "Rule", "plan_of_groups", "plan_parameters", "split_parameters"]
+__all__ = ["Plan", "PlanRow", "Rule", "owners_of", "plan_of_groups", "plan_parameters", "split_parameters"]
 
 Rule = Literal["matrix", "adamw"]
 
@@ -143,7 +143,7 @@ def plan_parameters(model: nn.Module, rules: Mapping[str, Rule] | None = None) -
     compiled = {pattern: re.compile(pattern) for pattern in rules or {}}
     heads = _head_parameters(model)
     unused = set(compiled)
-    owners = _owners(model)
+    owners = owners_of(model)
     rows = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -218,7 +218,8 @@ class _Owner:
         return _qualified(self.parents[0][1]) if self.parents else ""
 
 
-def _owners(model: nn.Module) -> dict[int, list[_Owner]]:
+def owners_of(model: nn.Module) -> dict[int, list[_Owner]]:
+    """The modules that hold each parameter, by the parameter's id; several where it is tied."""
     found: dict[int, list[_Owner]] = {}
 
     def visit(module: nn.Module, parents: tuple[tuple[str, nn.Module], ...]) -> None:

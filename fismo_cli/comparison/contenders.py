@@ -13,6 +13,7 @@ from fismo_cli.preset.optimizer_names import (
     NO_WEIGHT_DECAY,
     is_optimizer_name,
     optimizer_names,
+    why_refused,
 )
 from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
 from fismo_cli.preset.settings import with_settings
@@ -73,6 +74,8 @@ def make_contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[lis
             )
         elif label in taken:
             problems.append(f"--baselines {label}: named twice")
+        elif label not in preset.compare and (reason := why_refused(label)) is not None:
+            problems.append(f"--baselines {label}: {reason}")
         elif label not in preset.compare and not is_optimizer_name(label):
             hint = did_you_mean(near(label, known, count=2))
             hint = hint or " (a preset goes before --baselines)" if label.endswith(".yaml") else hint
@@ -108,6 +111,7 @@ def _baseline(preset: Preset, label: str) -> Preset:
     candidate = preset.optimizer
     shared: dict[str, Any] = {
         "adamw": candidate.adamw.model_dump(),
+        "weight_decay_on": candidate.weight_decay_on,
         "variance_reduction": candidate.variance_reduction,
         "mars_gamma": candidate.mars_gamma,
     }

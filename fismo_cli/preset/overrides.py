@@ -15,7 +15,9 @@ from fismo_cli.preset.schema_tune import SearchedConfig
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
-SHARED_OPTIMIZER_KEYS = frozenset({"name", "adamw", "rules", "weight_decay", "variance_reduction", "mars_gamma"})
+SHARED_OPTIMIZER_KEYS = frozenset(
+    {"name", "adamw", "rules", "weight_decay", "weight_decay_on", "variance_reduction", "mars_gamma"}
+)
 """What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 
 FORM_KEYS = frozenset(key for form in FORMS.values() for part in form for key in part)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES, is_optimizer_name
+from fismo_cli.preset.optimizer_names import MATRIX_NAMES, driven_argument, is_optimizer_name, why_refused
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 
 __all__ = ["FORMS", "AdamWConfig", "BaselineConfig", "BaselineConfigs", "FismoConfig", "OptimizerConfig"]
@@ -26,6 +26,14 @@ VarianceReduction = Annotated[
 ]
 
 MarsGamma = Annotated[Positive, Field(description="How much of the correction of mars is applied.")]
+
+WeightDecayOn = Annotated[
+    Literal["matrices", "all"],
+    Field(
+        description="matrices: weights of linear layers (the head too) and convolutions; no norms, biases, embeddings, "
+        "positions, tokens, nor what the model lists in no_weight_decay(). all: every parameter."
+    ),
+]
 
 Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
 
@@ -110,6 +118,7 @@ class FismoConfig(Config):
     )
     grafting: bool = Field(default=True, description="Give the step the norm of the polar factor.")
     weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+    weight_decay_on: WeightDecayOn = "matrices"
     cautious_weight_decay: bool = Field(default=False, description="Decay only where the step points to zero too.")
     max_factor_dim: PositiveInt = Field(default=8192, description="A longer side keeps a diagonal factor.")
     max_factor_ratio: Annotated[float, Field(ge=1.0)] | None = Field(
@@ -161,7 +170,7 @@ def _yaml(value: Any) -> str:
 
 def _known_optimizer(name: str) -> str:
     if not is_optimizer_name(name):
-        raise ValueError("unknown optimizer")
+        raise ValueError(why_refused(name) or "unknown optimizer")
     return name
 
 
@@ -173,20 +182,26 @@ class BaselineConfig(Config):
     )
     lr: Positive | None = Field(default=None, description="Learning rate; null: this tool's default for the optimizer.")
     weight_decay: NonNegative = Field(default=0.0, description="Weight decay, as the optimizer defines it.")
+    weight_decay_on: WeightDecayOn = "matrices"
     momentum: Fraction | None = Field(default=None, description="Momentum, where the optimizer has it.")
     betas: Betas | None = Field(default=None, description="Decay rates, where the optimizer has two.")
     args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
     adamw: AdamWConfig = Field(
-        default=AdamWConfig(), description="muon, soap, shampoo: for the parameters that they do not treat."
+        default=AdamWConfig(), description="muon, soap, shampoo, ...: for the parameters that they do not treat."
     )
-    rules: Rules = Field(default={}, description="muon, soap, shampoo: regular expression on a name -> who treats it.")
+    rules: Rules = Field(
+        default={}, description="muon, soap, shampoo, ...: regular expression on a name -> who treats it."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "BaselineConfig":
         message = f"{self.name} treats all parameters alike; rules are for matrix optimizers"
-        refuse((bool(self.rules) and self.name not in MATRIX_NAMES, "rules", message, ("name",)))
+        refuse(
+            (bool(self.rules) and self.name not in MATRIX_NAMES, "rules", message, ("name",)),
+            *((True, f"args.{key}", why, ("name",)) for key in self.args if (why := driven_argument(self.name, key))),
+        )
         return self
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.preset.optimizer_names import PYTORCH_OPTIMIZER_NAMES, TORCH_NAMES
+from fismo_cli.preset.optimizer_names import PYTORCH_OPTIMIZER_NAMES, TIMM_NAMES, TIMM_PREFIX, TORCH_NAMES
 from fismo_cli.preset.reference import Key, reference
 
 __all__ = ["fill"]
@@ -28,7 +28,8 @@ def fill(text: str) -> str:
         "optimizer-fismo": _table(_under(images, ("optimizer",))),
         "optimizer-baseline": _table(_under(baseline, ("optimizer",))),
         "optimizer-names": f"torch.optim: {_names(TORCH_NAMES)}\n\n"
-        f"pytorch-optimizer: {_names(PYTORCH_OPTIMIZER_NAMES)}\n",
+        f"pytorch-optimizer: {_names(PYTORCH_OPTIMIZER_NAMES)}\n\n"
+        f"timm: {_names(TIMM_PREFIX + name for name in TIMM_NAMES)}\n",
         **{name: _table(_under(images, (name,))) for name in ("train", "evaluate", "checkpoint", "logging", "tune")},
     }
     for name, body in parts.items():

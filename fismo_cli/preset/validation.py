@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fismo_cli.preset.document import Path, dotted
-from fismo_cli.preset.optimizer_names import is_optimizer_name, optimizer_names
+from fismo_cli.preset.optimizer_names import is_optimizer_name, optimizer_names, why_refused
 from fismo_cli.preset.reference import TASKS, OptimizerKind, reference, shown
 from fismo_cli.preset.schema import KeyedError, Preset, preset_adapter
 from fismo_cli.preset.schema_tune import SearchedConfig
@@ -119,6 +119,8 @@ def _settle_optimizer(work: dict[str, Any], findings: dict[Path, Finding]) -> Op
         message = "missing; must be the name of an optimizer, such as fismo or adamw"
     elif not isinstance(name, str):
         message = f"must be the name of an optimizer, got {shown(name)}"
+    elif (reason := why_refused(name)) is not None:
+        message, likely = reason, []
     else:
         names = "; known are fismo, adam, adamw, sgd, muon, soap, shampoo, lion and those listed in docs/presets.md"
         message = f"unknown optimizer {shown(name)}{'.' + did_you_mean(likely) if likely else names}"
@@ -209,6 +211,8 @@ def _unknown_baseline(path: Path, work: dict[str, Any]) -> tuple[Path, str] | No
     entry = work["compare"][path[1]]
     given = entry.get("name", path[1])
     suggestion = did_you_mean(near(str(given), optimizer_names()))
+    if (reason := why_refused(str(given))) is not None:
+        return path[: 3 if "name" in entry else 2], reason
     if "name" in entry:
         return path, f"unknown optimizer {shown(given)}.{suggestion}"
     return path[:2], f"{shown(given)} is no optimizer: give its name under {dotted(path)}.{suggestion}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fismo_cli.errors import UsageError
+from fismo_cli.preset.optimizer_names import RANDOM_NAMES
 from fismo_cli.preset.schema import Preset, TrainConfig
 from fismo_cli.training.blocks import repeated_blocks
 from fismo_cli.training.used import UsedParameters
@@ -40,6 +41,11 @@ def check_parallel(preset: Preset, world: World) -> bool:
             f"train.parallel=none, but there are {world.size} processes; choose ddp or fsdp2, or start one"
         )
     if parallel == "ddp":
+        if preset.optimizer.name in RANDOM_NAMES:
+            raise UsageError(
+                f"optimizer.name={preset.optimizer.name} draws random numbers, which would be others in each process; "
+                "train in one"
+            )
         return False
     if preset.train.precision == "float16":
         raise UsageError("train.precision=float16 does not go with train.parallel=fsdp2; use bfloat16 or float32")
@@ -128,6 +134,8 @@ def placed_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
             else value
             for name, value in entry.items()
         }
+        if key in by_key
+        else entry  # of the optimizer as a whole
         for key, entry in state["state"].items()
     }
     return {**state, "state": entries}

@@ -30,6 +30,7 @@ def summarise(
     optimizer_seconds: float,
     world_size: int,
     radius_scale: float,
+    peak_lr: dict[str, float],
 ) -> dict[str, Any]:
     """The summary of a run; a metric that was not measured is None. Times leave out evaluation and checkpoints."""
     samples = state.batches * train.batch_size
@@ -57,6 +58,7 @@ def summarise(
         "fisher_noise_scale": state.fisher_noise_scale,
         "final_batch_size": state.growth * train.batch_size,
         "radius_scale": radius_scale,
+        "peak_lr": peak_lr,
         "seconds": seconds,
         "optimizer_seconds": optimizer_seconds,
         "samples_per_second": samples / seconds if seconds > 0 else 0.0,

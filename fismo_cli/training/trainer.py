@@ -110,6 +110,7 @@ class Trainer:
             adapt_radius=adapt_radius,
             mars=mars,
         )
+        self._peak_lr = learning_rates(optimizer)
         self._state = RunState()
         self._window = LossWindow(device, max_loss=train.max_loss, world=world)
         self._watch = Stopwatch()
@@ -523,6 +524,7 @@ class Trainer:
                 optimizer_seconds=self._stepper.clock.read(),
                 world_size=self.world.size,
                 radius_scale=self._stepper.radius.scale,
+                peak_lr=self._peak_lr,
             )
         )
 

@@ -1,11 +1,12 @@
 """A nested state as named tensors and a JSON document, and back, exactly: what makes checkpoints free of pickle.
 
-A state is made of dicts (keys: str, int, float, bool or None), lists, tuples, tensors and plain values. Integer keys,
-tuples, negative zero, infinities and NaN survive, which plain JSON would lose.
+A state is made of dicts (keys: str, int, float, bool or None), lists, tuples, deques, tensors, torch's dtypes and plain
+values. Integer keys, tuples, negative zero, infinities and NaN survive, which plain JSON would lose.
 """
 
 import json
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
     """Split a state into its tensors, named by their path, and a JSON document that `rebuild` reads.
 
     Tensors without a dimension go into the document, byte for byte. The others are contiguous, on the CPU, and share no
-    memory with one another; those that are spread over processes stay spread, on their devices.
+    memory with one another; those that are spread over processes stay spread, on their devices. A matrix that lies
+    column by column is stored transposed, and lies so again when it is rebuilt: the last digits of its products depend
+    on that.
 
     Raises:
         TypeError: for a value of another kind, naming where it is.
@@ -47,8 +50,9 @@ def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
                 name = path
                 while name in tensors:  # the keys 1 and "1" give one path
                     name += "'"
-                tensors[name] = _separate(node, storages)
-                return {"tensor": name}
+                order = _order_in_memory(node)
+                tensors[name] = _separate(node if order is None else node.permute(order), storages)
+                return {"tensor": name} if order is None else {"tensor": name, "order": order}
             case Mapping():
                 return {
                     "dict": [[encode(key, f"{path}#"), encode(item, _join(path, key))] for key, item in node.items()]
@@ -57,6 +61,13 @@ def flatten(tree: Tree) -> tuple[dict[str, Tensor], Any]:
                 return [encode(item, _join(path, index)) for index, item in enumerate(node)]
             case tuple():
                 return {"tuple": [encode(item, _join(path, index)) for index, item in enumerate(node)]}
+            case deque():
+                return {
+                    "deque": [encode(item, _join(path, index)) for index, item in enumerate(node)],
+                    "of": node.maxlen,
+                }
+            case torch.dtype():
+                return {"dtype": str(node).removeprefix("torch.")}
         raise TypeError(f"{path or 'the state'}: a checkpoint cannot hold a {type(node).__name__}")
 
     return tensors, encode(tree, "")
@@ -72,6 +83,8 @@ def rebuild(document: Any, tensors: Mapping[str, Tensor]) -> Tree:
     match document:
         case list():
             return [rebuild(item, tensors) for item in document]
+        case {"tensor": name, "order": order}:
+            return tensors[name].permute(sorted(range(len(order)), key=order.__getitem__))
         case {"tensor": name}:
             return tensors[name]
         case {"scalar": [dtype, content]}:
@@ -82,6 +95,10 @@ def rebuild(document: Any, tensors: Mapping[str, Tensor]) -> Tree:
             return {rebuild(key, tensors): rebuild(item, tensors) for key, item in items}
         case {"tuple": items}:
             return tuple(rebuild(item, tensors) for item in items)
+        case {"deque": items, "of": length}:
+            return deque(rebuild(items, tensors), maxlen=length)
+        case {"dtype": name}:
+            return getattr(torch, name)
         case dict():
             raise ValueError(f"unknown entry {sorted(document)}")
     return document
@@ -100,6 +117,15 @@ def merge(documents: Sequence[Any]) -> Any:
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
+
+
+def _order_in_memory(tensor: Tensor) -> list[int] | None:
+    """The order of dimensions in which a tensor is contiguous; None for the usual one, and where there is none."""
+    if tensor.is_contiguous() or is_spread(tensor):
+        return None
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
+    return order if tensor.permute(order).is_contiguous() else None
 
 
 def _separate(tensor: Tensor, storages: set[int]) -> Tensor:

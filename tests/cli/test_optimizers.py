@@ -43,7 +43,7 @@ def test_muon_steps_the_split_and_transposed_matrices_and_adamw_the_rest() -> No
     model = _gpt2()
     before = copy.deepcopy(model)
     config = BaselineConfig(name="muon", lr=0.1, weight_decay=0.2, adamw=AdamWConfig(lr=0.01, weight_decay=0.3))
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config.model_copy(update={"weight_decay_on": "all"}), model)
 
     # Independently: each matrix as a parameter of its own for torch's Muon, everything else for torch's AdamW.
     attention = before.transformer.h[0].attn.c_attn.weight
@@ -148,8 +148,12 @@ def test_weight_decay_is_the_presets_not_the_librarys() -> None:
         ),
         (BaselineConfig(name="adamw", momentum=0.9), r"optimizer\.momentum: adamw has no argument"),
         (BaselineConfig(name="adam", args={"eps": "small"}), "optimizer adam"),
-        (BaselineConfig(name="timm/adahessian"), "timm/adahessian needs second derivatives"),
-        (BaselineConfig(name="timm/nadamww"), "Did you mean timm/nadamw"),
+        (BaselineConfig(name="adan", betas=(0.9, 0.99)), r"optimizer\.args\.betas: adan has 3 decay rates, such as \["),
+        (BaselineConfig(name="sgd", momentum=0.0, args={"nesterov": True}), "Nesterov momentum requires a momentum"),
+        (
+            BaselineConfig(name="adamw", args={"betas": [0.9, 0.99, 0.999]}),
+            r"optimizer\.args\.betas: adamw has 2 decay rates",
+        ),
         (BaselineConfig(name="muon", rules={"nothing": "adamw"}), "match no trainable parameter"),
         (FismoConfig(name="fismo", rules={"norm": "matrix"}), "makes a matrix of"),
     ],

@@ -6,7 +6,6 @@ import pytest
 
 from fismo_cli.preset.optimizer_names import (
     MATRIX_NAMES,
-    PYTORCH_OPTIMIZER_NAMES,
     TORCH_NAMES,
     is_optimizer_name,
     optimizer_names,
@@ -65,6 +64,7 @@ def test_names():
     assert all(name == name.lower() for name in optimizer_names())
     assert is_optimizer_name("timm/adamuon")
     assert not is_optimizer_name("timm/")
+    assert not is_optimizer_name("timm/nadamww")
     assert not is_optimizer_name("AdamW")
     assert set(MATRIX_NAMES) <= set(optimizer_names())
 
@@ -74,21 +74,3 @@ def test_torch_has_the_names_said_to_be_torch_s():
 
     known = {name.lower() for name in torch.optim.__all__}
     assert set(TORCH_NAMES) <= known
-
-
-@pytest.mark.parametrize("name", PYTORCH_OPTIMIZER_NAMES)
-def test_each_name_of_pytorch_optimizer_is_built_and_takes_steps(name):
-    import torch
-    from pytorch_optimizer import load_optimizer
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = load_optimizer(name)(model.parameters(), lr=0.01)
-    for _ in range(12):  # AdaShift uses gradients of ten steps ago.
-        optimizer.zero_grad()
-        inputs = torch.randn(16, 6)
-        torch.nn.functional.cross_entropy(model(inputs), inputs[:, :3].argmax(1)).backward()
-        optimizer.step()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

@@ -104,9 +104,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _SCHEDULE = "the rate is optimizer.lr and its course train.schedule"
 _DRIVEN = {
-    "lr": "set optimizer.lr",
     "weight_decay": "set optimizer.weight_decay",
-    "momentum": "set optimizer.momentum",
     "params": "the parameters are the model's",
     "maximize": "the loss is minimised",
     **dict.fromkeys(("capturable", "differentiable"), "steps are not captured or differentiated here"),

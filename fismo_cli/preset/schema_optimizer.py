@@ -200,6 +200,15 @@ class BaselineConfig(Config):
         message = f"{self.name} treats all parameters alike; rules are for matrix optimizers"
         refuse(
             (bool(self.rules) and self.name not in MATRIX_NAMES, "rules", message, ("name",)),
+            *(
+                (
+                    key in self.args and getattr(self, key) is not None,
+                    f"args.{key}",
+                    f"optimizer.{key} is set too",
+                    (key,),
+                )
+                for key in ("lr", "momentum", "betas")
+            ),
             *((True, f"args.{key}", why, ("name",)) for key in self.args if (why := driven_argument(self.name, key))),
         )
         return self

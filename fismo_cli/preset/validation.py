@@ -60,8 +60,7 @@ def validate(values: dict[str, Any]) -> tuple[Preset | None, list[Finding]]:
         for finding in sorted(explained, key=lambda finding: not finding.meant):
             if _is_news(finding, findings):
                 findings[finding.path] = finding
-                # An entry of tune.space without one of its keys would be wrong for another reason.
-                work = _without(work, finding.path[:3] if finding.path[:2] == ("tune", "space") else finding.path)
+                work = _without(work, _part(finding.path))
         if len(findings) == before:
             return None, list(findings.values())
 
@@ -143,6 +142,13 @@ def _fill_empty_sections(work: dict[str, Any], task: str, kind: OptimizerKind) -
         if isinstance(parent, dict) and path[-1] in parent and parent[path[-1]] is None:
             # `work` is a copy of the top level only, so nothing that the caller holds is changed.
             work.update(_with(work, path, {}))
+
+
+def _part(path: Path) -> Path:
+    """What to take out for a wrong key: all of an entry that would be wrong for another reason without it."""
+    if path[:2] == ("tune", "space"):
+        return path[:3]
+    return path[:2] if path[0] == "compare" and path[2:] == ("name",) else path
 
 
 def _with(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:

@@ -307,3 +307,33 @@ def test_aliases_that_stand_for_millions_of_values_are_refused_quickly(write):
     (problem,) = problems_of(write("\n".join(levels)))
     assert "more than 100,000 values, counting each alias in full" in problem
     assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("emonavi", "goes by the value of the loss"),
+        ("schedulefreeadamw", "trains other weights than it evaluates"),
+        ("lbfgs", "evaluates the loss several times"),
+        ("scalableshampoo", "a checkpoint cannot hold; take shampoo"),
+        ("timm/adahessian", "needs second derivatives"),
+        ("timm/nadamww", "Did you mean timm/nadamw?"),
+    ],
+)
+def test_an_optimizer_that_is_not_offered_is_refused_with_the_reason(write, name, reason):
+    (problem,) = problems_of(write(GOOD), f"optimizer.name={name}")
+    assert "optimizer.name: " in problem
+    assert reason in problem
+    (problem,) = problems_of(write(f"{GOOD}compare: {{other: {{name: {name}}}}}"))
+    assert problem.startswith("12  compare.other.name: ")
+    assert reason in problem
+
+
+def test_arguments_that_the_tool_drives_are_refused(write):
+    given = {"maximize": "true", "capturable": "true", "weight_decay": "0.1", "lr": "0.1", "betas": "[0.5, 0.5]"}
+    args = ", ".join(f"{key}: {value}" for key, value in given.items())
+    problems = problems_of(write(GOOD), "optimizer.name=adam", "optimizer.lr=1", f"optimizer.args={{{args}}}")
+    assert len(problems) == 4
+    assert "optimizer.args.lr: optimizer.lr is set too" in problems[0]
+    (problem,) = problems_of(write(GOOD), "optimizer.name=adafactor", "optimizer.args.relative_step=true")
+    assert "the rate is optimizer.lr and its course train.schedule" in problem

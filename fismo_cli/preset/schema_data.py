@@ -137,7 +137,8 @@ class TextDataConfig(Config):
         description="Where the text comes from. stdlib-source: Python's own standard library, embedded; no download."
     )
     path: str | list[str] | None = Field(
-        default=None, description="text-files: a file, a folder (its *.txt files), a glob pattern, or a list of these."
+        default=None,
+        description="text-files: a file, a folder (its *.txt files that are not hidden), a glob pattern, or a list of these.",
     )
     name: str | None = Field(default=None, description="huggingface: the hub name of the data set.")
     config_name: str | None = Field(default=None, description="huggingface: the configuration of the data set.")

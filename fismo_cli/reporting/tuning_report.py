@@ -45,37 +45,41 @@ def write_study(plan: StudyPlan, summary: Mapping[str, Any]) -> dict[str, Any]:
 def rebuild_study_page(directory: Path, url: str | None = None) -> dict[str, Any]:
     """Write the files of a study again, whether it has ended or not.
 
-    Trials are read from its journal, or the database at a URL. Without the URL, or of a study that an earlier version
-    began, `tune.html` is made again of the last `summary.json`.
+    Trials are read from its journal, or the database at a URL; without these, from the last `summary.json`, or else
+    from the run directories on this host.
 
     Raises:
         FismoError: if nothing of this can be read.
     """
     found = read_study(directory, url)
-    if found is not None:
-        plan, study = found
-        with storage_errors(plan.url, directory):
-            return write_study(plan, summarise_study(plan, study))
     file, best = directory / "summary.json", directory / "best.yaml"
+    if found is not None and (found.complete or not file.exists()):
+        plan = found.plan
+        with storage_errors(plan.url, directory):
+            summary = summarise_study(plan, found.study())
+            if not found.complete:
+                storage = found.database or summary["storage"]
+                summary |= {
+                    "storage": storage,
+                    "partial": f"only what was run on this host is shown: {storage} has all",
+                }
+            return write_study(plan, summary)
     if not file.exists():
-        raise UsageError(
-            f"{directory}: it has neither a study.json with a journal.log nor a summary.json; if its trials are in a "
-            "database, give that by --storage URL (or FISMO_STORAGE)"
-        )
+        raise UsageError(f"{directory}: it has neither a study.json nor a summary.json, so there is nothing to report")
     try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for trial in summary["trial_list"]:
+        last: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for trial in last["trial_list"]:
             trial["run_dirs"] = [str(found_again(Path(run), directory)) for run in trial["run_dirs"] or ()] or None
-        summary["directory"], summary["report"] = str(directory), str(directory / "tune.html")
-        summary["best_preset"] = str(best) if summary["best"] is not None else None
-        if "://" not in summary["storage"]:
-            summary["storage"] = str(journal_file(directory))
-        html = tuning_page(summary, directory)
+        last["directory"], last["report"] = str(directory), str(directory / "tune.html")
+        last["best_preset"] = str(best) if last["best"] is not None else None
+        if "://" not in last["storage"]:
+            last["storage"] = str(journal_file(directory))
+        html = tuning_page(last, directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FismoError(f"{file}: cannot be read ({error}); run fismo tune again") from error
     with whole_file(directory / "tune.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return summary
+    return last
 
 
 def print_study(console: Console, summary: Mapping[str, Any]) -> None:

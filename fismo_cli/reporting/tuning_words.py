@@ -68,7 +68,7 @@ def importance_table(summary: Mapping[str, Any]) -> Rows:
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What weakens the result, and what to do next."""
-    found = []
+    found = [summary["partial"]] if summary.get("partial") else []
     best = None if summary["best"] is None else summary["best"]["trial"]
     scale = next((trial["noise_scale"] for trial in summary["trial_list"] if trial["number"] == best), None)
     if scale is not None:
@@ -86,7 +86,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             "by the mean of R seeds)"
         )
     if summary.get("unfinished"):
-        found.append(f"{summary['unfinished']} trials have not ended; the same fismo tune goes on with them")
+        found.append(f"trials that run, or wait to be run again: {summary['unfinished']}")
     reasons: dict[str, int] = {}
     for trial in summary["trial_list"]:
         if trial["failure"]:

@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import socket
-import statistics
 import time
 import uuid
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from fismo_cli.tuning.ledger import (
     worker,
 )
 from fismo_cli.tuning.plan import REPORTS, STUDY_FILE, StudyPlan, gpu_count
+from fismo_cli.tuning.results import RunResult, run_value, trial_result
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
@@ -101,7 +101,7 @@ class _Job:
     runs: list[LoadedPreset] = field(default_factory=list)
     steps: int = 0
     process: RunProcess | None = None
-    done: list[tuple[RunDirectory, dict[str, Any]]] = field(default_factory=list)
+    done: list[RunResult] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
     restarts: int = 0
     pruned: str | None = None
@@ -318,7 +318,7 @@ class _Pool:
         except (OSError, ValueError) as error:
             self._fail(job, "error", f"{run.summary} cannot be read: {error}")
             return
-        value = _value(summary, self.plan.judging.metric)
+        value = run_value(summary, self.plan.judging.metric)
         if value is None:
             diverged = summary["status"] == "diverged"
             missing = f"{self.plan.judging.metric} was not measured, or is not finite"
@@ -329,30 +329,13 @@ class _Pool:
             self._complete(job)
 
     def _complete(self, job: _Job) -> None:
-        judging, trial = self.plan.judging, job.trial
-        summaries = [summary for _, summary in job.done]
-        value = statistics.fmean(_value(summary, judging.metric) or 0.0 for summary in summaries)
-        step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
-        scales = [scale for summary in summaries if (scale := summary.get("noise_scale")) is not None]
-        memory = max((summary["peak_memory_bytes"] or 0 for summary in summaries), default=0) / 2**30
-        for name, measured, limit in (
-            ("step seconds", step_seconds, judging.max_step_seconds),
-            ("memory", memory, judging.max_memory_gib),
-        ):
-            if limit is not None:
-                trial.set_constraint(name, measured / limit - 1.0)
-        for key, known in (
-            ("run_dirs", [str(run.path) for run, _ in job.done]),
-            ("metrics", [summary["metrics"] for summary in summaries]),
-            ("host", socket.gethostname()),
-            ("seconds", sum(summary["seconds"] for summary in summaries)),
-            ("step_seconds", step_seconds),
-            ("memory_gib", memory),
-            ("noise_scale", statistics.fmean(scales) if scales else None),
-        ):
+        result, trial = trial_result(self.plan.judging, job.done), job.trial
+        for name, limit in result.limits.items():
+            trial.set_constraint(name, limit)
+        for key, known in result.attributes.items():
             trial.set_user_attr(key, known)
-        self.study.tell(trial.number, value, skip_if_finished=True)
-        self._ended(job, f"{judging.metric} {value:.4f}")
+        self.study.tell(trial.number, result.value, skip_if_finished=True)
+        self._ended(job, f"{self.plan.judging.metric} {result.value:.4f}")
         self._keep_the_best_model(job)
 
     def _copy(self, job: _Job, twin: FrozenTrial) -> None:
@@ -436,12 +419,3 @@ class _Pool:
 def _active(job: _Job) -> Active:
     step = len(job.done) * job.steps + (0 if job.process is None else job.process.step())
     return Active(job.trial.number, dict(job.trial.params), step, job.steps * len(job.runs))
-
-
-def _value(summary: dict[str, Any], metric: str) -> float | None:
-    """The final validation metric of a run; None if it diverged."""
-    metrics = summary["metrics"]["validation"] or {}
-    value = metrics.get(metric)
-    if summary["status"] != "completed" or value is None or not math.isfinite(value):
-        return None
-    return float(value)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -15,10 +15,11 @@ from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
 from fismo_cli.runs.directory import write_json
 from fismo_cli.tuning.plan import STUDY_FILE, Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
+from fismo_cli.tuning.results import study_of_runs
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, read_journal, shown_url, storage_errors
 
-__all__ = ["open_study", "read_study"]
+__all__ = ["StoredStudy", "open_study", "read_study"]
 
 _IDENTITY, _ENVIRONMENT = "fismo:identity", "fismo:environment"
 _PRESET = "presets/study.yaml"
@@ -89,46 +90,79 @@ def open_study(
     return plan, study
 
 
-def read_study(directory: Path, url: str | None) -> tuple[StudyPlan, Study] | None:
-    """The study of a directory, wherever that is now; nothing is written.
+@dataclass(frozen=True)
+class StoredStudy:
+    """A study as a directory has it, wherever that is now.
+
+    Attributes:
+        plan: its plan; the URL is that which was given for reading.
+        database: the database that its trials are in, as it may be shown; None: a journal file.
+    """
+
+    plan: StudyPlan
+    database: str | None
+
+    def study(self) -> Study:
+        """Its trials; nothing is written.
+
+        Without its storage (the journal is gone, or no URL is given) those that completed on this host.
+
+        Raises:
+            UsageError: if the storage cannot be read or does not have it.
+            FismoError: if the database goes away.
+        """
+        plan, directory = self.plan, self.plan.directory
+        if not self.complete:
+            return study_of_runs(plan)
+        quiet_optuna()
+        storage = read_journal(directory) if self.database is None else open_storage(plan.url, directory)
+        with storage_errors(plan.url, directory):
+            if plan.name not in optuna.get_all_study_names(storage):
+                raise UsageError(f"{directory}: its study {plan.name} is not in {_place(plan.url, directory)}")
+            return optuna.load_study(study_name=plan.name, storage=storage)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the storage is at hand."""
+        if self.database is None:
+            return journal_file(self.plan.directory).exists()
+        return self.plan.url is not None
+
+
+def read_study(directory: Path, url: str | None) -> StoredStudy | None:
+    """The study of a directory; None if an earlier version of this tool began it, or it is none.
 
     Args:
         directory: of the study.
         url: of the database; not needed where the study has a journal file.
 
-    Returns:
-        None if there is neither a journal nor the URL of a database, or an earlier version of this tool began it.
-
     Raises:
-        UsageError: if its files or the database cannot be read.
-        FismoError: if the database goes away.
+        UsageError: if its files cannot be read.
     """
     try:
         stored = json.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
-        name, database = str(stored["study"]), bool(stored["database"])
+        name, database = str(stored["study"]), stored["database"]
         judging, environment = Judging(**stored["judging"]), Environment(**stored["environment"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{directory / STUDY_FILE}: cannot be read ({error}); fismo tune writes it again") from error
-    if url is None if database else not journal_file(directory).exists():
-        return None
-    quiet_optuna()
-    loaded, url = load_preset(str(directory / _PRESET)), url if database else None
-    storage = read_journal(directory) if url is None else open_storage(url, directory)
-    with storage_errors(url, directory):
-        if name not in optuna.get_all_study_names(storage):
-            raise UsageError(f"{directory}: its study {name} is not in {_place(url, directory)}")
-        study = optuna.load_study(study_name=name, storage=storage)
-    plan = make_study_plan(loaded, name=name, directory=directory, judging=judging, environment=environment, url=url)
-    return plan, study
+    plan = make_study_plan(
+        load_preset(str(directory / _PRESET)),
+        name=name,
+        directory=directory,
+        judging=judging,
+        environment=environment,
+        url=None if database is None else url,
+    )
+    return StoredStudy(plan, database)
 
 
 def _write(plan: StudyPlan) -> None:
     """Write down what a report has to know besides the trials."""
     with whole_file(plan.directory / _PRESET) as file:
         file.write_text(resolved_yaml(plan.loaded), encoding="utf-8")
-    what = {"study": plan.name, "database": plan.url is not None}
+    what = {"study": plan.name, "database": None if plan.url is None else shown_url(plan.url)}
     how = {"judging": asdict(plan.judging), "environment": asdict(plan.environment)}
     write_json(plan.directory / STUDY_FILE, {**what, **how})
 

@@ -263,8 +263,12 @@ def test_a_study_in_a_database(tmp_path, postgresql):
     assert again["trial_list"][0]["run_dirs"][0].startswith(str(moved))
     assert rebuild_study_page(moved)["trial_list"] == again["trial_list"]  # from summary.json
     (moved / "summary.json").unlink()
-    with pytest.raises(UsageError, match="give that by --storage URL"):
-        rebuild_study_page(moved)
+    here = rebuild_study_page(moved)  # from the run directories
+    assert [(t["value"], t["params"]) for t in here["trial_list"]] == [
+        (t["value"], t["params"]) for t in again["trial_list"] if t["same_as"] is None
+    ]
+    assert here["best"] == again["best"]
+    assert "only what was run on this host is shown: postgresql+psycopg://" in " ".join(notes(here))
     interrupt(tmp_path, after=2 + 3, url=postgresql)
     (cut,) = (d for d in tmp_path.iterdir() if not (d / "summary.json").exists() and d != moved)
     assert rebuild_study_page(cut, postgresql)["trials"]["finished"] == 3
@@ -295,7 +299,7 @@ def test_a_study_that_was_cut_off_has_a_page_of_what_there_is(tmp_path):
     summary = rebuild_study_page(directory)
     assert summary["trials"] == {"finished": 3, "failed": 0, "pruned": 0}
     assert summary["unfinished"] == 1
-    assert "1 trials have not ended" in " ".join(notes(summary))
+    assert "trials that run, or wait to be run again: 1" in " ".join(notes(summary))
     assert Path(summary["best_preset"]).exists()
     html = (directory / "tune.html").read_text()
     assert html.count('<a href="trials/') == 3
@@ -336,9 +340,20 @@ def test_a_study_that_was_moved_is_read_where_it_is(tmp_path, monkeypatch, known
     assert (moved / "tune.html").read_text().count('<a href="trials/') == 2  # no dead links
 
 
+def test_a_study_whose_journal_is_gone_has_a_page_of_its_runs(tmp_path):
+    before = tune(tmp_path, trials=4, judging=Judging(repeats=2, max_step_seconds=0.01))
+    Path(before["storage"]).unlink()
+    after = rebuild_study_page(Path(before["directory"]))
+    for one, other in zip(before["trial_list"], after["trial_list"], strict=True):
+        assert (one["number"], one["value"], one["limits"]) == (other["number"], other["value"], other["limits"])
+        assert other["params"] == pytest.approx(one["params"])
+    assert after["best"] is None
+    assert "only what was run on this host" in " ".join(notes(after))
+
+
 def test_what_says_nothing_of_a_study_is_refused(tmp_path):
     (tmp_path / "trials").mkdir()
-    with pytest.raises(UsageError, match=r"neither a study\.json .* --storage URL \(or FISMO_STORAGE\)"):
+    with pytest.raises(UsageError, match=r"neither a study\.json nor a summary\.json"):
         rebuild_study_page(tmp_path)
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(UsageError, match=r"study\.json: cannot be read"):

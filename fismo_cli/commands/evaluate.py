@@ -38,13 +38,17 @@ def evaluate(
     if not run.model.is_dir():
         raise UsageError(f"{run_dir}: this run {_no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
-    from fismo_cli.reporting.console import say, stderr_console
+    from fismo_cli.reporting.console import looking, say, stderr_console
     from fismo_cli.reporting.tables import metrics_table
     from fismo_cli.runs.measuring import measure
 
     console = stderr_console()
     metrics = measure(
-        run_dir, loaded, allow_changed_data=allow_changed_data, tell=lambda note: say(console, f"note: {note}")
+        run_dir,
+        loaded,
+        allow_changed_data=allow_changed_data,
+        tell=lambda note: say(console, f"note: {note}"),
+        progress=looking(console),
     )
     console.print(metrics_table(metrics))
     if as_json:

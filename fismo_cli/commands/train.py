@@ -68,7 +68,7 @@ def train(
     if dry_run:
         _show_dry_run(loaded, as_json)
         return
-    from fismo_cli.reporting.console import say, stderr_console
+    from fismo_cli.reporting.console import looking, say, stderr_console
     from fismo_cli.reporting.progress import progress_sink
     from fismo_cli.reporting.tables import summary_table
     from fismo_cli.runs.directory import RunDirectory
@@ -86,6 +86,7 @@ def train(
             attempt=restarts,
             allow_changed_data=allow_changed_data,
             same_data=same_data,
+            progress=looking(console),
         )
     except ChangedDataError as error:
         if same_data is not None:  # for the study or comparison that started this run

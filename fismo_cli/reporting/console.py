@@ -3,13 +3,14 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Forgiving", "answer_console", "print_rows", "say", "stderr_console"]
+__all__ = ["Forgiving", "answer_console", "looking", "print_rows", "say", "stderr_console"]
 
 
 def stderr_console() -> Console:
@@ -36,6 +37,25 @@ def _plain_console(stream: Any, width: int | None = None) -> Console:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it is: on one line, however long, without markup or colours of rich's own."""
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def looking(console: Console, *, after: float = 3.0, every: float = 10.0) -> Callable[[int, int], None]:
+    """What tells, where it takes long, how many images have been looked at before training.
+
+    Args:
+        console: where.
+        after: seconds before the first line.
+        every: seconds between lines.
+    """
+    due = time.monotonic() + after
+
+    def show(done: int, total: int) -> None:
+        nonlocal due
+        if time.monotonic() >= due and done < total:
+            due = time.monotonic() + every
+            say(console, f"looked at {done:,} of {total:,} images")
+
+    return show
 
 
 def print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,6 +22,7 @@ from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identi
 from fismo_cli.runs.environment import describe_run, differences
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
+from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
@@ -46,6 +47,7 @@ def execute(
     attempt: int = 0,
     allow_changed_data: bool = False,
     same_data: Path | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Train as a preset says and return the summary, also when the run diverged or was interrupted.
 
@@ -61,6 +63,7 @@ def execute(
         attempt: how often torchrun has started the processes again.
         allow_changed_data: whether a run may go on with data that has changed since it began.
         same_data: a file of `record_data` that says what the data must be.
+        progress: told how much of the data has been looked at before training.
 
     Raises:
         ChangedDataError: before anything is written, if the data is not what it must be.
@@ -75,7 +78,7 @@ def execute(
         )
         run = world.from_main(run)
         checkpoint = world.together(lambda: checkpoint if run is None or world.main else _same_checkpoint(run))
-        prepared = world.together(lambda: _prepare(loaded, world, run))
+        prepared = world.together(lambda: _prepare(loaded, world, run, progress))
         _check_same_start(prepared, world)
         changed, data_notes = world.together(
             lambda: _check_data(prepared, run, allow_changed_data, same_data) if world.main else ([], [])
@@ -213,9 +216,9 @@ def _begin(
     return run, notes
 
 
-def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None) -> Prepared:
+def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress) -> Prepared:
     try:
-        return prepare(loaded, world)
+        return prepare(loaded, world, progress) if world.main else prepare(loaded, world)
     except UsageError as error:
         raise say_where(run, loaded.preset, error) from error
 

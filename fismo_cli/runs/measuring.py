@@ -9,6 +9,7 @@ from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, names_other_source, say_where
 from fismo_cli.tasks import build_task
+from fismo_cli.tasks.base import Progress
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch
@@ -22,6 +23,7 @@ def measure(
     *,
     allow_changed_data: bool = False,
     tell: Callable[[str], None] = lambda note: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, dict[str, float] | None]:
     """Metrics on the validation and the test part, None where the data has no such part.
 
@@ -30,6 +32,7 @@ def measure(
         loaded: its preset, with overrides such as other data.
         allow_changed_data: whether to measure also where the data has changed since the run began.
         tell: is told what a user should know.
+        progress: is told how much of the data has been looked at.
 
     Raises:
         ChangedDataError: if the data is named as it was, but is not what it was.
@@ -42,7 +45,7 @@ def measure(
     run = RunDirectory(run_dir)
     try:
         cut = not names_other_source(run, preset)
-        task = build_task(preset, known=saved_classes(run_dir, preset), split=cut)
+        task = build_task(preset, known=saved_classes(run_dir, preset), split=cut, progress=progress)
     except UsageError as error:
         raise say_where(run, preset, error) from error
     identity = task.description.get("identity")

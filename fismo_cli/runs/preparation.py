@@ -17,7 +17,7 @@ from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting.tensorboard import require_tensorboard
 from fismo_cli.runs.environment import weights_hash
 from fismo_cli.tasks import build_task
-from fismo_cli.tasks.base import Task
+from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.loading import read_batch
@@ -44,12 +44,13 @@ class Prepared:
     initial_weights: str
 
 
-def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
+def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = lambda done, total: None) -> Prepared:
     """Build task, model, optimizer and trainer of a preset, with torch's threads and determinism as it asks.
 
     Args:
         loaded: the preset.
         world: the processes that train together.
+        progress: told how much of the data has been looked at.
 
     Raises:
         UsageError: for whatever of the preset cannot be had on this machine.
@@ -62,7 +63,7 @@ def prepare(loaded: LoadedPreset, world: World = World()) -> Prepared:
     spread = check_parallel(preset, world)
     device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)
     with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
-        task = build_task(preset)
+        task = build_task(preset, progress=progress)
         seed_everything(preset.train.seed)
         model = build_model(preset, task)
         notes = (*loaded.notes, *task.notes, *model_notes(model))

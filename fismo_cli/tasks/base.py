@@ -1,13 +1,16 @@
 """What the trainer knows of a task: data parts, a training loss and metrics. Knows nothing of presets or optimizers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Part", "Sums", "Task"]
+__all__ = ["Batch", "Part", "Progress", "Sums", "Task"]
+
+Progress = Callable[[int, int], None]
+"""Told how many samples have been looked at before training, and of how many."""
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
+from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.huggingface import library, load_splits, record, require_column
 from fismo_cli.tasks.image_checks import check_looks
 from fismo_cli.tasks.image_collections import ImageSource, Labels
@@ -64,9 +65,7 @@ class HubImages:
         return replace(self, labels=self.labels[indices], indices=self.indices[indices])
 
 
-def load_hub_images(
-    data: ImageDataConfig, known: Sequence[str] | None, progress: Callable[[int, int], None]
-) -> ImageSource:
+def load_hub_images(data: ImageDataConfig, known: Sequence[str] | None, progress: Progress) -> ImageSource:
     """Images and labels of a data set.
 
     Args:

@@ -40,9 +40,13 @@ def check_looks(names: Sequence[str], looks: Sequence[Look], *, skip: bool) -> t
         if len(bad) > _MOST_LISTED:
             listed.append(f"and {len(bad) - _MOST_LISTED} more")
         if not skip:
-            many = f"{counted(len(bad), 'image')} cannot be read; remove or replace them, or set data.skip_unreadable"
-            only = f"{listed[0]}: not a readable image; remove or replace it, or set data.skip_unreadable"
-            raise UsageError(only if len(bad) == 1 else "\n  ".join((f"{many}:", *listed)))
+            many = f"{counted(len(bad), 'image')} cannot be read"
+            remedy = f"remove or replace {'it' if len(bad) == 1 else 'them'}, or set data.skip_unreadable=true"
+            raise UsageError(
+                f"{names[bad[0]]}: not a readable image ({looks[bad[0]].problem}); {remedy}"
+                if len(bad) == 1
+                else "\n  ".join((f"{many}; {remedy}:", *listed))
+            )
         notes.append(f"left out: {counted(len(bad), 'image')} that cannot be read ({'; '.join(listed)})")
     kept = [i for i, look in enumerate(looks) if look.problem is None]
     deep, transparent = (sum(getattr(looks[i], name) for i in kept) for name in ("deep", "transparent"))

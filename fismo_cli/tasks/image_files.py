@@ -196,9 +196,13 @@ def look_at_all(
     looks: list[Look] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         warnings.simplefilter("ignore")
-        for batch in pool.map(lambda batch: [_look(opener) for opener in batch], batches):
-            looks += batch
-            progress(len(looks), len(openers))
+        try:
+            for batch in pool.map(lambda batch: [_look(opener) for opener in batch], batches):
+                looks += batch
+                progress(len(looks), len(openers))
+        except BaseException:  # Ctrl-C does not wait for what nobody needs any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return looks
 
 

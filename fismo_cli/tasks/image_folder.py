@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +11,7 @@ import numpy as np
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
+from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import check_looks, counted
 from fismo_cli.tasks.image_collections import ImageSource
 from fismo_cli.tasks.image_files import FileImages, ImageFile, image_endings, look_at_all
@@ -21,9 +22,7 @@ __all__ = ["load_image_folder"]
 _USUAL = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
-def load_image_folder(
-    data: ImageDataConfig, known: Sequence[str] | None, progress: Callable[[int, int], None]
-) -> ImageSource:
+def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progress: Progress) -> ImageSource:
     """The images of a folder. Hidden files and folders are no data; neither is what Pillow does not read.
 
     Args:

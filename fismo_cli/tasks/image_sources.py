@@ -6,7 +6,7 @@ Knows nothing of transforms, models or training. Pixels stay as they are stored:
 import importlib.util
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
+from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import counted, note_copies
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, Labels, identity_of
 from fismo_cli.tasks.image_files import FileImages
 from fismo_cli.tasks.image_folder import load_image_folder
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
 
-__all__ = ["Progress", "load_images", "numbered_classes", "read_digits"]
-
-Progress = Callable[[int, int], None]
-"""Told how many files have been looked at, and of how many."""
+__all__ = ["load_images", "numbered_classes", "read_digits"]
 
 _NPZ_REMEDY = "write it with numpy.savez(path, x_train=..., y_train=...), images as uint8 and labels as whole numbers"
 

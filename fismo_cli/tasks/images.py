@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
-from fismo_cli.tasks.base import Batch, Sums, Task
+from fismo_cli.tasks.base import Batch, Progress, Sums, Task
 from fismo_cli.tasks.image_parts import build_part
-from fismo_cli.tasks.image_sources import Progress, load_images
+from fismo_cli.tasks.image_sources import load_images
 from fismo_cli.tasks.image_transforms import match_channels
 from fismo_cli.tasks.randomness import preserved_generators, seed_generators
 

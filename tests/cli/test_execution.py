@@ -102,7 +102,7 @@ def test_trying_the_model_changes_nothing(monkeypatch):
 
 
 def test_full_memory_while_preparing_is_a_sentence(monkeypatch):
-    def build(*_):
+    def build(*_, **__):
         raise MemoryError("Unable to allocate 7 TiB")
 
     monkeypatch.setattr(preparation, "build_task", build)

@@ -189,8 +189,8 @@ def test_a_part_that_cannot_be_evaluated_loses_nothing(tmp_path, monkeypatch, sp
     whole = execution.execute(loaded, runs_dir=tmp_path / "whole")
     build = preparation.build_task
 
-    def broken(preset):
-        task = build(preset)
+    def broken(preset, **options):
+        task = build(preset, **options)
         part = getattr(task, split)
         object.__setattr__(task, split, _Broken(len(part)))
         return task

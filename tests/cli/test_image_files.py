@@ -9,8 +9,10 @@ from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
 from fismo_cli.errors import UsageError
+from fismo_cli.reporting.console import looking, stderr_console
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.image_files import image_endings, look_at, read_image
+from fismo_cli.tasks.image_sources import load_images
 from tests.cli.test_images import everything, preset
 
 
@@ -236,7 +238,7 @@ def test_all_unreadable_files_are_named_before_training(pets):
     with pytest.raises(UsageError) as caught:
         of(pets)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "10 images cannot be read; remove or replace them, or set data.skip_unreadable:"
+    assert lines[0] == "10 images cannot be read; remove or replace them, or set data.skip_unreadable=true:"
     assert [line.split("/")[-1][0] for line in lines[1:]] == list("abcdefghij")
     assert any(line.endswith("i.png: 400 megapixels, more than the 179 that Pillow reads") for line in lines)
     assert any(line.endswith("g.png: the file is empty") for line in lines)
@@ -274,3 +276,13 @@ def test_copies_in_two_parts_are_noted(pets):
     task = of(pets)
     first, second = pets / "train/cat/02.png", pets / "test/dog/zz.png"
     assert task.notes == (f"1 image of train is in test, too: {first} is {second}",)
+
+
+def test_a_long_look_is_told(pets, capsys):
+    told = []
+    load_images(preset(source="image-folder", path=str(pets)).data, progress=lambda *now: told.append(now))
+    assert told == [(24, 24)]
+    show = looking(stderr_console(), after=0.0, every=60.0)
+    show(512, 50_000)
+    show(1024, 50_000)
+    assert capsys.readouterr().err == "looked at 512 of 50,000 images\n"

@@ -138,7 +138,7 @@ class TextDataConfig(Config):
     )
     path: str | list[str] | None = Field(
         default=None,
-        description="text-files: a file, a folder (its *.txt files, not hidden ones), a glob pattern, or a list of these.",
+        description="text-files: a file, a folder (its *.txt, not hidden ones), a glob pattern, or a list of these.",
     )
     name: str | None = Field(default=None, description="huggingface: the hub name of the data set.")
     config_name: str | None = Field(default=None, description="huggingface: the configuration of the data set.")

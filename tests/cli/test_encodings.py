@@ -74,3 +74,19 @@ def test_names_beyond_ascii_where_the_locale_knows_ascii_only(tmp_path):
     assert run.parent == tmp_path / "läufe" / "größe"
     assert "path: bïlder" in (run / "preset.yaml").read_text(encoding="utf-8")
     assert json.loads((run / "environment.json").read_text())["data"]["classes"] == ["hund", "kätze"]
+
+
+def test_what_a_stream_cannot_encode_is_escaped(tmp_path, capfd, monkeypatch):
+    from fismo_cli import app
+
+    for encoding in ("ascii", "utf-8"):
+        with monkeypatch.context() as patch:
+            for name, number in (("stdout", 1), ("stderr", 2)):
+                patch.setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
+            with pytest.raises(SystemExit) as leaving:
+                app.main(["validate", str(tmp_path / "größe\udce9.yaml")])
+            assert leaving.value.code == 2
+            sys.stderr.flush()
+        shown = capfd.readouterr().err
+        assert "\\udce9.yaml" in shown
+        assert ("größe" if encoding == "utf-8" else "gr\\xf6\\xdfe") in shown

@@ -31,6 +31,8 @@ def tuning_page(summary: Mapping[str, Any], directory: Path) -> str:
 
 def _result(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h1>{escape(summary['study'])}</h1><p>{escape(opening(summary))}</p>"
+    where = summary["plan"]["environment"]
+    yield f'<p class="soft">CPU threads of a process: {where["threads"]}; device: {escape(where["device"])}.</p>'
     yield f'<p class="verdict better">{escape(result_sentence(summary))}</p>'
     found = notes(summary)
     if found:

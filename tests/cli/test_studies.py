@@ -303,6 +303,7 @@ def test_a_study_that_was_cut_off_has_a_page_of_what_there_is(tmp_path):
     assert Path(summary["best_preset"]).exists()
     html = (directory / "tune.html").read_text()
     assert html.count('<a href="trials/') == 3
+    assert "CPU threads of a process: 1; device: cpu." in html
     whole = tune(tmp_path, trials=5, written=True)
     assert rebuild_study_page(directory) == whole
 

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["fsync_path", "link_or_copy", "sweep", "whole_directory", "whole_file"]
+__all__ = ["encodable", "fsync_path", "link_or_copy", "sweep", "whole_directory", "whole_file"]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)")
+
+
+def encodable(text: str) -> str:
+    """The text with escapes in place of what UTF-8 cannot have: bytes of file names in another encoding."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def fsync_path(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fismo_cli.errors import PresetError
+from fismo_cli.files import encodable
 from fismo_cli.preset.document import RESOLVERS, Document, DocumentError, Path, dotted, parse_document
 from fismo_cli.preset.locate import PresetFile, find_preset, shipped_presets
 from fismo_cli.preset.overrides import Layered, apply_overrides, parse_overrides
@@ -91,9 +92,8 @@ def resolved_yaml(loaded: LoadedPreset) -> str:
     values = _plain(loaded.preset.model_dump())
     first = {key: values[key] for key in ("task", "model", "data")}  # The order in which presets are written.
     body = yaml.dump({**first, **values}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**20)
-    return (
-        f"# Resolved by fismo from the preset {loaded.name} ({loaded.source}), with all defaults and overrides.\n{body}"
-    )
+    origin = f"{loaded.name} ({encodable(loaded.source)})"
+    return f"# Resolved by fismo from the preset {origin}, with all defaults and overrides.\n{body}"
 
 
 def identity(preset: Preset) -> str:

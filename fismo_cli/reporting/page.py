@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from fismo_cli.files import encodable
 from urllib.parse import quote
 
 __all__ = ["GREY", "document", "figure", "link", "literal", "styled", "table"]
@@ -38,7 +40,7 @@ def document(title: str, body: Iterable[str]) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    return "\n".join(
+    page = "\n".join(
         (
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
@@ -50,6 +52,7 @@ def document(title: str, body: Iterable[str]) -> str:
             "</body></html>\n",
         )
     )
+    return encodable(page)
 
 
 def figure(name: str, drawing: Any, caption: str, height: str = "420px") -> str:

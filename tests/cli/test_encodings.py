@@ -3,12 +3,16 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fismo_cli.preset.loading import load_preset, resolved_yaml
+from fismo_cli.reporting.page import document
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,10 +24,15 @@ def _text_files_without_encoding(tree):
         owner = getattr(getattr(call.func, "value", None), "id", "")
         named = {keyword.arg: keyword.value for keyword in call.keywords}
         constants = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        given = len(call.args) > {"read_text": 0, "write_text": 1}.get(name, 9)
         binary = any(isinstance(value, str) and "b" in value for value in constants[-1:])
         opens = name == "open" and owner not in ("os", "Image") and not binary
         as_text = name in ("run", "Popen", "check_output") and {"text", "universal_newlines"} & named.keys()
-        if "encoding" not in named and (opens or as_text or name in ("read_text", "write_text", "fdopen")):
+        if (
+            "encoding" not in named
+            and not given
+            and (opens or as_text or name in ("read_text", "write_text", "fdopen"))
+        ):
             yield call.lineno
 
 
@@ -36,6 +45,17 @@ def test_every_text_file_is_opened_with_an_encoding():
         for line in _text_files_without_encoding(ast.parse(file.read_text(encoding="utf-8")))
     ]
     assert found == []
+
+
+def test_names_that_are_not_utf8_can_be_written_down(tmp_path):
+    source = os.fsdecode(bytes(tmp_path) + b"/caf\xe9/one.yaml")
+    Path(source).parent.mkdir()
+    shutil.copy(ROOT / "presets" / "digits-vit.yaml", source)
+    loaded = load_preset(source)
+    text = resolved_yaml(loaded)
+    assert "caf\\udce9/one.yaml" in text.encode().decode()
+    assert load_preset(source).preset == loaded.preset
+    assert "caf\\udce9" in document(source, [f"<p>{source}</p>"]).encode().decode()
 
 
 @pytest.mark.slow

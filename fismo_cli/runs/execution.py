@@ -216,7 +216,9 @@ def _begin(
     return run, notes
 
 
-def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress) -> Prepared:
+def _prepare(
+    loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress = lambda done, total: None
+) -> Prepared:
     try:
         return prepare(loaded, world, progress) if world.main else prepare(loaded, world)
     except UsageError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 import statistics
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,13 @@ from optuna.trial import TrialState
 
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import get_setting
-from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.directory import RunDirectory, found_again
+from fismo_cli.tuning.ledger import Ledger, best_of
 from fismo_cli.tuning.plan import Judging, StudyPlan
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import Range
 
-__all__ = ["RunResult", "TrialResult", "run_value", "study_of_runs", "trial_result"]
+__all__ = ["RunResult", "TrialResult", "keep_the_best_model", "run_value", "study_of_runs", "trial_result"]
 
 RunResult = tuple[RunDirectory, dict[str, Any]]
 """A finished run and its summary."""
@@ -73,6 +75,18 @@ def trial_result(judging: Judging, runs: Sequence[RunResult]) -> TrialResult:
             "noise_scale": statistics.fmean(scales) if scales else None,
         },
     )
+
+
+def keep_the_best_model(plan: StudyPlan, ledger: Ledger) -> None:
+    """Of all trials on this host, only the best one's models stay: models are large, and can be made again."""
+    best = best_of(ledger.counted, higher_is_better=plan.judging.higher_is_better)
+    if best is None:
+        return
+    kept = best.user_attrs.get("run_dirs", ())
+    for place in {place for trial in ledger.counted for place in trial.user_attrs.get("run_dirs", ())}.difference(kept):
+        run = RunDirectory(found_again(Path(place), plan.directory))
+        shutil.rmtree(run.model, ignore_errors=True)
+        run.weights.unlink(missing_ok=True)
 
 
 def study_of_runs(plan: StudyPlan) -> Study:

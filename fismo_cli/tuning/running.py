@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.runs.directory import RunDirectory, found_again
+from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.ledger import (
@@ -31,7 +31,6 @@ from fismo_cli.tuning.ledger import (
     OWNER,
     Ledger,
     Worker,
-    best_of,
     check_hope,
     copy_result,
     give_up,
@@ -41,7 +40,7 @@ from fismo_cli.tuning.ledger import (
     worker,
 )
 from fismo_cli.tuning.plan import REPORTS, STUDY_FILE, StudyPlan, gpu_count
-from fismo_cli.tuning.results import RunResult, run_value, trial_result
+from fismo_cli.tuning.results import RunResult, keep_the_best_model, run_value, trial_result
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
@@ -336,7 +335,7 @@ class _Pool:
             trial.set_user_attr(key, known)
         self.study.tell(trial.number, result.value, skip_if_finished=True)
         self._ended(job, f"{self.plan.judging.metric} {result.value:.4f}")
-        self._keep_the_best_model(job)
+        keep_the_best_model(self.plan, self.ledger)
 
     def _copy(self, job: _Job, twin: FrozenTrial) -> None:
         copy_result(self.study, job.trial, twin)
@@ -372,17 +371,6 @@ class _Pool:
         self.fresh += 1
         self._look(at_once=True)
         self._say(f"trial {job.trial.number}: {what}  ({short_settings(job.trial.params)})")
-
-    def _keep_the_best_model(self, job: _Job) -> None:
-        """Of all trials on this host, only the best one's models stay: models are large, and can be made again."""
-        best = best_of(self.ledger.counted, higher_is_better=self.plan.judging.higher_is_better)
-        kept = [] if best is None else best.user_attrs.get("run_dirs", [])
-        for trial in self.ledger.counted:
-            for place in trial.user_attrs.get("run_dirs", ()):
-                if best is not None and place not in kept:
-                    run = RunDirectory(found_again(Path(place), self.plan.directory))
-                    shutil.rmtree(run.model, ignore_errors=True)
-                    run.weights.unlink(missing_ok=True)
 
     def _show_life(self) -> None:
         if time.monotonic() - self._beat >= HEARTBEAT_SECONDS:

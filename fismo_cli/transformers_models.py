@@ -4,6 +4,7 @@ Knows nothing of data or training, and never imports timm.
 """
 
 import difflib
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,12 @@ from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
 from fismo_cli.tasks.tokenizers import HubTokenizer, Tokenizer, same_tokens, saved_tokenizer
+from fismo_cli.transformers_checks import (
+    check_next_token_model,
+    check_padded_positions,
+    padding_hint,
+    use_own_loss,
+)
 from fismo_cli.weights_file import readable_weights
 
 __all__ = ["build", "load_directory", "save_directory"]
@@ -39,17 +46,24 @@ def build(
             (`model.name`, the tokenizer), or the model is not a causal language model of at least `block_size`
             positions.
     """
+    network = _built(model, data_args, block_size, tokenizer)
+    use_own_loss(network)
+    check_next_token_model(network, model.name, block_size)
+    return network, _notes(network.config, model)
+
+
+def _built(model: ModelConfig, data_args: Mapping[str, Any], block_size: int, tokenizer: Tokenizer | None) -> nn.Module:
     if isinstance(model.pretrained, str):
         path = Path(model.pretrained).expanduser()
         if not path.is_file():
             folder = _model_folder(path, "model.pretrained")
             _check_tokenizer(folder, tokenizer)
-            return _from_weights(str(folder), model, data_args, block_size), []
+            return _from_weights(str(folder), model, data_args, block_size)
         if (path.parent / "model").is_dir():  # the flat file of a run directory
             _check_tokenizer(path.parent / "model", tokenizer)
         network = _from_configuration(model, data_args, block_size)
         _load_file(network, path)
-        return network, []
+        return network
     if model.pretrained:
         if _is_architecture(model.name):
             raise UsageError(
@@ -57,8 +71,19 @@ def build(
                 "folder, or set pretrained to false"
             )
         _check_tokenizer(Path(_expand(model.name)) if _is_folder(model.name) else model.name, tokenizer)
-        return _from_weights(_expand(model.name), model, data_args, block_size), []
-    return _from_configuration(model, data_args, block_size), []
+        return _from_weights(_expand(model.name), model, data_args, block_size)
+    return _from_configuration(model, data_args, block_size)
+
+
+def _notes(config: Any, model: ModelConfig) -> list[str]:
+    """What was set and does nothing."""
+    coefficients = [key for key in model.args if key.endswith("aux_loss_coef")]
+    if not coefficients or getattr(config, "output_router_logits", True):
+        return []
+    return [
+        f"model.args.{coefficients[0]} has no effect: transformers adds that loss only where "
+        "model.args.output_router_logits is true"
+    ]
 
 
 def _is_architecture(name: str) -> bool:
@@ -137,7 +162,7 @@ def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_
         raise UsageError(
             f"model.args.vocab_size is {given}, but data.tokenizer has {needed} tokens; leave it out or make it larger"
         )
-    changes = {**data_args, **model.args}
+    changes = {**data_args, **{key: _as_number(value, config, key) for key, value in model.args.items()}}
     if not hasattr(config, "vocab_size"):
         raise UsageError(f"model.name: {model.name} has no vocabulary of its own; name a pure language model")
     if _is_architecture(model.name):
@@ -146,7 +171,8 @@ def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_
         try:
             config = AutoConfig.for_model(model.name, **changes)
         except Exception as error:  # configurations validate themselves in many ways
-            raise UsageError(f"model.args: {model.name} refuses them: {_first_line(error)}") from error
+            hint = padding_hint(changes["pad_token_id"], config, error)
+            raise UsageError(f"model.args: {model.name} refuses them: {_first_line(error)}{hint}") from error
     else:
         for key, value in changes.items():
             setattr(config, key, value)
@@ -156,8 +182,14 @@ def _from_configuration(model: ModelConfig, data_args: Mapping[str, Any], block_
         network: nn.Module = build_from(config, dtype=torch.float32)
     except Exception as error:  # a bad size surfaces as whatever the model's constructor stumbles over
         raise UsageError(f"model.args: {model.name} cannot be built from them: {_first_line(error)}") from error
-    _check_causal(network, model.name)
+    check_padded_positions(network, model.name, block_size)
     return network
+
+
+def _as_number(value: Any, config: Any, key: str) -> Any:
+    """A whole number where the configuration has a fraction, as a fraction: configurations refuse 5 for 5.0."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and isinstance(getattr(config, key, None), float) else value
 
 
 def _base_configuration(model: ModelConfig) -> Any:
@@ -165,7 +197,12 @@ def _base_configuration(model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     if _is_architecture(model.name):
-        config = AutoConfig.for_model(model.name)
+        try:
+            config = AutoConfig.for_model(model.name)
+        except Exception as error:  # one that is a part of another model, or refuses its own defaults
+            raise UsageError(
+                f"model.name: {model.name} has no configuration of its own: {_first_line(error)}"
+            ) from error
     else:
         with reachable(f"the model {model.name}", "model.name", _REMEDY, local=_is_folder(model.name)):
             config = AutoConfig.from_pretrained(_expand(model.name))
@@ -184,10 +221,18 @@ def _check_keys(config: Any, model: ModelConfig) -> None:
     """Refuse keys that the configuration does not have; transformers would store and ignore them."""
     known = set(config.to_dict()) | set(config.attribute_map) | {"pad_token_id", "bos_token_id", "eos_token_id"}
     for key in model.args:
-        if key not in known:
+        if key not in known and not _is_read(config, key):
             close = difflib.get_close_matches(key, sorted(known), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UsageError(f"model.args.{key}: the configuration of {config.model_type} has no such key{hint}")
+
+
+def _is_read(config: Any, key: str) -> bool:
+    """Whether the model's code reads a key that the configuration has no default for, such as some have of head_dim."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    source = inspect.getsource(inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]) or inspect)
+    return f'getattr(config, "{key}"' in source or f"config.{key}," in source
 
 
 def _check_positions(config: Any, name: str, block_size: int) -> None:
@@ -197,22 +242,6 @@ def _check_positions(config: Any, name: str, block_size: int) -> None:
         raise UsageError(
             f"data.block_size is {block_size}, but {name} has {limit} positions (model.args.{key}); make it at most "
             "that, or give the model more"
-        )
-
-
-def _check_causal(network: nn.Module, name: str) -> None:
-    """Refuse a model in which a later token changes an earlier prediction: encoders build as language models too."""
-    training = network.training
-    network.eval()
-    tokens = torch.tensor([[0, 1, 2, 0, 1, 2, 0, 1], [0, 1, 2, 0, 1, 2, 0, 2]])
-    with torch.no_grad():
-        logits = network(input_ids=tokens, use_cache=False).logits.float()
-    network.train(training)
-    first, second = logits[0, :-1], logits[1, :-1]
-    # Rounding alone stays far below this; a randomly initialised encoder's difference is far above.
-    if (first - second).abs().max() > 1e-4 * first.abs().max():
-        raise UsageError(
-            f"model.name: {name} looks at later tokens; set model.args.is_decoder to true if it has that key"
         )
 
 
@@ -227,7 +256,7 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
         raise UsageError(f"model.name is {model.name}, but {source} holds a model of type {config.model_type}")
     _check_keys(config, model)
     for name, value in model.args.items():
-        setattr(config, name, value)
+        setattr(config, name, _as_number(value, config, name))
     _check_positions(config, source, block_size)
     if config.vocab_size < data_args["vocab_size"]:
         raise UsageError(
@@ -242,7 +271,7 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
     problems = sorted(str(name) for name in {*report["missing_keys"], *report.get("mismatched_keys", ())})
     if problems:
         raise UsageError(f"{key}: {source} has no fitting weights for {problems[0]} ({len(problems)} in all)")
-    _check_causal(network, source)
+    check_padded_positions(network, source, block_size)
     return network
 
 

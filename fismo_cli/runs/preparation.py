@@ -22,7 +22,7 @@ from fismo_cli.training.device import autocast, choose_device, explain_memory, m
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.loading import read_batch
 from fismo_cli.training.probe import untouched
-from fismo_cli.training.seeding import configure_torch, kept_rng_state, seed_everything
+from fismo_cli.training.seeding import configure_torch, seed_everything
 from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World
@@ -100,12 +100,14 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
 
 
 def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> None:
-    """Make sure that the model can take the data at all, by one sample; leaves model and generators as they are."""
-    with kept_rng_state(), evaluation_mode(model), autocast(device, loaded.preset.train.precision):
-        batch = move(read_batch(task.train, [(0, 0)]), device)
+    """Make sure that the model can take the data at all, in evaluation by one sample and in training by two, which
+    batch norm needs; leaves model and generators as they are."""
+    with untouched(model), evaluation_mode(model), autocast(device, loaded.preset.train.precision):
+        batch = move(read_batch(task.train, [(0, index) for index in range(min(2, len(task.train)))]), device)
         try:
-            with explain_memory(device, lambda: "with a single sample. Make the model or the samples smaller"):
-                task.measure(model, batch)
+            with explain_memory(device, lambda: "with two samples. Make the model or the samples smaller"):
+                task.measure(model, {name: value[:1] for name, value in batch.items()})
+                task.training_loss(model.train(), batch)
         except FismoError:
             raise
         except Exception as error:  # whatever a library's model does with shapes it was not made for

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fismo_cli.files import encodable
-from urllib.parse import quote
 
 __all__ = ["GREY", "document", "figure", "link", "literal", "styled", "table"]
 

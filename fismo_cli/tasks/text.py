@@ -96,11 +96,13 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits.float()
 
 
-def _special_notes(parts: Mapping[str, BlockPart], tokenizer: Tokenizer) -> Iterator[str]:
+def _special_notes(parts: Mapping[str, BlockPart]) -> Iterator[str]:
     for name, part in parts.items():
-        if part.stream.literal_ends:
+        spelled = part.stream.spelled
+        if spelled:
+            most = ", ".join(f"{text} {times:,}" for text, times in list(spelled.items())[:3])
             yield (
-                f"the text of the {name} part spells {tokenizer.end_text} in {_places(part.stream.literal_ends)}: that "
+                f"the text of the {name} part spells special tokens in {_places(sum(spelled.values()))} ({most}): that "
                 "stays text; an end of text follows each document (text-files: each file)"
             )
         if part.stream.specials:
@@ -159,7 +161,7 @@ def build_text_task(preset: TextPreset) -> TextTask:
                 TOKENIZER: {TOKENIZER: {"count": tokenizer.vocab_size, "sha256": tokenizer.identity()}},
             },
         },
-        notes=(*source.notes, *_special_notes(parts, tokenizer)),
+        notes=(*source.notes, *_special_notes(parts)),
         tokenizer=tokenizer,
         block_size=data.block_size,
     )

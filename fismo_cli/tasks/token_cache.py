@@ -6,8 +6,10 @@ use: one that is broken or partial is made again. Knows nothing of sources, part
 
 import hashlib
 import json
+import re
 import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ _VERSION = 3
 class TokenStream:
     """Tokens of all documents, one after the other, and how many bytes of text they stand for.
 
-    `literal_ends` is how often the text itself spells the end of a text; `specials` how many of its tokens are special
-    ones all the same.
+    `spelled` is how often the text itself has what a special token is written as; `specials` how many of its tokens are
+    special ones all the same.
 
     Pickled (for data workers that are not forked) a memory-mapped stream is its path, not its contents.
     """
@@ -38,7 +40,7 @@ class TokenStream:
     tokens: NDArray[Any]
     text_bytes: int
     path: Path | None = None
-    literal_ends: int = 0
+    spelled: dict[str, int] = field(default_factory=dict)
     specials: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,18 +85,20 @@ def tokenise(documents: Documents, tokenizer: Tokenizer, cache_dir: Path | None)
     if record["tokens"] == 0:  # an empty file cannot be mapped
         return TokenStream(np.zeros(0, dtype), record["text_bytes"])
     tokens = np.memmap(path, dtype=dtype, mode="r")
-    return TokenStream(tokens, record["text_bytes"], path, record["literal_ends"], record["specials"])
+    return TokenStream(tokens, record["text_bytes"], path, record["spelled"], record["specials"])
 
 
 def _write(documents: Documents, tokenizer: Tokenizer, path: Path, record_path: Path) -> dict[str, Any]:
-    text_bytes = literal_ends = ends = 0
-    spelled = tokenizer.end_text.encode()
+    text_bytes = ends = 0
+    found: Counter[bytes] = Counter()
+    special_texts = sorted(tokenizer.special_texts, key=len, reverse=True)
+    special = re.compile(b"|".join(re.escape(text.encode()) for text in special_texts))
 
     def counted() -> Any:
-        nonlocal text_bytes, literal_ends, ends
+        nonlocal text_bytes, ends
         for data, last in documents.chunks(utf8=True):
             text_bytes += len(data)
-            literal_ends += data.count(spelled)
+            found.update(special.findall(data))
             ends += last
             yield data, last
 
@@ -109,7 +113,7 @@ def _write(documents: Documents, tokenizer: Tokenizer, path: Path, record_path: 
         "tokens": count,
         "dtype": token_type(tokenizer.vocab_size).__name__,
         "text_bytes": text_bytes,
-        "literal_ends": literal_ends,
+        "spelled": {text.decode(): times for text, times in found.most_common()},
         "specials": specials - ends,
         "check": _check_sum(path),
         "tokenizer": tokenizer.name,
@@ -126,7 +130,7 @@ def _valid_record(path: Path, record_path: Path) -> dict[str, Any] | None:
         record = json.loads(record_path.read_text(encoding="utf-8"))
         size = record["tokens"] * np.dtype(record["dtype"]).itemsize
         intact = path.stat().st_size == size and _check_sum(path) == record["check"] and record["text_bytes"] >= 0
-        intact = intact and record["literal_ends"] >= 0 and record["specials"] >= 0
+        intact = intact and record["specials"] >= 0 and isinstance(record["spelled"], dict)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if intact else None

@@ -24,8 +24,8 @@ _PROBE = "Two words, 3 Zahlen: 3.14\n\tdef f(x):  # Größe, 漢字, emoji \U000
 class Tokenizer(Protocol):
     """Text to token ids; `vocab_size` is the largest id plus 1.
 
-    `end` is put after every document, and spelled `end_text`. Text becomes one of `special_ids` only if that cannot be
-    helped.
+    `end` is put after every document. Text becomes one of `special_ids` only if that cannot be helped, also where it is
+    one of `special_texts`, by which special tokens are written.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
     bos: int
     end: int
     pad: int | None
-    end_text: str
+    special_texts: tuple[str, ...]
     special_ids: frozenset[int]
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
@@ -61,7 +61,7 @@ class ByteTokenizer:
     bos = 256
     end = 256
     pad: int | None = None
-    end_text = ""
+    special_texts: tuple[str, ...] = ()
     special_ids: frozenset[int] = frozenset()
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
@@ -111,7 +111,7 @@ class HubTokenizer:
         begin = self._tokenizer.bos_token_id
         self.bos = self.end if begin is None else int(begin)
         self.pad: int | None = self._tokenizer.pad_token_id
-        self.end_text: str = self._tokenizer.eos_token
+        self.special_texts: tuple[str, ...] = tuple(self._tokenizer.all_special_tokens)
         self.special_ids = frozenset({self.end, *self._tokenizer.all_special_ids} - self._unknown())
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:

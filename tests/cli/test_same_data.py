@@ -141,7 +141,7 @@ def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
     with pytest.raises(UsageError, match=rf"data.path: text is no file.*was started in {place}: relative paths"):
         measure(place / run.path, again)
     with pytest.raises(UsageError, match=rf"was started in {place}: relative paths"):
-        execution._prepare(again, execution.World(), RunDirectory(place / run.path))
+        execution._prepare(again, execution.World(), RunDirectory(place / run.path), lambda *_: None)
 
 
 def test_processes_that_see_other_data_do_not_train_together(place):

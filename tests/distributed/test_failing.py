@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("parallel", "how"),
-    [("ddp", "raise"), ("fsdp2", "raise"), ("fsdp2", "die"), ("fsdp2", "read"), ("ddp", "evaluate"), ("ddp", "write")],
+    [("ddp", "raise"), ("fsdp2", "raise"), ("fsdp2", "die"), ("fsdp2", "read"), ("ddp", "write")],
 )
 def test_a_rank_that_fails_ends_the_run(tmp_path, parallel, how):
     started = time.monotonic()
@@ -38,8 +38,7 @@ def test_a_rank_that_fails_ends_the_run(tmp_path, parallel, how):
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     if how == "read":  # noticed before a step in which others would wait: all are saved together
-        assert "sample" in errors[0]
-        assert "could not be read: ValueError: this rank has had enough" in errors[0]
+        assert "of the data could not be read: ValueError: this rank has had enough" in errors[0]
         (step,) = tmp_path.glob("runs/*/*/checkpoints/step-*/complete.json")
         assert f"continue from step {step.parent.name.removeprefix('step-')} with: fismo train" in done.stderr
     elif how != "die":

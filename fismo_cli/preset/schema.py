@@ -84,6 +84,10 @@ class BatchGrowthConfig(Config):
     )
 
 
+MAX_LENGTH = 10**9
+"""Steps or epochs: more than anyone trains, and few enough to be counted without overflow."""
+
+
 class TrainConfig(Config):
     """The training loop."""
 
@@ -136,6 +140,10 @@ class TrainConfig(Config):
         neither, both = self.epochs is self.steps is None, None not in (self.epochs, self.steps)
         refuse(
             (neither, "epochs", "give train.epochs or train.steps", ("steps",)),
+            *(
+                (length is not None and length > MAX_LENGTH, key, f"must be at most {MAX_LENGTH:,}", ())
+                for key, length in (("steps", self.steps), ("epochs", self.epochs))
+            ),
             (both, "steps", "give either train.epochs or train.steps, not both", ("epochs",)),
             (
                 self.batch_size % self.accumulate != 0,

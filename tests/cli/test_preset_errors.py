@@ -56,6 +56,8 @@ def test_the_good_preset_is_good(write):
         ("steps: 10", "steps: 10\n  seed: -1", "12  train.seed: must be an integer from 0 to 4294967295, got -1"),
         ("steps: 10", "steps: 10\n  compile: on", '12  train.compile: must be true or false, got "on"'),
         ("steps: 10", "steps: 10\n  max_loss: .inf", "12  train.max_loss: must be a positive number or null, got inf"),
+        ("steps: 10", "epochs: 1e308", "11  train.epochs: must be at most 1,000,000,000"),
+        ("steps: 10", "steps: 18446744073709551616", "11  train.steps: must be at most 1,000,000,000"),
         ("steps: 10", "stepz: 10", "11  train.stepz: unknown key. Did you mean train.steps?"),
         ("steps: 10", "steps: 10\n  lr: 1", "12  train.lr: unknown key. Did you mean optimizer.trust_radius?"),
         (

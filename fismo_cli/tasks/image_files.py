@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,14 +173,30 @@ def _is_whole(image: Image.Image, size: int, tail: bytes, stream: BinaryIO) -> b
     match image.format:
         case "PNG":
             return tail.endswith(b"\0\0\0\0IEND\xaeB`\x82")
-        case "JPEG" | "MPO":
+        case "JPEG" | "MPO" | "JPEG2000":
             return tail.rstrip(b"\0").endswith(b"\xff\xd9")
         case "GIF":
             return tail.endswith(b"\0;")
         case "WEBP":
-            stream.seek(4)
-            return int.from_bytes(stream.read(4), "little") + 8 <= size
+            return _number(stream, 4) + 8 <= size
+        case "BMP":
+            return _number(stream, 2) == size
+        case "TIFF":
+            tags = _tags(image)
+            starts, lengths = ([*tags.get(strip, ()), *tags.get(tile, ())] for strip, tile in ((273, 324), (279, 325)))
+            ends = [start + length for start, length in zip(starts, lengths, strict=False)]
+            return len(starts) == len(lengths) > 0 and max(ends) <= size
+        case "AVIF":
+            end = 0
+            while end < size and (length := _number(stream, end, "big")) >= 8:  # boxes, one after the other
+                end += length
+            return end == size
     return False
+
+
+def _number(stream: BinaryIO, place: int, order: Literal["big", "little"] = "little") -> int:
+    stream.seek(place)
+    return int.from_bytes(stream.read(4), order)
 
 
 def look_at_all(

@@ -1,5 +1,6 @@
 """Image files of users: what is data, what is left out, what the model sees of each kind, and what data is known by."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from fismo_cli.errors import UsageError
 from fismo_cli.reporting.console import looking, stderr_console
-from fismo_cli.tasks import build_task
+from fismo_cli.tasks import build_task, image_files
 from fismo_cli.tasks.image_files import image_endings, look_at, read_image
 from fismo_cli.tasks.image_sources import load_images
 from tests.cli.test_images import everything, preset
@@ -170,6 +171,18 @@ def test_other_depths_are_scaled_or_refused(tmp_path):
             assert "no known range" in look_at(stream).problem
 
 
+def test_white_may_be_zero(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "grey.tif")
+    data = bytearray((tmp_path / "grey.tif").read_bytes())
+    place = data.index(np.array([262, 3, 1, 0], "<u2").tobytes())
+    assert data[place + 8] == 1
+    data[place + 8] = 0
+    (tmp_path / "white.tif").write_bytes(data)
+    assert np.array_equal(
+        np.asarray(read_image(str(tmp_path / "white.tif"))), np.round((65535 - RAMP.astype(int)) / 257)
+    )
+
+
 def test_depths_and_transparency_are_noted(pets):
     Image.fromarray(RAMP).save(pets / "train/cat/00.png")
     Image.new("LA", (8, 8), (200, 0)).save(pets / "train/cat/01.png")
@@ -249,6 +262,17 @@ def test_all_unreadable_files_are_named_before_training(pets):
     assert task.description["identity"] == before
     assert len(task.notes) == 1
     assert task.notes[0].startswith("left out: 10 images that cannot be read (")
+
+
+@pytest.mark.parametrize("end", ["png", "jpg", "gif", "webp", "bmp", "tif", "jp2", "avif"])
+def test_a_look_sees_that_the_end_is_missing_and_decodes_nothing_else(tmp_path, monkeypatch, end):
+    path = tmp_path / f"image.{end}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    assert look_at(io.BytesIO(data[:-40])).problem is not None
+    assert look_at(io.BytesIO(data[: len(data) // 2])).problem is not None
+    monkeypatch.setattr(image_files, "displayed", lambda image: pytest.fail("decoded"))
+    assert look_at(io.BytesIO(data)).problem is None
 
 
 def test_what_goes_bad_later_is_named(pets):

@@ -102,6 +102,13 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         for contender in summary["contenders"]
         if not contender["same_adamw"]
     ]
+    decayed = [contender["settings"].get("weight_decay_on", "matrices") for contender in summary["contenders"]]
+    found += [
+        f"{contender['label']} decays {'all parameters' if own == 'all' else 'matrices alone'}, the candidate "
+        f"{'all' if own == 'matrices' else 'matrices alone'}: more than the optimizer differs."
+        for contender, own in zip(summary["contenders"], decayed, strict=True)
+        if own != decayed[0]
+    ]
     if summary["target"] is None:
         found.append("No baseline finished often enough to set a target, so no speed-up is given.")
     return found

@@ -136,6 +136,9 @@ def test_caveats_name_what_weakens_a_result():
         assert part in found
     assert "other AdamW settings" in found
     assert "no speed-up" in found
+    other = contender("adamw", settings={"name": "adamw", "weight_decay_on": "all"})
+    (sentence,) = caveats(summary(contenders=[contender("fismo"), other]))
+    assert sentence.startswith("adamw decays all parameters, the candidate matrices alone")
 
 
 def test_tables():

@@ -33,7 +33,10 @@ def find_text_files(patterns: Iterable[str]) -> tuple[dict[Path, str], list[str]
     notes: list[str] = []
     taken: set[str] = set()
     for pattern in patterns:
-        base, matches = _matches(pattern, notes)
+        try:
+            base, matches = _matches(pattern, notes)
+        except OSError as error:
+            raise UsageError(f"data.path: {pattern} cannot be read ({error.strerror})") from error
         for path in matches:
             if path not in found:
                 found[path] = _unique(path.relative_to(base).as_posix(), base.name, taken)
@@ -51,7 +54,7 @@ def _matches(pattern: str, notes: list[str]) -> tuple[Path, list[Path]]:
     matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = [file for file in map(Path, matches) if _usable(file)]
     if not files:
-        folders = ", only folders" if matches else ""
+        folders = ", only folders" if any(map(os.path.isdir, matches)) else ""
         raise UsageError(f"data.path: {pattern} is no file, no folder and matches no file{folders}")
     fixed = [i for i, part in enumerate(path.parts) if glob.has_magic(part)][:1]
     return Path(*path.parts[: fixed[0]]) if fixed else path.parent, files

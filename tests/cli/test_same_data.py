@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from fismo_cli.app import main
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs import execution
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.measuring import measure
+from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import changes
 
 PRESET = """task: language-modelling
@@ -104,6 +106,25 @@ def test_what_else_makes_other_data(place, tokenizer_folder):
     stdlib = identity("data.source=stdlib-source", "data.path=null")
     assert changes(stdlib, json.loads(json.dumps(stdlib))) == []
     assert str(place) not in json.dumps([own, stdlib])
+
+
+def test_exit_codes_for_users_and_for_studies(place, capsys):
+    run = the_run()
+    Path("text/3.txt").unlink()
+    study = Path("study.json")
+    study.write_text(json.dumps({"environment": {"data": data_of_run(run)}}))
+    for arguments, code in (
+        (["--resume", str(run.path)], 2),
+        (["--same-data", str(study)], 5),
+        (["--resume", "auto", "--same-data", str(study)], 5),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["train", "tiny.yaml", *arguments])
+        assert leaving.value.code == code
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: the data ")
+        assert "text: 3.txt is gone" in last
+    assert len(list(Path("runs").glob("*/*"))) == 1
 
 
 def test_an_older_run_that_does_not_know_its_data_goes_on_with_a_note(place):

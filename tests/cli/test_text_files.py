@@ -141,6 +141,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         build_task(preset(path=str(folder), **WHOLE))
 
 
+def test_a_place_that_cannot_be_looked_at_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"data.path: .*xxx cannot be read \(File name too long\)"):
+        find_text_files([str(tmp_path / ("x" * 300))])
+
+
 def test_the_vocabulary_is_the_largest_id_plus_one(tmp_path, tokenizer_folder):
     content = (tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8")
     gap = tmp_path / "gap"

@@ -3,6 +3,7 @@ import json
 import math
 import random
 import struct
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,27 @@ def round_trip(tmp_path: Path, state: dict) -> dict:
     loaded = CheckpointStore(tmp_path / "checkpoints").load()
     assert loaded is not None
     return loaded.state
+
+
+def test_what_optimizers_keep_besides_tensors_and_the_order_in_memory(tmp_path):
+    """The last digits of a product depend on whether a matrix lies by rows or by columns."""
+    matrix = torch.randn(3, 5)
+    state = {
+        "queue": deque([torch.ones(2), torch.zeros(2)], maxlen=7),
+        "dtype": torch.bfloat16,
+        "columns": torch.linalg.qr(matrix.T)[0],
+        "transposed": matrix.T,
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "gaps": torch.randn(4, 6)[:, ::2],
+    }
+    again = round_trip(tmp_path, state)
+    assert again["dtype"] is torch.bfloat16
+    assert isinstance(again["queue"], deque)
+    assert again["queue"].maxlen == 7
+    assert [value.tolist() for value in again["queue"]] == [[1.0, 1.0], [0.0, 0.0]]
+    for key in ("columns", "transposed", "channels_last", "gaps"):
+        assert torch.equal(again[key], state[key])
+        assert key == "gaps" or again[key].stride() == state[key].stride()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

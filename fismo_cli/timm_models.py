@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
-from fismo_cli.weights_file import readable_weights
+from fismo_cli.weights_file import read_weights, some_names, without_prefix
 
 __all__ = ["build", "load_directory", "model_statistics", "save_directory", "saved_classes", "size_arguments"]
 
@@ -146,12 +145,17 @@ def _from_weights(
     timm's own way with another number of classes is a lenient load, which would let a wrong file pass unnoticed.
     """
     weights = _read_weights(source)
-    config = _pretrained_config(model.name)
-    heads = config.get("classifier")
-    head = heads if isinstance(heads, str) else (heads or [None])[0]
-    head_weight = weights.get(f"{head}.weight")
+    heads = _heads(model.name)
+    head_weight = weights.get(f"{heads[0]}.weight") if heads else None
     source_classes = len(head_weight) if head_weight is not None else args["num_classes"]
-    network = _load_strictly(model.name, {**args, "num_classes": source_classes}, weights, source)
+    try:
+        network = _load_strictly(model.name, {**args, "num_classes": source_classes}, weights, source)
+    except _DoesNotFit as error:
+        if not error.lacks_only(heads):
+            raise
+        fresh = _create(model.name, args).state_dict()
+        complete = {**weights, **{name: fresh[name] for name in error.missing}}
+        return _load_strictly(model.name, args, complete, source), ["new head: the weights have none"]
     if source_classes == args["num_classes"] and (classes is None or list(classes) == list(saved_classes or ())):
         return network, []
     reset = getattr(network, "reset_classifier", None)
@@ -168,6 +172,46 @@ def _from_weights(
     return network, [f"new head: {reason}"]
 
 
+class _DoesNotFit(UsageError):
+    """Weights are not those of the model.
+
+    Args:
+        what: the file and the model.
+        error: what torch says.
+
+    Attributes:
+        missing: names that the file lacks, if that is all.
+    """
+
+    def __init__(self, what: str, error: RuntimeError) -> None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        problems = lines[1:] or lines
+        self.missing = _quoted(problems[0]) if problems[0].startswith("Missing") and len(problems) == 1 else []
+        super().__init__(f"{what}: {'; '.join(map(_in_words, problems[:2]))}")
+
+    def lacks_only(self, modules: Sequence[str]) -> bool:
+        """Whether nothing is wrong but that these modules are missing."""
+        return bool(self.missing) and all(name.startswith(tuple(f"{m}." for m in modules)) for name in self.missing)
+
+
+def _quoted(line: str) -> list[str]:
+    return line.split('"')[1::2]
+
+
+def _in_words(line: str) -> str:
+    """A line of torch's `load_state_dict` without the thousand names that it may list."""
+    if line.startswith("Missing"):
+        return f"it lacks {some_names(_quoted(line))}"
+    if line.startswith("Unexpected"):
+        return f"it has {some_names(_quoted(line))}, which the model has not"
+    return line
+
+
+def _heads(name: str) -> list[str]:
+    heads = _pretrained_config(name).get("classifier") or []
+    return [heads] if isinstance(heads, str) else list(heads)
+
+
 def _load_strictly(name: str, args: Mapping[str, Any], weights: dict[str, Tensor], source: Path) -> nn.Module:
     stem = _pretrained_config(name).get("first_conv")
     stem_weight = weights.get(f"{stem}.weight") if isinstance(stem, str) else None
@@ -180,11 +224,7 @@ def _load_strictly(name: str, args: Mapping[str, Any], weights: dict[str, Tensor
     try:
         network = _create(name, args, pretrained=True, pretrained_cfg_overlay=overlay)
     except RuntimeError as error:
-        details = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UsageError(
-            f"model.pretrained: {source} does not fit {name} with these model.args: "
-            f"{details[1] if len(details) > 1 else details[0]}"
-        ) from error
+        raise _DoesNotFit(f"model.pretrained: {source} does not fit {name} with these model.args", error) from error
     pretrained_cfg: Any = network.pretrained_cfg
     pretrained_cfg["state_dict"] = None  # else the weights stay in memory, and in a copy of the model, for good
     return network
@@ -232,13 +272,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    from timm.models import load_state_dict
-
-    with readable_weights(path):
-        weights = load_state_dict(str(path), weights_only=True)
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UsageError(f"model.pretrained: {path} holds no weights of a model")
-    return dict(weights)
+    """As others wrap timm's models, too; no model of timm's has these prefixes itself."""
+    return without_prefix(without_prefix(read_weights(path), "model."), "timm_model.")
 
 
 def saved_classes(path: Path) -> list[str] | None:

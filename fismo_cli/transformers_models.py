@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
@@ -23,7 +23,7 @@ from fismo_cli.transformers_checks import (
     padding_hint,
     use_own_loss,
 )
-from fismo_cli.weights_file import readable_weights
+from fismo_cli.weights_file import read_weights, some_names, without_prefix
 
 __all__ = ["build", "load_directory", "save_directory"]
 
@@ -277,24 +277,21 @@ def _from_weights(source: str, model: ModelConfig, data_args: Mapping[str, Any],
 
 def _load_file(network: nn.Module, path: Path) -> None:
     """Load one weights file strictly; of tied weights one name is enough."""
-    from safetensors.torch import load_file
-
-    with readable_weights(path):
-        weights: Any
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        weights = weights.get("state_dict", weights)
-        missing, unexpected = network.load_state_dict(weights, strict=False)
-    except (RuntimeError, TypeError, AttributeError) as error:  # other shapes, or no weights at all
-        raise UsageError(f"model.pretrained: {path} does not fit the model: {_first_line(error)}") from error
+    weights: Mapping[str, Tensor] = read_weights(path)
     state = network.state_dict(keep_vars=True)
+    if not weights.keys() & state.keys():
+        weights = without_prefix(weights, "model.")
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # other shapes
+        raise UsageError(f"model.pretrained: {path} does not fit the model: {_first_line(error)}") from error
     loaded = {state[name].data_ptr() for name in weights if name in state}
-    problems = [name for name in missing if state[name].data_ptr() not in loaded] + list(unexpected)
-    if problems:
-        raise UsageError(f"model.pretrained: {path} does not fit the model: {problems[0]} ({len(problems)} in all)")
+    lacking = [name for name in missing if state[name].data_ptr() not in loaded]
+    if lacking or unexpected:
+        problem = (
+            f"lacks {some_names(lacking)}" if lacking else f"has {some_names(unexpected)}, which the model has not"
+        )
+        raise UsageError(f"model.pretrained: {path} does not fit the model: it {problem}")
 
 
 def _model_folder(path: Path, key: str) -> Path:

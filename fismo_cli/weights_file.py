@@ -1,18 +1,63 @@
-"""What is said of files of weights that cannot be read. Knows nothing of models, and of no library that builds them."""
+"""Files of weights: read as they are written by many tools, and what is said of those that cannot be.
+
+Knows nothing of models, and of no library that builds them.
+"""
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fismo_cli.errors import UsageError
 
-__all__ = ["readable_weights"]
+__all__ = ["read_weights", "some_names", "without_prefix"]
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "module")
+"""Names under which training checkpoints hold the weights, the averaged ones first."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of safetensors or of torch.save, a model's alone or in a checkpoint with other things.
+
+    Names are without what DDP (`module.`) and torch.compile (`_orig_mod.`) put into them.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no weights.
+    """
+    found: Any
+    with _readable(path):
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(found, Mapping):
+        found = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), found)
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"model.pretrained: {path} holds no weights of a model")
+    return without_prefix({str(name).replace("_orig_mod.", ""): value for name, value in found.items()}, "module.")
+
+
+def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights with a prefix taken off that all of their names have."""
+    common = all(name.startswith(prefix) for name in weights)
+    return {name.removeprefix(prefix) if common else name: value for name, value in weights.items()}
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @contextmanager
-def readable_weights(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """Word the errors of reading a weights file, whose own advice is for programmers, and keep torch's warnings away.
 
     Raises:

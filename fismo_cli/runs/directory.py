@@ -131,9 +131,13 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(f"cannot make a run directory in {parent}: {error.strerror}") from error
         run = cls(path)
-        with whole_file(run.preset) as file:
-            file.write_text(resolved_yaml(loaded), encoding="utf-8")
+        run.write_preset(loaded)
         return run
+
+    def write_preset(self, loaded: LoadedPreset) -> None:
+        """Write the resolved preset, without which no command takes a directory for a run's."""
+        with whole_file(self.preset) as file:
+            file.write_text(resolved_yaml(loaded), encoding="utf-8")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
-from fismo_cli.training.events import Event, Finished, Noticed, Trained
+from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
 
@@ -333,6 +333,11 @@ def _events(
         yield Noticed(note)
     with closing(trainer.fit(store, checkpoint)) as events:
         for event in events:
+            if isinstance(event, Trained | CheckpointSaved) and trainer.world.main and not run.preset.is_file():
+                run.write_preset(prepared.loaded)
+                yield Noticed(
+                    f"{run.path} was removed while this run wrote to it: it has its preset again, no early records"
+                )
             if isinstance(event, Trained):
                 if trainer.world.main:
                     try:

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs import execution, preparation
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.training import signals, stepping
-from fismo_cli.training.events import Finished, Noticed
+from fismo_cli.training.events import CheckpointSaved, Finished, Noticed, StepLogged
 from fismo_cli.training.loading import fetch
 from fismo_cli.training.probe import StepProbe
 from fismo_cli.training.signals import StopRequest
@@ -352,3 +353,25 @@ def test_a_short_last_evaluation_batch_and_an_interrupted_evaluation(tmp_path):
     events_of(resumed, resume=store_in(tmp_path).load())
     events_of(whole)
     assert_equal_weights(resumed, whole)
+
+
+def test_a_run_whose_directory_is_removed_meanwhile_can_still_be_continued(tmp_path):
+    class Removing:
+        def __init__(self):
+            self.notes = []
+
+        def write(self, event):
+            if isinstance(event, StepLogged) and event.step == 4:
+                shutil.rmtree(next(tmp_path.glob("*/*")))
+            if isinstance(event, CheckpointSaved) and event.step == 5:
+                os.kill(MAIN, signal.SIGTERM)
+            if isinstance(event, Noticed):
+                self.notes.append(event.message)
+
+        def close(self):
+            pass
+
+    loaded, sink = load_preset("digits-vit", [*SMALL, "checkpoint.every=5"]), Removing()
+    assert execution.execute(loaded, runs_dir=tmp_path, sinks=[sink])["status"] == "interrupted"
+    assert [note for note in sink.notes if "was removed while" in note] == sink.notes[-1:]
+    assert execution.execute(loaded, runs_dir=tmp_path, resume="auto")["resumed_from_step"] == 6  # the step after it

@@ -5,14 +5,14 @@ import pytest
 from fismo_cli.commands.compare import spread_out
 from fismo_cli.comparison.target import parse_target
 from fismo_cli.errors import UsageError
-from tests.end_to_end.conftest import Cli
+from tests.end_to_end.conftest import HereCli
 
 B = "--baselines"
 
 
 @pytest.fixture
 def cli(tmp_path):
-    return Cli(tmp_path)
+    return HereCli(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Trains a small model with FISMO in this rank and writes what came of it: started by torchrun, as a user's own loop.
 
-torchrun --nproc-per-node N ranks.py RESULT [options]
+torchrun --nproc-per-node N ranks.py RESULT RUNS: a list of `Run`s, as JSON, one after the other.
 """
 
-import argparse
 import json
 import os
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -40,36 +42,37 @@ class Model(nn.Module):
         return self.head(x + self.tiny(x[..., :1]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("result", type=Path)
-    parser.add_argument("--form", default="default")
-    parser.add_argument("--fsdp", action="store_true")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--load", type=Path)
-    parser.add_argument("--save", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
+@dataclass(frozen=True)
+class Run:
+    """One training run: with which form, spread by FSDP2 or not, which steps, from and to which file."""
+
+    form: str = "default"
+    fsdp: bool = False
+    steps: int = 12
+    first: int = 0
+    load: str | None = None
+    save: str | None = None
+
+
+def train(run: Run) -> dict[str, Any]:
     rank, size = distributed.get_rank(), distributed.get_world_size()
     torch.manual_seed(0)
     model = Model().double()
-    saved = torch.load(arguments.load) if arguments.load else None
+    saved = torch.load(run.load) if run.load else None
     if saved:
         model.load_state_dict(saved["model"])
-    if arguments.fsdp:
+    if run.fsdp:
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
-    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[arguments.form]
-    group = distributed.group.WORLD if size > 1 and not arguments.fsdp else None
+    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[run.form]
+    group = distributed.group.WORLD if size > 1 and not run.fsdp else None
     optimizer = make(split_parameters(model), lr=0.02, weight_decay=0.1, process_group=group)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
-    replica = model if arguments.fsdp else DistributedDataParallel(model, find_unused_parameters=True)
+    replica = model if run.fsdp else DistributedDataParallel(model, find_unused_parameters=True)
     losses = []
-    for step in range(arguments.first, arguments.steps):
+    for step in range(run.first, run.steps):
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(0, 20, (8, 9), generator=generator)
         share = tokens[rank * 8 // size : (rank + 1) * 8 // size]
@@ -89,17 +92,25 @@ def main() -> None:
     distributed.all_gather_object(state_bytes, optimizer.state_bytes())
     whole = optimizer.full_state_dict()
     skipped = optimizer.skipped_gradients()
-    if rank == 0:
-        if arguments.save:
-            torch.save({"model": weights, "optimizer": whole}, arguments.save)
-        result = {
-            "losses": losses,
-            "weights": flat.tolist(),
-            "equal": all(torch.equal(flat, other) for other in everywhere),
-            "state_bytes": state_bytes,
-            "skipped": skipped,
-        }
-        arguments.result.write_text(json.dumps(result))
+    if rank == 0 and run.save:
+        torch.save({"model": weights, "optimizer": whole}, run.save)
+    distributed.barrier()  # what is saved is there for all
+    return {
+        "losses": losses,
+        "weights": flat.tolist(),
+        "equal": all(torch.equal(flat, other) for other in everywhere),
+        "state_bytes": state_bytes,
+        "skipped": skipped,
+    }
+
+
+def main() -> None:
+    result, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    found = [train(Run(**run)) for run in runs]
+    if distributed.get_rank() == 0:
+        result.write_text(json.dumps(found))
     distributed.barrier()
     distributed.destroy_process_group()
     os._exit(0)  # processes that used DDP at times abort while the interpreter ends, in torch 2.14

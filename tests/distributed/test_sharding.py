@@ -15,10 +15,6 @@ from fismo_core.sharding import elementwise_cost, matrix_cost, share_out
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, ranks: int, *arguments: object) -> dict:
-    return json.loads(start("ranks.py", folder, ranks, *arguments))
-
-
 def start(script: str, folder: Path, ranks: int, *arguments: object) -> str:
     result = folder / "result"
     done = subprocess.run(
@@ -40,13 +36,54 @@ def gap(one: dict, other: dict) -> float:
     return float((a - b).abs().max())
 
 
+FORMS = ("default", "dense", "paper")
+KINDS = (False, True)
+"""Whether FSDP2 shards the weights; else DDP has them whole in every rank."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[tuple, dict]:
+    """What came of all runs, by number of ranks and the run's own key. Ranks are started once for each number."""
+    folder = tmp_path_factory.mktemp("ranks")
+    saved = {fsdp: str(folder / f"state-{fsdp}.pt") for fsdp in KINDS}
+    resumed = {"first": 5, "steps": 12}
+    trained = {(form, fsdp): {"form": form, "fsdp": fsdp} for form in FORMS for fsdp in KINDS}
+    runs = {
+        4: {
+            **trained,
+            **{("saved", fsdp): {"steps": 5, "save": saved[fsdp], "fsdp": fsdp} for fsdp in KINDS},
+            **{("resumed", fsdp, fsdp): {**resumed, "load": saved[fsdp], "fsdp": fsdp} for fsdp in KINDS},
+        },
+        2: {
+            **trained,
+            **{
+                ("resumed", fsdp, kind): {**resumed, "load": saved[fsdp], "fsdp": kind}
+                for fsdp in KINDS
+                for kind in KINDS
+                if fsdp or not kind
+            },
+        },
+        1: {
+            **{(form, False): {"form": form} for form in FORMS},
+            **{("resumed", fsdp, False): {**resumed, "load": saved[fsdp]} for fsdp in KINDS},
+        },
+    }
+    return {
+        (ranks, *key): result
+        for ranks, wanted in runs.items()
+        for key, result in zip(
+            wanted, json.loads(start("ranks.py", folder, ranks, json.dumps(list(wanted.values())))), strict=True
+        )
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["default", "dense", "paper"])
-def test_ranks_train_as_one_process_does(tmp_path, form):
+@pytest.mark.parametrize("form", FORMS)
+def test_ranks_train_as_one_process_does(found, form):
     """In float64, so that nothing but sums in another order is between them."""
-    one = run(tmp_path, 1, "--form", form)
-    for ranks, fsdp in ((2, ()), (4, ()), (2, ("--fsdp",)), (4, ("--fsdp",))):
-        several = run(tmp_path, ranks, "--form", form, *fsdp)
+    one = found[1, form, False]
+    for ranks, fsdp in ((2, False), (4, False), (2, True), (4, True)):
+        several = found[ranks, form, fsdp]
         assert several["equal"]
         assert gap(one, several) < 1e-9
         assert several["losses"] == pytest.approx(one["losses"], abs=1e-9)
@@ -56,13 +93,11 @@ def test_ranks_train_as_one_process_does(tmp_path, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
-def test_state_of_four_ranks_is_loaded_by_two_and_by_one(tmp_path, fsdp):
-    whole = run(tmp_path, 1, "--steps", 12)
-    saved = tmp_path / "state.pt"
-    run(tmp_path, 4, "--steps", 5, "--save", saved, *fsdp)
-    for ranks, kind in ((4, fsdp), (2, fsdp), (2, ()), (1, ())):
-        resumed = run(tmp_path, ranks, "--steps", 12, "--first", 5, "--load", saved, *kind)
+@pytest.mark.parametrize("fsdp", KINDS, ids=["ddp", "fsdp"])
+def test_state_of_four_ranks_is_loaded_by_two_and_by_one(found, fsdp):
+    whole = found[1, "default", False]
+    for ranks, kind in ((4, fsdp), (2, fsdp), (2, False), (1, False)):
+        resumed = found[ranks, "resumed", fsdp, kind]
         assert gap(whole, resumed) < 1e-9
         assert resumed["losses"] == pytest.approx(whole["losses"][5:], abs=1e-9)
 

@@ -1,15 +1,23 @@
+import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from fismo_cli.app import main
+from fismo_cli.runs import executor
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["train.threads=1", "train.epochs=null", "train.steps=24", "train.log_every=4"]
@@ -52,6 +60,60 @@ class Cli:
         return self.finish(self.start(*arguments))
 
 
+class HereCli(Cli):
+    """Commands of `run` in this process, and in it also the runs that they start: imports take longer than most runs.
+
+    `start` and several processes (`--nproc`) are processes still: for kills, signals, and what goes on side by side.
+    """
+
+    def run(self, *arguments: object) -> Outcome:
+        if "--nproc" in arguments:
+            return super().run(*arguments)
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(self.folder),
+            mock.patch.dict(os.environ, self.env),
+            mock.patch.object(executor, "subprocess", _INSTEAD_OF_SUBPROCESS),
+        ):
+            code = _run_here([str(argument) for argument in arguments], out, err)
+        assert "Traceback" not in err.getvalue(), err.getvalue()
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def _run_here(arguments: list[str], out: Any, err: Any) -> int:
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["fismo", *arguments]),
+        pytest.raises(SystemExit) as leaving,
+    ):
+        main(arguments)
+    return int(leaving.value.code or 0)
+
+
+_one_at_a_time = threading.Lock()
+
+
+class _EndedHere:
+    """In the place of `subprocess.Popen` and `run` of `python -m fismo_cli ...`: it ends before it can be asked."""
+
+    def __init__(self, command: list[str], *, stdout: Any, stderr: Any, **_: Any) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with _one_at_a_time:
+            self.returncode = _run_here(command[3:], out, err)
+        for file, said in ((stdout, out), (stderr, err)):
+            if file != subprocess.DEVNULL:
+                file.write(said.getvalue().encode())
+
+    def poll(self) -> int:
+        return self.returncode
+
+    wait = poll
+
+
+_INSTEAD_OF_SUBPROCESS = SimpleNamespace(run=_EndedHere, Popen=_EndedHere, DEVNULL=subprocess.DEVNULL)
+
+
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 120) -> None:
     """Until something holds; fails if the process ends before, or the time is up."""
     deadline = time.monotonic() + seconds
@@ -76,5 +138,5 @@ def open_browser() -> Any:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    return Cli(tmp_path)
+def cli(tmp_path: Path) -> HereCli:
+    return HereCli(tmp_path)

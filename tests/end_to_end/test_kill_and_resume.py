@@ -57,7 +57,7 @@ def test_kill_and_resume_gives_the_same_bytes(cli, settings):
     settings = [settings[0], *SETTINGS, *settings[1:]]
     killed, run = interrupt(cli, signal.SIGKILL, *settings)
     assert killed.code == -signal.SIGKILL
-    resumed = cli.run("train", *settings, "--resume", "auto", "--json")
+    resumed = cli.finish(cli.start("train", *settings, "--resume", "auto", "--json"))
     assert resumed.code == 0, resumed.err
     assert cli.folder / resumed.json["run_dir"] == run
     assert resumed.json["resumed_from_step"] % 3 == 0
@@ -75,7 +75,7 @@ def test_signal_saves_and_resuming_gives_the_same_bytes(cli, number, code):
     assert stopped.json["status"] == "interrupted"
     advice = shlex.split(stopped.err.splitlines()[-1].removeprefix("continue with: "))
     assert advice[0] == "fismo"
-    resumed = cli.run(*advice[1:], "--json")
+    resumed = cli.finish(cli.start(*advice[1:], "--json"))
     assert resumed.code == 0, resumed.err
     assert resumed.json["resumed_from_step"] == stopped.json["steps"]
     assert_same_result(run, undisturbed(cli, *settings))

@@ -20,7 +20,7 @@ KEYS = {
 
 
 def test_train_fills_the_run_directory_and_evaluate_finds_the_same(cli):
-    done = cli.run("train", "digits-vit", *SMALL, "evaluate.every=8", "checkpoint.every=8", "--json")
+    done = cli.finish(cli.start("train", "digits-vit", *SMALL, "evaluate.every=8", "checkpoint.every=8", "--json"))
     assert done.code == 0, done.err
     summary = done.json
     assert summary.keys() >= KEYS

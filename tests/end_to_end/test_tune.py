@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Cli, open_browser, wait_for
+from tests.end_to_end.conftest import Cli, HereCli, open_browser, wait_for
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.epochs=null", "train.steps=30", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
@@ -116,7 +116,7 @@ def test_killed_and_resumed_on_the_journal_file(cli):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     process = cli.start(*command)  # a second one beside it, on the same file
-    beside = cli.run(*command)
+    beside = cli.finish(cli.start(*command))
     done = cli.finish(process)
     assert (done.code, beside.code) == (0, 0), done.err + beside.err
     trials = journal_trials(cli.folder)
@@ -130,7 +130,7 @@ def test_killed_and_resumed_on_the_journal_file(cli):
     assert any(resumed)
     assert len(resumed) == 4
     assert done.json["trials"]["finished"] == 4
-    undisturbed = Cli(cli.folder / "whole")
+    undisturbed = HereCli(cli.folder / "whole")
     undisturbed.folder.mkdir()
     alone = undisturbed.run(*command[:-3], "--workers", 1, "--json").json
     values = {trial["original"]: trial for trial in done.json["trial_list"]}
@@ -191,10 +191,11 @@ def test_three_workers_share_a_database_and_one_is_killed(cli, postgresql):
 
 
 def test_trials_of_a_database_prune_and_respect_limits(cli, postgresql):
-    done = cli.run(
+    process = cli.start(  # pruned while they run
         *("tune", "digits-vit", *SHORT, "--trials", 8, "--workers", 2, "--json", "--storage", postgresql),
         *("--pruner", "halving", "--sampler", "random", "--max-step-seconds", 1e-9),
     )
+    done = cli.finish(process)
     assert done.code == 0, done.err
     assert done.json["trials"]["pruned"] >= 1
     assert sum(done.json["trials"].values()) == 8

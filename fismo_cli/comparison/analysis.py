@@ -11,7 +11,7 @@ from typing import Any
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record
-from fismo_cli.comparison.running import Results, Tuned
+from fismo_cli.comparison.running import Results, Tuned, best_settings
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
@@ -76,7 +76,10 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "environment": {name: known for name, known in plan.environment.items() if name != "data"},
         "declarations": plan.declarations,
         "verdicts": _verdicts(plan, records, target),
-        "contenders": [_contender(contender, plan, records[contender.label], target) for contender in plan.contenders],
+        "contenders": [
+            _contender(contender, plan, records[contender.label], target, results.tuned.get(contender.label))
+            for contender in plan.contenders
+        ],
         "tuning": [
             _tuning(contender, results.tuned[contender.label], plan)
             for contender in plan.contenders
@@ -193,7 +196,19 @@ def _untreated(contender: Contender) -> Any:
     return (config.adamw, config.rules) if config.name in ("fismo", *MATRIX_NAMES) else None
 
 
-def _contender(contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None) -> dict[str, Any]:
+def _settings(contender: Contender, plan: Plan, records: Sequence[Record], tuned: Tuned | None) -> dict[str, Any]:
+    """The settings that the judged runs had: tuned ones, and the rate that a library chose where none was given."""
+    loaded = contender.run(plan.seeds[0], None if tuned is None else best_settings(tuned))
+    settings: dict[str, Any] = loaded.preset.optimizer.model_dump(mode="json")
+    rates = next((rates for record in records if (rates := record.summary.get("peak_lr"))), None)
+    if settings.get("lr", 0.0) is None and rates is not None:
+        settings["lr"] = rates.get("matrix", next(iter(rates.values())))
+    return settings
+
+
+def _contender(
+    contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None, tuned: Tuned | None
+) -> dict[str, Any]:
     done = [record for record in records if not record.diverged]
     summaries = [record.summary for record in done]
     reached = [record.reached(target) for record in records] if target is not None else []
@@ -201,7 +216,7 @@ def _contender(contender: Contender, plan: Plan, records: Sequence[Record], targ
     total, optimizer = sum(s["seconds"] for s in summaries), sum(s["optimizer_seconds"] for s in summaries)
     return {
         "label": contender.label,
-        "settings": contender.loaded.preset.optimizer.model_dump(mode="json"),
+        "settings": _settings(contender, plan, records, tuned),
         "same_adamw": _untreated(contender) in (None, _untreated(plan.candidate)),
         "completed": len(done),
         "diverged": len(records) - len(done),

@@ -18,7 +18,7 @@ from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.sampling import Sampling
 
-__all__ = ["Results", "Status", "Tuned", "carry_out", "stored_results"]
+__all__ = ["Results", "Status", "Tuned", "best_settings", "carry_out", "stored_results"]
 
 POLL_SECONDS = 0.1
 
@@ -101,7 +101,7 @@ def stored_results(plan: Plan) -> Results:
         settings = None
         if plan.tune_trials:
             results.tuned[contender.label] = tuned = _replay(plan, contender)[0]
-            settings = _best_settings(tuned)
+            settings = best_settings(tuned)
         for seed in plan.seeds:
             found = finished_run(plan.runs_dir(contender), contender.run(seed, settings))
             if found is not None:
@@ -124,7 +124,8 @@ def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, dict[str, float] |
     return Tuned(tuple(trials), sampling.best), None
 
 
-def _best_settings(tuned: Tuned) -> dict[str, float] | None:
+def best_settings(tuned: Tuned) -> dict[str, float] | None:
+    """What tuning chose; None if every trial failed."""
     return None if tuned.best is None else tuned.trials[tuned.best][0]
 
 
@@ -248,7 +249,7 @@ def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job
 
     def stream(contender: Contender, seed: int) -> Iterator[_Job]:
         tuned = results.tuned.get(contender.label)
-        loaded = contender.run(seed, None if tuned is None else _best_settings(tuned))
+        loaded = contender.run(seed, None if tuned is None else best_settings(tuned))
         found = finished_run(plan.runs_dir(contender), loaded)
         if found is None:
             yield _Job(contender, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")

@@ -2,14 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from fismo_cli.comparison.analysis import _own_target, _ratio, check_pairing
+from fismo_cli.comparison.analysis import _own_target, _ratio, _settings, check_pairing
 from fismo_cli.comparison.contenders import Contender, make_contenders
-from fismo_cli.comparison.plan import TUNING_SEED_OFFSET
+from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan
 from fismo_cli.comparison.records import Point, Record
-from fismo_cli.comparison.running import _failed
+from fismo_cli.comparison.running import Tuned, _failed
 from fismo_cli.errors import ExitCode, FismoError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import with_settings
@@ -209,3 +210,17 @@ def test_a_comparison_whose_data_has_changed_ends_as_wrong_usage():
     changed = Failure(ExitCode.CHANGED_DATA, "the data has changed since comparisons/x was begun")
     error = _failed(changed, None, None)
     assert (str(error), error.exit_code) == (changed.message, ExitCode.USAGE)
+
+
+def test_the_settings_shown_are_those_of_the_judged_runs():
+    lion = contenders(baselines=("lion",))["lion"]
+    plan = Plan(Path("c"), (lion,), (0,), 2, 0.005, None, {}, [])
+    run = record("lion", 0, 1.0)
+    assert _settings(lion, plan, [run], None)["lr"] is None  # of an earlier version, whose runs do not say
+    run.summary["peak_lr"] = {"lr": 1e-4}
+    assert _settings(lion, plan, [run], None)["lr"] == 1e-4
+    run.summary["peak_lr"] = {"adamw": 3e-3, "matrix": 0.02}
+    assert _settings(lion, plan, [run], None)["lr"] == 0.02
+    best = {"optimizer.lr": 0.5, "optimizer.weight_decay": 0.1}
+    shown = _settings(lion, plan, [run], Tuned((({}, run), (best, run)), best=1))
+    assert (shown["lr"], shown["weight_decay"]) == (0.5, 0.1)

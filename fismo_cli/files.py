@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all. Knows nothing of what is in them."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["encodable", "fsync_path", "link_or_copy", "sweep", "whole_directory", "whole_file"]
+__all__ = ["encodable", "fsync_path", "link_or_copy", "locked", "sweep", "whole_directory", "whole_file"]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|old)")
 
@@ -48,6 +49,18 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a file, which is made where there is none; the system frees it however this process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ one was removed. Here what cannot be read is moved into a file beside the journa
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -18,7 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import TrialState
 
-from fismo_cli.files import whole_file
+from fismo_cli.files import locked, whole_file
 
 __all__ = ["Journal", "JournalError", "StoredJournal", "readable_part"]
 
@@ -111,15 +110,8 @@ class Journal(JournalFileBackend):
         if self._file.stat().st_ino != self._inode:
             raise JournalError("another process has replaced it")
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock on the journal; the system frees it however this process ends."""
-        descriptor = os.open(self._file.with_name(f".{self._file.name}.lock"), os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self._file.with_name(f".{self._file.name}.lock"))
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

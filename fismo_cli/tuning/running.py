@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
+from fismo_cli.files import locked
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
@@ -164,8 +166,8 @@ class _Pool:
                 check_hope(self.ledger, over=over, before=self.before)
                 if over:
                     return
-                while self._wanted():
-                    self._start()
+                while self._wanted() and self._start():
+                    pass
                 for job in list(self.jobs):
                     if job in self.jobs:  # not taken from us meanwhile
                         self._advance(job)
@@ -184,8 +186,9 @@ class _Pool:
     def _leave(self) -> None:
         """End the runs; their trials are for whoever comes next."""
         self._end_runs()
-        for job in self.jobs:
-            give_up(self.study, self._frozen(job.trial), blamed=False)
+        with self._alone():
+            for job in self.jobs:
+                give_up(self.study, self._frozen(job.trial), blamed=False)
 
     def _end_runs(self, *, show_life: bool = True) -> None:
         for job in self.jobs:
@@ -215,17 +218,25 @@ class _Pool:
         database = self.plan.url is not None
         if database:
             optuna.storages.fail_stale_trials(self.study)
-        for trial in read_ledger(self.study).running:
-            if self.me.lost(trial, others_have_heartbeats=database):
-                give_up(self.study, trial)
+        running = read_ledger(self.study).running
+        lost = [trial for trial in running if self.me.lost(trial, others_have_heartbeats=database)]
+        if lost:
+            with self._alone():  # nobody draws another trial in place of one that is about to be queued again
+                for trial in lost:
+                    give_up(self.study, trial)
         self.ledger = read_ledger(self.study)
         still_ours = {trial.number for trial in self.ledger.running}
         for job in [job for job in self.jobs if job.trial.number not in still_ours]:
             self._drop(job)  # taken for dead: it is somebody else's now
 
-    def _start(self) -> None:
-        trial = self.study.ask(distributions(self.plan.space))
-        trial.set_user_attr(OWNER, self.me.name)
+    def _start(self) -> bool:
+        """Draw a trial; of workers on a host one does so at a time, so that not one too many is drawn."""
+        with self._alone():
+            self.ledger = read_ledger(self.study)
+            if not self._wanted():
+                return False
+            trial = self.study.ask(distributions(self.plan.space))
+            trial.set_user_attr(OWNER, self.me.name)
         self._heartbeat(trial)
         job = _Job(
             trial,
@@ -239,6 +250,10 @@ class _Pool:
             job.steps = self.plan.steps(trial.params)
         except UsageError as error:  # settings that do not go together
             self._fail(job, "error", str(error))
+        return True
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return locked(self.plan.directory / "workers" / ".drawing")
 
     def _advance(self, job: _Job) -> None:
         """Begin the next run of a trial, or take up what has become of the one that goes on."""

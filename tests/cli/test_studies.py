@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from fismo_cli.runs.directory import RunDirectory, found_again, run_identity, wr
 from fismo_cli.runs.executor import Failure
 from fismo_cli.tuning import running, studies
 from fismo_cli.tuning.analysis import summarise_study
+from fismo_cli.tuning.ledger import worker
 from fismo_cli.tuning.plan import Environment, Judging
 from fismo_cli.tuning.studies import open_study
 
@@ -193,6 +196,35 @@ def test_a_study_in_which_every_trial_fails_ends_with_the_reason(tmp_path, monke
     with pytest.raises(FismoError, match="all 3 trials failed, the last one so: exit code 2: no such file") as caught:
         tune(tmp_path)
     assert caught.value.exit_code == 1
+
+
+def test_workers_of_a_host_draw_no_trial_too_many(tmp_path):
+    """Each sees that one is missing; whoever comes second sees that it is being run."""
+    opened = [
+        open_study(
+            load_preset("digits-vit"),
+            Judging(),
+            **{"name": "s", "root": tmp_path, "url": None, "sampler": "random", "trials": 5, "workers": 5},
+        )
+        for _ in range(3)
+    ]
+    begin = threading.Barrier(3)
+
+    def draw(index: int) -> None:
+        plan, study = opened[index]
+        pool = running._Pool(plan, study, 5, 5, lambda status: None, workers[index], None)
+        begin.wait()
+        while pool._wanted() and pool._start():
+            pass
+
+    threads = [threading.Thread(target=draw, args=(index,)) for index in range(3)]
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker(opened[0][0].directory, f"worker-{index}")) for index in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(opened[0][1].trials) == 5
 
 
 # A journal that a crash cut off.

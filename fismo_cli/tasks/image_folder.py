@@ -38,10 +38,15 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
         raise UsageError(f"data.path: {root} is not a folder")
     folders = _part_folders(root, data.splits, training=known is None)
     notes = []
+    strange = sorted(
+        entry.name for entry in _visible(root) if entry.is_dir() and root / entry.name not in folders.values()
+    )
+    if strange and root not in folders.values():
+        notes.append(f"left out: {', '.join(strange[:5])} in {root}, which data.splits does not name as parts")
     found: list[tuple[str, str, str]] = []
     left_out: Counter[str] = Counter()
     for part, folder in folders.items():
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _is_hidden(entry.name))
+        classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
         if not classes:
             raise UsageError(f"{folder}: needs one folder a class, with its images inside")
         samples = {name: list(_files(folder / name, left_out)) for name in classes}
@@ -52,7 +57,7 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
         empty = [name for name in classes if not samples[name]]
         if empty:
             notes.append(f"no class: {', '.join(empty)} in {folder} (without images)")
-        loose = sum(_ending(entry.name) in image_endings() for entry in os.scandir(folder) if entry.is_file())
+        loose = sum(_ending(entry.name) in image_endings() for entry in _visible(folder) if entry.is_file())
         if loose:
             notes.append(f"left out: {counted(loose, 'image')} in {folder} itself, in no class's folder")
         found += [(part, name, path) for name in classes for path in samples[name]]
@@ -119,6 +124,15 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not _is_hidden(entry.name)]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
 def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
@@ -138,11 +152,7 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, list[str]]
     real = os.path.realpath(folder)
     if real in above:
         return
-    try:
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not _is_hidden(entry.name)]
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+    visible = _visible(folder)
     # A link to nothing is a file that cannot be read, and will be named so.
     yield folder, [entry.name for entry in visible if entry.is_file() or (entry.is_symlink() and not entry.is_dir())]
     for entry in visible:

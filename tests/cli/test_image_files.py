@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,15 @@ def test_folders_that_are_parts_are_not_taken_for_classes(pets, tmp_path):
     assert of(pets, splits={"train": "Training", "test": "Testing"}).description["samples"]["train"] == 12
 
 
+def test_folders_beside_the_parts_are_named(pets):
+    shutil.copytree(pets / "test", pets / "dev")
+    (pets / ".cache").mkdir()
+    assert of(pets).notes == (f"left out: dev in {pets}, which data.splits does not name as parts",)
+    task = of(pets, splits={"validation": "dev"})
+    assert task.description["samples"] == {"train": 12, "validation": 12, "test": 12}
+    assert [note.split(":")[0] for note in task.notes] == ["12 images of validation are in test, too"]
+
+
 def test_links_in_circles_end(pets):
     (pets / "train/cat/all").symlink_to(pets / "train/cat")
     (pets / "train/cat/dogs").symlink_to(pets / "train/dog")
@@ -241,7 +252,10 @@ def damage(folder):
         (cat / name).write_bytes((cat / name).read_bytes()[:size])
     (cat / "g.png").write_bytes(b"")
     (cat / "h.jpg").write_text("<html>404</html>")
-    Image.new("1", (20000, 20000)).save(cat / "i.png")
+    bomb = bytearray((cat.parent / "dog/00.png").read_bytes())
+    bomb[16:24] = struct.pack(">II", 20000, 20000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (cat / "i.png").write_bytes(bomb)
     (cat / "j.png").symlink_to(cat / "gone.png")
 
 

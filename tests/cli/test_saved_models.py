@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional
 
 from fismo_cli.models import save_model
-from fismo_cli.tasks.image_transforms import evaluation_transform
+from fismo_cli.tasks.image_transforms import evaluation_side, plain_transform
 from tests.cli.test_models import GPT2, VIT, build, image_preset, save_tokenizer, text_file, text_preset
 
 __all__ = ["text_file", "text_preset"]  # fixtures
@@ -26,7 +26,8 @@ def test_transformers_and_timm_classify_as_the_model_did(tmp_path, name, args):
     save_model(model, preset, task, tmp_path / "model")
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    seen = evaluation_transform(preset.data, task.description["mean"], task.description["std"])(Image.fromarray(pixels))
+    side, known = evaluation_side(preset.data), task.description
+    seen = plain_transform(preset.data, side, known["mean"], known["std"])(Image.fromarray(pixels))
     with torch.no_grad():
         right = functional.softmax(model.eval()(seen[None]), dim=1)[0].numpy()
     classify = pipeline("image-classification", model=str(tmp_path / "model"), top_k=10)

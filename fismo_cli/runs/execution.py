@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting import Sink
-from fismo_cli.reporting.jsonl import JsonlSink, truncate_after
-from fismo_cli.reporting.tensorboard import TensorBoardSink
+from fismo_cli.reporting.jsonl import truncate_after
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identity, unfinished_runs, write_json
 from fismo_cli.runs.environment import describe_run, differences
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
+from fismo_cli.runs.telling import Teller
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
@@ -113,7 +113,7 @@ def _carry_out(
     store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
     summary: dict[str, Any] = {}
     try:
-        tell = _Teller(prepared, run, checkpoint, sinks, stack) if trainer.world.main else None
+        tell = Teller(prepared, run, checkpoint, sinks, stack) if trainer.world.main else None
         with closing(_events(prepared, run, checkpoint, store, (*notes, *prepared.notes))) as events:
             for event in events:
                 if tell is not None:
@@ -133,47 +133,6 @@ def _carry_out(
             error.add_note(rescued)
         raise
     return summary
-
-
-def _close_quietly(sink: Sink) -> None:
-    """Closing writes, too, and by then all that matters is done."""
-    with suppress(Exception):
-        sink.close()
-
-
-class _Teller:
-    """Tells the sinks of a run its events. The run's record must be whole; of the others one that fails is left out."""
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        run: RunDirectory,
-        checkpoint: Loaded | None,
-        sinks: Sequence[Sink],
-        stack: ExitStack,
-    ) -> None:
-        self._trainer, self._record, self._others = prepared.trainer, JsonlSink(run.metrics), list(sinks)
-        self._path = run.metrics
-        stack.callback(self._record.close)
-        if prepared.loaded.preset.logging.tensorboard:
-            tensorboard = TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step)
-            stack.callback(_close_quietly, tensorboard)
-            self._others.insert(0, tensorboard)
-
-    def __call__(self, event: Event) -> None:
-        try:
-            self._record.write(event)
-        except OSError as error:
-            # This ends the run, in all processes at the same step.
-            self._trainer.fail(OSError(error.errno, error.strerror, str(self._path)))
-        for sink in list(self._others):
-            try:
-                sink.write(event)
-            except Exception as error:
-                self._others.remove(sink)
-                reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
-                name = type(sink).__name__.removesuffix("Sink")
-                self(Noticed(f"{name} gets no more of this run, since writing failed: {reason}"))
 
 
 def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, error: Exception) -> str | None:

@@ -228,7 +228,8 @@ def test_a_full_disk_at_the_record_keeps_the_weights_and_at_tensorboard_the_run(
 
     def full_at_step_four(sink, event):
         if getattr(event, "step", 0) == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            sink.close = throw(OSError(errno.ENOSPC, "No space left on device"))  # as a file that holds unwritten text
+            sink.close()
         write(sink, event)
 
     class Told:

@@ -79,7 +79,7 @@ def test_a_disk_without_room_for_the_model_is_refused_before_training(tmp_path, 
 
 
 def test_a_model_that_cannot_take_the_data_is_refused_before_a_directory_is_made(tmp_path):
-    with pytest.raises(UsageError, match=r"cannot take this preset's data.*\(1, 1, 8, 8\).*[Kk]ernel size"):
+    with pytest.raises(UsageError, match=r"cannot take this preset's data.*\([12], 1, 8, 8\).*[Kk]ernel size"):
         execution.execute(digits("model.args={}"), runs_dir=tmp_path / "runs")
     assert list(tmp_path.iterdir()) == []
 

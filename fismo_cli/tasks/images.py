@@ -37,7 +37,7 @@ class ImageTask(Task):
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels."""
-        logits = model(batch["images"]).float()
+        logits = _logits(model, batch["images"])
         return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -56,7 +56,7 @@ class ImageTask(Task):
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
         """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count."""
         labels = batch["labels"]
-        logits = model(batch["images"]).float()
+        logits = _logits(model, batch["images"])
         exact = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
         sums = {
             "loss": functional.cross_entropy(logits, labels, reduction="none").sum(dtype=exact),
@@ -70,6 +70,22 @@ class ImageTask(Task):
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """`loss` in nats; `top1` and (with more than five classes) `top5` as shares in 0..1."""
         return {name: value / sums["count"] for name, value in sums.items() if name != "count"}
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Class scores (N, classes) in float32.
+
+    Raises:
+        UsageError: The model gives something else, such as those of two heads: one of them would not be trained.
+    """
+    output = model(images)
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output.float()
+    found = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"of type {type(output).__name__}"
+    raise UsageError(
+        f"model.args: with these the model gives an output {found} instead of one row of class scores an image; leave "
+        "out what adds heads to it (such as aux_logits) or takes the classifier away"
+    )
 
 
 def _mixers(data: ImageDataConfig, classes: int) -> tuple[Callable[..., tuple[Tensor, Tensor]], ...]:

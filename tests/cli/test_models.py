@@ -220,6 +220,20 @@ def test_timm_mistakes(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("output", [lambda x: (x, x), lambda x: x[:, :, None], lambda x: {"logits": x}])
+def test_a_model_with_more_outputs_than_one_is_refused(output):
+    """Such as inception_v3 with aux_logits, whose second head nothing would train."""
+
+    class Two(torch.nn.Linear):
+        def forward(self, images):
+            return output(super().forward(images.flatten(1)))
+
+    task = build_task(image_preset())
+    for use in (task.training_loss, task.measure):
+        with pytest.raises(UsageError, match=r"instead of one row of class scores an image; leave out what adds heads"):
+            use(Two(64, 10), task.train.__getitems__([(0, 0), (0, 1)]))
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [

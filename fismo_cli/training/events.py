@@ -57,6 +57,7 @@ class Noticed:
 class StepLogged:
     """A progress record: the mean training loss since the last one, learning rates by group, samples a second.
 
+    The loss is what is minimised: also what smoothing, mixing and the model itself (auxiliary losses) add to it.
     The learning rate of `matrix` is FISMO's trust radius, as adapted.
     """
 

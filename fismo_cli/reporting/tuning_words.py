@@ -22,7 +22,7 @@ def opening(summary: Mapping[str, Any]) -> str:
     repeats = plan["judging"]["repeats"]
     each = f", each the mean of {repeats} seeds" if repeats > 1 else ""
     return (
-        f"{plan['optimizer']} on {plan['preset']}: {trials['finished']} trials finished, {trials['failed']} failed, "
+        f"{plan['optimizer']} on {plan['preset']}: {_count(trials['finished'], 'trial')} finished, {trials['failed']} failed, "
         f"{trials['pruned']} pruned, of {plan['samples']:,} samples{each}; searched: {names}."
     )
 
@@ -41,7 +41,7 @@ def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
     """The best trials, best first."""
     judging, space = summary["plan"]["judging"], summary["plan"]["space"]
     higher = judging["metric"].startswith("top")
-    done = [trial for trial in summary["trial_list"] if trial["state"] == "complete"]
+    done = [t for t in summary["trial_list"] if t["state"] == "complete" and t.get("same_as") is None]
     kept = [trial for trial in done if all(value <= 0 for value in trial["limits"].values())]
     kept.sort(key=lambda trial: (-trial["value"] if higher else trial["value"], trial["number"]))
     headings = ("trial", judging["metric"], *(short_name(name) for name in space), "seconds", "ms a step")
@@ -82,8 +82,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     again = sum(trial.get("same_as") is not None for trial in summary["trial_list"])
     if again:
         found.append(
-            f"{again} trials drew settings that an earlier trial had, and have its result (--repeats R judges settings "
-            "by the mean of R seeds)"
+            f"settings that an earlier trial had were drawn {_count(again, 'time')} more, and have its result (--repeats R "
+            "judges settings by the mean of R seeds)"
         )
     if summary.get("unfinished"):
         found.append(f"trials that run, or wait to be run again: {summary['unfinished']}")
@@ -94,5 +94,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     found += [f"failed, {count} times: {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])[:3]]
     finished = summary["trials"]["finished"]
     if 0 < finished < 10 * len(summary["plan"]["space"]):
-        found.append(f"{finished} trials are few for {len(summary['plan']['space'])} settings: run more by --trials")
+        settings = _count(len(summary["plan"]["space"]), "setting")
+        few = f"{_count(finished, 'trial')} {'is' if finished == 1 else 'are'} few for {settings}"
+        found.append(f"{few}: run more by --trials")
     return found
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

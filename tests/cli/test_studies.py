@@ -13,7 +13,7 @@ import pytest
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
-from fismo_cli.reporting.tuning_words import notes
+from fismo_cli.reporting.tuning_words import best_table, notes
 from fismo_cli.runs.directory import RunDirectory, found_again, run_identity, write_json
 from fismo_cli.runs.executor import Failure
 from fismo_cli.tuning import running, studies
@@ -112,7 +112,8 @@ def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path, workers):
         assert len({tuple(trial["run_dirs"]) for trial in trials}) == 1
     assert summary["best"]["trial"] == by_point[0.1][0]["number"]
     assert [Path(by_point[d][0]["run_dirs"][0], "model").exists() for d in (0.1, 0.2)] == [True, False]
-    assert "6 trials drew settings that an earlier trial had" in " ".join(notes(summary))
+    assert "settings that an earlier trial had were drawn 6 times more" in " ".join(notes(summary))
+    assert len(best_table(summary)[1]) == 2
     assert sum("whose result is used: loss 0." in line for line in told) == 6
 
 

@@ -87,9 +87,10 @@ def _build_elementwise(config: BaselineConfig, model: nn.Module, undecayed: Coll
     decayed = [parameter for name, parameter in named if name not in undecayed]
     rest = [parameter for name, parameter in named if name in undecayed]
     create = baseline(config)
-    if not config.weight_decay or not decayed or not rest:
-        return create([parameter for _, parameter in named] if decayed else [{"params": rest, "weight_decay": 0.0}])
-    return create([{"params": decayed}, {"params": rest, "weight_decay": 0.0}])
+    if not config.weight_decay or not rest:
+        return create([parameter for _, parameter in named])
+    groups = ({"params": decayed}, {"params": rest, "weight_decay": 0.0})
+    return create([group for group in groups if group["params"]])
 
 
 def _split_by_decay(

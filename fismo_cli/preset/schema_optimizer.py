@@ -142,11 +142,12 @@ class FismoConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _expand_form(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("form") not in FORMS:
+        form = values.get("form") if isinstance(values, dict) else None
+        if not isinstance(form, str) or form not in FORMS:  # a list of words is no key to look up
             return values
-        fixed, defaults = FORMS[values["form"]]
+        fixed, defaults = FORMS[form]
         contradicted = [(key, value) for key, value in fixed.items() if values.get(key, value) != value]
-        message = f"must be {{}}, as optimizer.form: {values['form']} fixes it"
+        message = f"must be {{}}, as optimizer.form: {form} fixes it"
         refuse(*((True, key, message.format(_yaml(value)), ("form",)) for key, value in contradicted))
         return {**defaults, **values, **fixed}
 

@@ -7,6 +7,7 @@ import pytest
 
 from fismo_cli.errors import ExitCode, PresetError
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.reference import reference
 
 GOOD = """\
 task: image-classification
@@ -339,3 +340,19 @@ def test_arguments_that_the_tool_drives_are_refused(write):
     assert "optimizer.args.lr: optimizer.lr is set too" in problems[0]
     (problem,) = problems_of(write(GOOD), "optimizer.name=adafactor", "optimizer.args.relative_step=true")
     assert "the rate is optimizer.lr and its course train.schedule" in problem
+
+
+@pytest.mark.parametrize("task", ["image-classification", "language-modelling"])
+@pytest.mark.parametrize("kind", ["fismo", "baseline"])
+def test_a_value_of_any_type_for_any_key_is_a_problem_or_fine(task, kind):
+    """Never another exception, such as of a list that is looked up in a table."""
+    start = "digits-vit" if task == "image-classification" else "stdlib-gpt2"
+    other = [] if kind == "fismo" else ["optimizer.name=adam"]
+    refused = 0
+    for path in reference(task, kind):
+        for value in ("[1, a]", "{a: 1}"):
+            try:
+                load_preset(start, [*other, f"{'.'.join(path)}={value}"])
+            except PresetError:
+                refused += 1
+    assert refused > 100

@@ -22,7 +22,8 @@ def opening(summary: Mapping[str, Any]) -> str:
     repeats = plan["judging"]["repeats"]
     each = f", each the mean of {repeats} seeds" if repeats > 1 else ""
     return (
-        f"{plan['optimizer']} on {plan['preset']}: {_count(trials['finished'], 'trial')} finished, {trials['failed']} failed, "
+        f"{plan['optimizer']} on {plan['preset']}: {_count(trials['finished'], 'trial')} finished, "
+        f"{trials['failed']} failed, "
         f"{trials['pruned']} pruned, of {plan['samples']:,} samples{each}; searched: {names}."
     )
 
@@ -82,8 +83,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     again = sum(trial.get("same_as") is not None for trial in summary["trial_list"])
     if again:
         found.append(
-            f"settings that an earlier trial had were drawn {_count(again, 'time')} more, and have its result (--repeats R "
-            "judges settings by the mean of R seeds)"
+            f"settings that an earlier trial had were drawn {_count(again, 'time')} more, and have its result "
+            "(--repeats R judges settings by the mean of R seeds)"
         )
     if summary.get("unfinished"):
         found.append(f"trials that run, or wait to be run again: {summary['unfinished']}")

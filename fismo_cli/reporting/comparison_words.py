@@ -22,9 +22,10 @@ def opening(summary: Mapping[str, Any]) -> str:
     grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
     amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
     threads = environment["threads"]
+    seeds = "1 seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} paired seeds"
     return (
-        f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {len(summary['seeds'])} paired "
-        f"seeds of {amount} with {threads} CPU {'thread' if threads == 1 else 'threads'}; {tuned}."
+        f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {seeds} "
+        f"of {amount} with {threads} CPU {'thread' if threads == 1 else 'threads'}; {tuned}."
     )
 
 
@@ -60,12 +61,13 @@ def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
 
 
 def _start(own: str, other: str, verdict: str, seeds: int, baselines: int) -> str:
+    few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
     return {
         "better": f"{own} is better than {other}",
         "worse": f"{own} is worse than {other}",
         "equivalent": f"{own} and {other} are equivalent within the margin",
         "inconclusive": f"{own} against {other} is inconclusive",
-        "underpowered": f"{own} against {other} is underpowered: {seeds} seeds are too few for any decision, "
+        "underpowered": f"{own} against {other} is underpowered: {few} too few for any decision, "
         f"{seeds_needed(baselines)} would do",
     }[verdict]
 

@@ -33,8 +33,10 @@ class UsedParameters:
         self._numbers = {name: number[p] for name, p in model.named_parameters(remove_duplicate=False)}
         self._flags = torch.zeros(len(self._parameters), dtype=torch.int32)
         self._watched: dict[int, Tensor] = {}
+        # Here, not as a decorator: it imports torch's compiler, which takes seconds that only FSDP2 need cost.
+        watch = torch.compiler.disable(self._watch)  # type: ignore[no-untyped-call]
         self._hooks = {
-            prefix: module.register_forward_pre_hook(partial(self._watch, prefix))
+            prefix: module.register_forward_pre_hook(partial(watch, prefix))
             for prefix, module in model.named_modules()
             if issubclass(type(module), FSDPModule)
         }
@@ -47,7 +49,6 @@ class UsedParameters:
                     parameter.grad = None
         self._flags.zero_()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _watch(self, prefix: str, module: nn.Module, _: Any) -> None:
         """Watch the parameters that FSDP2 has brought together for this module: the same tensors ever after."""
         self._hooks[prefix].remove()

@@ -200,7 +200,7 @@ def test_the_identity_depends_on_the_values_only(preset, tmp_path):
 def test_the_name_is_fit_for_a_directory(tmp_path):
     path = tmp_path / "my preset: v1 é.yaml"
     path.write_text(FILE)
-    assert load_preset(str(path)).name == "my-preset-v1"
+    assert load_preset(str(path)).name == "my-preset-v1-é"
 
 
 def test_presets_are_frozen(preset):

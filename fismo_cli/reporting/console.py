@@ -31,7 +31,17 @@ def answer_console(*, as_json: bool) -> Console:
 
 def _plain_console(stream: Any, width: int | None = None) -> Console:
     """One on which text, also in tables, is shown as it is: a path or a name in it may look like rich's markup."""
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return _PlainConsole(file=stream, width=width, markup=False, emoji=False, highlight=False)
+
+
+class _PlainConsole(Console):
+    """That nobody reads the rest (`| head`) is no failure."""
+
+    def on_broken_pipe(self) -> None:
+        """Lead the rest to nowhere, where rich would leave with exit code 1."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

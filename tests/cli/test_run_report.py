@@ -1,6 +1,8 @@
 """The page and the tables of training runs, in whatever state they are."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -115,6 +117,16 @@ def test_several_runs_side_by_side(make_run, capsys):
     assert [run["optimizer"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["fismo", "muon"]
 
 
+def test_a_reader_of_the_answer_that_leaves_is_no_failure(make_run):
+    """As in `fismo report RUN | head -1`."""
+    run = make_run(summary={})
+    command = [sys.executable, "-m", "fismo_cli", "report", str(run.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (0, "")
+    assert (run.path / "report.html").is_file()
+
+
 def test_what_is_no_run_is_refused(make_run, tmp_path, capsys):
     run = make_run(summary={})
     (tmp_path / "study" / "trials").mkdir(parents=True)
@@ -133,6 +145,7 @@ def test_what_is_no_run_is_refused(make_run, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.html"))
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(make_run):
     first, second = make_run("r1", {}), make_run("r2", {"optimizer": "muon"}, loss=1.75)
     assert report(first.path) == 0

@@ -138,6 +138,8 @@ def _carry_out(
 def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, error: Exception) -> str | None:
     """Keep what a run that failed has trained; what to tell about it."""
     trainer = prepared.trainer
+    if run.completed_steps() is not None:  # only the very last record could not be written
+        return f"The run is complete: its model and summary are in {run.path}"
     problem = trainer.rescue(store, error)
     lost: str = "" if problem is None else f"Step {trainer.step} could not be saved: {problem}. "
     step = store.newest()

@@ -376,3 +376,19 @@ def test_a_run_whose_directory_is_removed_meanwhile_can_still_be_continued(tmp_p
     assert execution.execute(loaded, runs_dir=tmp_path, sinks=[sink])["status"] == "interrupted"
     assert [note for note in sink.notes if "was removed while" in note] == sink.notes[-1:]
     assert execution.execute(loaded, runs_dir=tmp_path, resume="auto")["resumed_from_step"] == 6  # the step after it
+
+
+def test_a_record_that_lacks_its_last_line_alone_is_said_to_be_of_a_complete_run(tmp_path, monkeypatch):
+    write = JsonlSink.write
+
+    def full_at_the_end(sink, event):
+        if isinstance(event, Finished):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(sink, event)
+
+    monkeypatch.setattr(JsonlSink, "write", full_at_the_end)
+    with pytest.raises(OSError, match="No space") as caught:
+        execution.execute(load_preset("digits-vit", SMALL), runs_dir=tmp_path)
+    (run,) = map(RunDirectory, tmp_path.glob("*/*"))
+    assert caught.value.__notes__ == [f"The run is complete: its model and summary are in {run.path}"]
+    assert run.status() == "completed"

@@ -13,7 +13,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import check_looks, counted
-from fismo_cli.tasks.image_collections import ImageSource
+from fismo_cli.tasks.image_collections import Images, ImageSource
 from fismo_cli.tasks.image_files import FileImages, ImageFile, image_endings, look_at_all
 from fismo_cli.tasks.splits import split_names
 
@@ -37,6 +37,16 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
     if not root.is_dir():
         raise UsageError(f"data.path: {root} is not a folder")
     folders = _part_folders(root, data.splits, training=known is None)
+    found, notes = _find(root, folders, training=known is None)
+    looks = look_at_all([partial(_open, path) for _, _, path in found], progress)
+    kept, seen = check_looks([path for _, _, path in found], looks, skip=data.skip_unreadable)
+    files = [(*found[i][:2], ImageFile(found[i][2], looks[i].size, looks[i].tail)) for i in kept]
+    parts, classes = _labelled(files, folders, training=known is None)
+    return ImageSource(parts, classes, {"path": str(root)}, (*notes, *seen))
+
+
+def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """The part, the class and the path of each image file, and notes on what is none."""
     notes = []
     strange = sorted(
         entry.name for entry in _visible(root) if entry.is_dir() and root / entry.name not in folders.values()
@@ -52,7 +62,7 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
         samples = {name: list(_files(folder / name, left_out)) for name in classes}
         if not any(samples.values()):
             raise UsageError(f"{folder}: no images in its class folders ({', '.join(classes[:5])} ...)")
-        if folder == root and known is None:
+        if folder == root and training:
             _refuse_parts_as_classes(root, samples)
         empty = [name for name in classes if not samples[name]]
         if empty:
@@ -64,32 +74,28 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
     if left_out:
         kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common())
         notes.append(f"left out, as no images: {kinds}")
-    looks = look_at_all([partial(_open, path) for _, _, path in found], progress)
-    kept, seen = check_looks([path for _, _, path in found], looks, skip=data.skip_unreadable)
-    by_part: dict[str, list[tuple[str, ImageFile]]] = {part: [] for part in folders}
-    for i in kept:
-        part, name, path = found[i]
-        by_part[part].append((name, ImageFile(path, looks[i].size, looks[i].tail)))
-    for part, files in by_part.items():
-        if not files:
+    return found, notes
+
+
+def _labelled(
+    files: list[tuple[str, str, ImageFile]], folders: dict[str, Path], *, training: bool
+) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """The files of each part with their labels, and the classes: those of the training part."""
+    by_part = {part: [(name, file) for of, name, file in files if of == part] for part in folders}
+    for part, own in by_part.items():
+        if not own:
             raise UsageError(f"{folders[part]}: none of its images can be read")
-    classes = sorted({name for name, _ in by_part.get("train") or ()})
-    if known is not None:
-        classes = sorted({name for files in by_part.values() for name, _ in files})
-    for part, files in by_part.items():
-        unknown = sorted({name for name, _ in files} - set(classes))
+    counting = [by_part["train"]] if training else by_part.values()
+    classes = tuple(sorted({name for own in counting for name, _ in own}))
+    number = {name: i for i, name in enumerate(classes)}
+    parts: dict[str, Images] = {}
+    for part, own in by_part.items():
+        unknown = sorted({name for name, _ in own} - set(classes))
         if unknown:
             raise UsageError(f"{folders[part] / unknown[0]}: the training part has no class {unknown[0]}")
-    number = {name: i for i, name in enumerate(classes)}
-    parts = {
-        part: FileImages(
-            tuple(file for _, file in files),
-            np.array([number[name] for name, _ in files], np.int64),
-            str(folders[part]),
-        )
-        for part, files in by_part.items()
-    }
-    return ImageSource(dict(parts), tuple(classes), {"path": str(root)}, (*notes, *seen))
+        labels = np.array([number[name] for name, _ in own], np.int64)
+        parts[part] = FileImages(tuple(file for _, file in own), labels, str(folders[part]))
+    return parts, classes
 
 
 def _part_folders(root: Path, names: dict[Any, str], *, training: bool) -> dict[str, Path]:

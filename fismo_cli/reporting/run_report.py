@@ -54,7 +54,8 @@ def _rows(runs: Mapping[str, RunRecord]) -> tuple[list[str], list[list[str]]]:
     for label, run in runs.items():
         summary = run.summary
         what = f"{summary['preset']} with {summary['optimizer'] or '?'}, seed {summary['seed']}"
-        described[label] = {"run": str(run.path) if len(runs) == 1 else what, "what": what, **summary_rows(summary)}
+        place = {"run": str(run.path)} if len(runs) == 1 else {}
+        described[label] = {**place, "what": what, **summary_rows(summary)}
     names = dict.fromkeys(name for rows in described.values() for name in rows)
     return ["", *described], [[name, *(rows.get(name, "") for rows in described.values())] for name in names]
 

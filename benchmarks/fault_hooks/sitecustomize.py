@@ -5,6 +5,7 @@ there makes: no other one fails. Nothing happens where the variable is not set.
 """
 
 import importlib.abc
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,10 +30,12 @@ PLACES = {
 class Fault:
     """Fires at a call, unless another process did before."""
 
-    def __init__(self, call: int, marker: str) -> None:
-        self.call, self.marker, self.calls = call, marker, 0
+    def __init__(self, call: int, marker: str, in_worker: bool) -> None:
+        self.call, self.marker, self.calls, self.in_worker = call, marker, 0, in_worker
 
     def fires(self) -> bool:
+        if self.in_worker and multiprocessing.parent_process() is None:
+            return False
         self.calls += 1
         if self.calls < self.call:
             return False
@@ -133,4 +136,4 @@ if "FISMO_FAULT" in os.environ:
     import importlib.util
 
     where, number, marker = os.environ["FISMO_FAULT"].split(":", 2)
-    sys.meta_path.insert(0, Finder(where, Fault(int(number), marker)))
+    sys.meta_path.insert(0, Finder(where, Fault(int(number), marker, where in ("worker-exit", "worker-segfault"))))

@@ -224,7 +224,9 @@ def _describe(error: Exception, debug: bool = False) -> str:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left on device" in text:
         return f"error: the disk is full{at}; free some space and run again"
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError):
+    known = PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError
+    refused = isinstance(error, OSError) and error.strerror and place  # such as by a disk that is read-only
+    if refused or isinstance(error, known):
         return f"error: {error.strerror or text}{at}"
     again = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected error: {type(error).__name__}: {text}{place_of(error)}{again}"

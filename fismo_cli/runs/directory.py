@@ -145,8 +145,12 @@ class RunDirectory:
 
         Raises:
             FismoError: if it is held already.
+            UsageError: if nothing can be written there.
         """
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror}") from error
         _held.add(descriptor)
         try:
             try:

@@ -230,6 +230,7 @@ def failing(monkeypatch):
             "error: the disk is full; free some space and run again",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "error: Permission denied: runs"),
+        (OSError(errno.EROFS, "Read-only file system", "runs"), 1, "error: Read-only file system: runs"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
     ],
 )

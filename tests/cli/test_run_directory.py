@@ -153,6 +153,13 @@ def test_the_lock_ends_with_the_process_also_where_its_children_live_on(tmp_path
             os.kill(child, signal.SIGKILL)
 
 
+def test_a_run_that_cannot_be_written_to_is_refused(tmp_path, loaded):
+    run = RunDirectory.create(tmp_path, loaded)
+    (run.path / ".lock").mkdir()  # root may write anywhere but onto a folder
+    with pytest.raises(UsageError, match=f"cannot write to {run.path}: Is a directory"), run.lock():
+        pass
+
+
 def test_a_fork_does_not_take_the_lock_from_its_parent(tmp_path, loaded):
     run = RunDirectory.create(tmp_path, loaded)
     with run.lock():

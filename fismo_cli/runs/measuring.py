@@ -1,15 +1,17 @@
 """Measures the model that a run left behind, on the data its preset names or on other data."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fismo_cli.errors import UsageError
 from fismo_cli.models import load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, names_other_source, say_where
 from fismo_cli.tasks import build_task
-from fismo_cli.tasks.base import Progress
+from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch
@@ -44,8 +46,7 @@ def measure(
     device = choose_device(preset.train.device)
     run = RunDirectory(run_dir)
     try:
-        cut = not names_other_source(run, preset)
-        task = build_task(preset, known=saved_classes(run_dir, preset), split=cut, progress=progress)
+        task = _data(run, preset, progress)
     except UsageError as error:
         raise say_where(run, preset, error) from error
     identity = task.description.get("identity")
@@ -79,3 +80,21 @@ def measure(
                 )
             )
     return metrics
+
+
+def _data(run: RunDirectory, preset: Preset, progress: Progress) -> Task:
+    """What to measure: other images as they are, the run's own (also where they have moved) split as in training.
+
+    Raises:
+        UsageError: It cannot be used.
+    """
+    known = saved_classes(run.path, preset)
+    other = names_other_source(run, preset)
+    task = build_task(preset, known=known, split=not other, progress=progress)
+    own, found = data_of_run(run), task.description.get("identity")
+    if other and known and own and found and all(own.get(part) == found[part] for part in found):
+        with suppress(UsageError):  # a part that is not measured has what the run does not know
+            whole = build_task(preset, known=known, progress=progress)
+            if whole.description.get("identity") == own:
+                return whole
+    return task

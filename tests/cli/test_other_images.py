@@ -1,6 +1,7 @@
 """`fismo evaluate` on other images than the run's own: numbers as timm alone computes them, classes by their names."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_the_parts_that_there_are_are_measured(run, other, tmp_path):
     assert measured(run, path)[0] == {"validation": None, "test": expected}
     draw(tmp_path / "parts/val/bee", 3, 21)
     assert measured(run, path)[0] == {"validation": by_timm_alone(run, tmp_path / "parts/val"), "test": expected}
+
+
+def test_the_runs_own_images_elsewhere_are_split_as_in_training(run, tmp_path):
+    shutil.copytree(run.parents[2] / "own", tmp_path / "moved")
+    assert measured(run, f"data.path={tmp_path / 'moved'}") == (measured(run)[0], [])
+    (tmp_path / "moved/ant/0.png").unlink()
+    metrics, notes = measured(run, f"data.path={tmp_path / 'moved'}")
+    assert metrics["validation"] is None
+    assert notes[0] == "measured on other data than the run's own"
 
 
 def test_shares_that_are_asked_for_are_cut_off(run, other):

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError, place_of
+from fismo_cli.words import first_line
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -217,7 +218,7 @@ def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 def _describe(error: Exception, debug: bool = False) -> str:
     """One line for an error that nobody foresaw, and a plain sentence for what the system refused."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = first_line(error, "")
     place = getattr(error, "filename", None)
     at = f": {place}" if place else ""
     # Libraries that write files in native code report a full disk in words only.

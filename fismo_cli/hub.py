@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 
 from fismo_cli.errors import UsageError
+from fismo_cli.words import first_line
 
 __all__ = ["is_offline_error", "reachable"]
 
@@ -90,12 +91,11 @@ def reachable(what: str, key: str, remedy: str, *, local: bool = False, unreadab
         raise
     except Exception as error:  # every library below has its own hierarchy, from OSError to bare ValueError
         names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         # A missing repository is looked for first: offline errors are often raised while handling one another.
         if names & _MISSING_TYPES and not is_offline_error(error):
             message = f"{what}: not on the Hugging Face hub, or not open to you ({key}); check the name"
         elif is_offline_error(error):
             message = f"{what}: not on this machine, and the Hugging Face hub cannot be reached ({key}); {remedy}"
         else:
-            message = f"{what}: cannot be loaded ({key}): {unreadable or first_line}"
+            message = f"{what}: cannot be loaded ({key}): {unreadable or first_line(error)}"
         raise UsageError(message) from error

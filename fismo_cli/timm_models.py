@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fismo_cli.errors import UsageError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
-from fismo_cli.weights_file import read_weights, some_names, without_prefix
+from fismo_cli.weights_file import read_weights, without_prefix
+from fismo_cli.words import first_line, listed
 
 __all__ = ["build", "load_directory", "model_statistics", "save_directory", "saved_classes", "size_arguments"]
 
@@ -201,9 +202,9 @@ def _quoted(line: str) -> list[str]:
 def _in_words(line: str) -> str:
     """A line of torch's `load_state_dict` without the thousand names that it may list."""
     if line.startswith("Missing"):
-        return f"it lacks {some_names(_quoted(line))}"
+        return f"it lacks {listed(_quoted(line))}"
     if line.startswith("Unexpected"):
-        return f"it has {some_names(_quoted(line))}, which the model has not"
+        return f"it has {listed(_quoted(line))}, which the model has not"
     return line
 
 
@@ -244,13 +245,9 @@ def _create(name: str, args: Mapping[str, Any], **options: Any) -> nn.Module:
     except RuntimeError as error:
         if options.get("pretrained"):
             raise  # about the weights; the caller knows which
-        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {_sentence(error)}") from error
+        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {first_line(error)}") from error
     except (AssertionError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"model.args: timm cannot build {name} from {dict(args)}: {first_line(error)}") from error
 
 
 def _model_folder(path: Path) -> Path | None:
@@ -323,9 +320,7 @@ def load_directory(
             )
     saved = record.get("label_names")
     if saved and classes and list(saved) != list(classes):
-        raise UsageError(
-            f"{folder}: the model was trained on other classes ({', '.join(saved[:5])} ...) than the data's"
-        )
+        raise UsageError(f"{folder}: the model was trained on other classes ({listed(saved, 5)}) than the data's")
     return _load_strictly(record["architecture"], args, _read_weights(folder / "model.safetensors"), folder)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fismo_cli.errors import UsageError
+from fismo_cli.words import first_line
 
 __all__ = ["check_next_token_model", "check_padded_positions", "padding_hint", "use_own_loss"]
 
@@ -51,7 +52,7 @@ def check_next_token_model(network: Any, name: str, block_size: int) -> None:
             except Exception:  # some want blocks of a certain length
                 logits, output, targets = _probe(network, block_size)
     except Exception as error:  # whatever a model does with a configuration that it was not made for
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error, 'no reason given')}"
         hint = padding_hint(network.config.pad_token_id, _default(network.config), error)
         raise UsageError(f"model.name: {name} with these model.args cannot take tokens: {reason}{hint}") from error
     finally:
@@ -136,7 +137,3 @@ def _default(config: Any) -> Any:
         return type(config)()
     except Exception:  # some configurations cannot be made without arguments
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")

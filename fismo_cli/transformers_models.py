@@ -23,7 +23,8 @@ from fismo_cli.transformers_checks import (
     padding_hint,
     use_own_loss,
 )
-from fismo_cli.weights_file import read_weights, some_names, without_prefix
+from fismo_cli.weights_file import read_weights, without_prefix
+from fismo_cli.words import listed
 
 __all__ = ["build", "load_directory", "save_directory"]
 
@@ -288,9 +289,7 @@ def _load_file(network: nn.Module, path: Path) -> None:
     loaded = {state[name].data_ptr() for name in weights if name in state}
     lacking = [name for name in missing if state[name].data_ptr() not in loaded]
     if lacking or unexpected:
-        problem = (
-            f"lacks {some_names(lacking)}" if lacking else f"has {some_names(unexpected)}, which the model has not"
-        )
+        problem = f"lacks {listed(lacking)}" if lacking else f"has {listed(unexpected)}, which the model has not"
         raise UsageError(f"model.pretrained: {path} does not fit the model: it {problem}")
 
 

@@ -5,7 +5,7 @@ Knows nothing of models, and of no library that builds them.
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fismo_cli.errors import UsageError
 
-__all__ = ["read_weights", "some_names", "without_prefix"]
+__all__ = ["read_weights", "without_prefix"]
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "module")
 """Names under which training checkpoints hold the weights, the averaged ones first."""
@@ -48,12 +48,6 @@ def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     """The weights with a prefix taken off that all of their names have."""
     common = all(name.startswith(prefix) for name in weights)
     return {name.removeprefix(prefix) if common else name: value for name, value in weights.items()}
-
-
-def some_names(names: Sequence[str]) -> str:
-    """The first names of many, for a message."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.runs.executor import Failure, dry_run_elsewhere
 from fismo_cli.runs.same_data import refuse_other_data
+from fismo_cli.words import counted
 
 __all__ = ["Asked", "ask", "opened"]
 
@@ -64,12 +65,10 @@ class Asked:
         seeds, baselines = len(self.seeds), len(self.contenders) - 1
         if not underpowered(seeds, baselines):
             return []
-        few = "1 seed" if seeds == 1 else f"{seeds} seeds"
-        several = "1 baseline" if baselines == 1 else f"{baselines} baselines"
+        few = f"{counted(seeds, 'seed')} and {counted(baselines, 'baseline')}"
         return [
-            f"underpowered from the start: with {few} and {several} no difference can be certain "
-            f"({baselines} x 2^(1-{seeds}) is above {LEVEL:g}). --seeds {seeds_needed(baselines)} would do; runs that "
-            "have finished are used then"
+            f"underpowered from the start: with {few} no difference can be certain ({baselines} x 2^(1-{seeds}) is "
+            f"above {LEVEL:g}). --seeds {seeds_needed(baselines)} would do; runs that have finished are used then"
         ]
 
 

@@ -10,6 +10,7 @@ from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.running import Status
 from fismo_cli.reporting.console import say
 from fismo_cli.reporting.live import left, live_progress
+from fismo_cli.words import counted
 
 __all__ = ["comparison_progress"]
 
@@ -17,8 +18,7 @@ __all__ = ["comparison_progress"]
 @contextmanager
 def comparison_progress(console: Console, plan: Plan, workers: int) -> Iterator[Callable[[Status], None]]:
     """Give a function that shows a status."""
-    threads = plan.environment["threads"]
-    each = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+    each = counted(plan.environment["threads"], "CPU thread")
     say(console, f"comparison: {plan.directory} ({workers} at a time, {each} a run)")
     with live_progress(console, _line, lambda status: _table(plan, status)) as show:
         yield show

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fismo_cli.comparison.power import seeds_needed
+from fismo_cli.words import counted
 
 __all__ = ["MANY", "caveats", "number", "opening", "opponents", "speedup", "verdict_lines", "verdict_sentence"]
 
@@ -21,11 +22,11 @@ def opening(summary: Mapping[str, Any]) -> str:
     environment = summary["environment"]
     grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
     amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
-    threads = environment["threads"]
-    seeds = "1 seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} paired seeds"
+    threads = counted(environment["threads"], "CPU thread")
+    seeds = counted(len(summary["seeds"]), "seed", "paired seeds")
     return (
         f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {seeds} "
-        f"of {amount} with {threads} CPU {'thread' if threads == 1 else 'threads'}; {tuned}."
+        f"of {amount} with {threads}; {tuned}."
     )
 
 
@@ -61,7 +62,7 @@ def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
 
 
 def _start(own: str, other: str, verdict: str, seeds: int, baselines: int) -> str:
-    few = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
+    few = counted(seeds, "seed is", "seeds are")
     return {
         "better": f"{own} is better than {other}",
         "worse": f"{own} is worse than {other}",

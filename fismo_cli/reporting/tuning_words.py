@@ -5,6 +5,7 @@ from typing import Any
 
 from fismo_cli.reporting.tables import noise_words
 from fismo_cli.tuning.search_space import short_name, short_settings, short_value
+from fismo_cli.words import counted
 
 __all__ = ["best_table", "importance_table", "notes", "opening", "result_sentence"]
 
@@ -22,7 +23,7 @@ def opening(summary: Mapping[str, Any]) -> str:
     repeats = plan["judging"]["repeats"]
     each = f", each the mean of {repeats} seeds" if repeats > 1 else ""
     return (
-        f"{plan['optimizer']} on {plan['preset']}: {_count(trials['finished'], 'trial')} finished, "
+        f"{plan['optimizer']} on {plan['preset']}: {counted(trials['finished'], 'trial')} finished, "
         f"{trials['failed']} failed, "
         f"{trials['pruned']} pruned, of {plan['samples']:,} samples{each}; searched: {names}."
     )
@@ -83,7 +84,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     again = sum(trial.get("same_as") is not None for trial in summary["trial_list"])
     if again:
         found.append(
-            f"settings that an earlier trial had were drawn {_count(again, 'time')} more, and have its result "
+            f"settings that an earlier trial had were drawn {counted(again, 'time')} more, and have its result "
             "(--repeats R judges settings by the mean of R seeds)"
         )
     if summary.get("unfinished"):
@@ -95,11 +96,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     found += [f"failed, {count} times: {reason}" for reason, count in sorted(reasons.items(), key=lambda x: -x[1])[:3]]
     finished = summary["trials"]["finished"]
     if 0 < finished < 10 * len(summary["plan"]["space"]):
-        settings = _count(len(summary["plan"]["space"]), "setting")
-        few = f"{_count(finished, 'trial')} {'is' if finished == 1 else 'are'} few for {settings}"
+        settings = counted(len(summary["plan"]["space"]), "setting")
+        few = f"{counted(finished, 'trial is', 'trials are')} few for {settings}"
         found.append(f"{few}: run more by --trials")
     return found
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

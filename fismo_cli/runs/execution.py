@@ -30,6 +30,7 @@ from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
+from fismo_cli.words import first_line
 
 __all__ = ["dry_run", "execute"]
 
@@ -333,7 +334,7 @@ def _keep(prepared: Prepared, run: RunDirectory) -> None:
         else:
             save_flat(model, run.weights)
     except Exception as error:  # libraries report a full disk in exceptions of their own
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = getattr(error, "strerror", None) or first_line(error)
         shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and a checkpoint may need the space
         run.weights.unlink(missing_ok=True)
         raise FismoError(

@@ -26,6 +26,7 @@ from fismo_cli.training.seeding import configure_torch, seed_everything
 from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World
+from fismo_cli.words import first_line
 
 __all__ = ["Prepared", "check_space", "prepare"]
 
@@ -112,9 +113,9 @@ def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: tor
             raise
         except Exception as error:  # whatever a library's model does with shapes it was not made for
             shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in batch.items())
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UsageError(
-                f"{loaded.preset.model.name} with these model.args cannot take this preset's data ({shapes}): {reason}"
+                f"{loaded.preset.model.name} with these model.args cannot take this preset's data ({shapes}): "
+                f"{first_line(error)}"
             ) from error
 
 

@@ -10,6 +10,7 @@ from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.preparation import Prepared
 from fismo_cli.training.checkpoint import Loaded
 from fismo_cli.training.events import Event, Noticed
+from fismo_cli.words import first_line
 
 __all__ = ["Teller"]
 
@@ -51,6 +52,6 @@ class Teller:
                 sink.write(event)
             except Exception as error:
                 self._others.remove(sink)
-                reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+                reason = getattr(error, "strerror", None) or first_line(error)
                 name = type(sink).__name__.removesuffix("Sink")
                 self(Noticed(f"{name} gets no more of this run, since writing failed: {reason}"))

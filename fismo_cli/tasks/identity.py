@@ -1,7 +1,7 @@
 """What data is known by: how much of what each part had as its source gave it, and a hash of it.
 
 It says nothing of where the data is or when it was written: the same data on another host, or in a folder that was
-moved, is the same. Pure; imports nothing but the standard library.
+moved, is the same. Pure; imports no library but the standard one.
 """
 
 import hashlib
@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, TypedDict
+
+from fismo_cli.words import counted
 
 __all__ = ["TOKENIZER", "Group", "Identity", "changes", "group", "group_files", "identity_hash"]
 
@@ -74,7 +76,7 @@ def changes(before: Identity, now: Identity) -> list[str]:
         else:
             found += [f"{part}: {words}" for words in _group_changes(old, new, text)]
     more = len(found) - MOST_CHANGES
-    return found if more <= 0 else [*found[:MOST_CHANGES], f"{more} more change{'s' if more > 1 else ''}"]
+    return found if more <= 0 else [*found[:MOST_CHANGES], counted(more, "more change")]
 
 
 def _group_changes(before: Mapping[str, Any], now: Mapping[str, Any], text: bool) -> Iterable[str]:

@@ -11,15 +11,11 @@ from pathlib import Path
 
 from fismo_cli.errors import UsageError
 from fismo_cli.tasks.image_files import FileImages, ImageFile, Look
+from fismo_cli.words import counted
 
-__all__ = ["check_looks", "counted", "note_copies"]
+__all__ = ["check_looks", "note_copies"]
 
 _MOST_LISTED = 10
-
-
-def counted(count: int, thing: str, things: str | None = None) -> str:
-    """A number of things: 1 image, 2 images."""
-    return f"{count} {thing if count == 1 else things or thing + 's'}"
 
 
 def check_looks(names: Sequence[str], looks: Sequence[Look], *, skip: bool) -> tuple[list[int], list[str]]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fismo_cli.errors import UsageError
+from fismo_cli.words import first_line
 
 __all__ = [
     "FileImages",
@@ -109,7 +110,7 @@ def unreadable(error: Exception) -> str:
         return "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error)
 
 
 def read_image(path: str) -> Image.Image:

@@ -12,10 +12,11 @@ import numpy as np
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
-from fismo_cli.tasks.image_checks import check_looks, counted
+from fismo_cli.tasks.image_checks import check_looks
 from fismo_cli.tasks.image_collections import Images, ImageSource
 from fismo_cli.tasks.image_files import FileImages, ImageFile, image_endings, look_at_all
 from fismo_cli.tasks.splits import split_names
+from fismo_cli.words import counted, listed
 
 __all__ = ["load_image_folder"]
 
@@ -52,7 +53,7 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
         entry.name for entry in _visible(root) if entry.is_dir() and root / entry.name not in folders.values()
     )
     if strange and root not in folders.values():
-        notes.append(f"left out: {', '.join(strange[:5])} in {root}, which data.splits does not name as parts")
+        notes.append(f"left out: {listed(strange, 5)} in {root}, which data.splits does not name as parts")
     found: list[tuple[str, str, str]] = []
     left_out: Counter[str] = Counter()
     for part, folder in folders.items():
@@ -61,7 +62,7 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
             raise UsageError(f"{folder}: needs one folder a class, with its images inside")
         samples = {name: list(_files(folder / name, left_out)) for name in classes}
         if not any(samples.values()):
-            raise UsageError(f"{folder}: no images in its class folders ({', '.join(classes[:5])} ...)")
+            raise UsageError(f"{folder}: no images in its class folders ({listed(classes, 5)})")
         if folder == root and training:
             _refuse_parts_as_classes(root, samples)
         empty = [name for name in classes if not samples[name]]

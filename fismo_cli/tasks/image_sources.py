@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
-from fismo_cli.tasks.image_checks import counted, note_copies
+from fismo_cli.tasks.image_checks import note_copies
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, Labels, identity_of
 from fismo_cli.tasks.image_files import FileImages
 from fismo_cli.tasks.image_folder import load_image_folder
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
+from fismo_cli.words import counted, listed
 
 __all__ = ["load_images", "numbered_classes", "read_digits"]
 
@@ -111,7 +112,7 @@ def _note_unseen(source: ImageSource) -> list[str]:
     unseen = np.setdiff1d(np.arange(len(source.classes)), source.parts["train"].labels).tolist()
     if not unseen:
         return []
-    named = ", ".join(source.classes[label] for label in unseen[:5]) + (" ..." if len(unseen) > 5 else "")
+    named = listed([source.classes[label] for label in unseen], 5)
     return [f"{counted(len(unseen), 'class', 'classes')} of {len(source.classes)} without a training image: {named}"]
 
 
@@ -137,7 +138,7 @@ def _numbered_as(source: ImageSource, known: Sequence[str], what: str) -> ImageS
             where = f"the {name} part" if len(source.parts) > 1 else "the data"
             raise UsageError(
                 f"{what}: {where} has the class {strange[0]}, which the model does not know; it knows "
-                f"{', '.join(known[:10])}{' ...' if len(known) > 10 else ''}"
+                f"{listed(known, 10)}"
             )
         table = np.array([number.get(class_name, -1) for class_name in source.classes], np.int64)
         parts[name] = replace(part, labels=table[part.labels])  # type: ignore[type-var]

@@ -17,6 +17,7 @@ from fismo_cli.tasks.identity import TOKENIZER
 from fismo_cli.tasks.text_sources import load_text
 from fismo_cli.tasks.token_cache import TokenStream, tokenise
 from fismo_cli.tasks.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from fismo_cli.words import counted
 
 __all__ = ["BlockPart", "TextTask", "build_text_task"]
 
@@ -100,20 +101,18 @@ def _special_notes(parts: Mapping[str, BlockPart]) -> Iterator[str]:
     for name, part in parts.items():
         spelled = part.stream.spelled
         if spelled:
+            places = counted(sum(spelled.values()), "place")
             most = ", ".join(f"{text} {times:,}" for text, times in list(spelled.items())[:3])
             yield (
-                f"the text of the {name} part spells special tokens in {_places(sum(spelled.values()))} ({most}): that "
+                f"the text of the {name} part spells special tokens in {places} ({most}): that "
                 "stays text; an end of text follows each document (text-files: each file)"
             )
         if part.stream.specials:
+            places = counted(part.stream.specials, "place")
             yield (
-                f"the tokenizer makes special tokens of {_places(part.stream.specials)} in the text of the {name} "
+                f"the tokenizer makes special tokens of {places} in the text of the {name} "
                 "part, and cannot do otherwise: take them out of the text"
             )
-
-
-def _places(count: int) -> str:
-    return f"{count:,} place{'' if count == 1 else 's'}"
 
 
 def build_text_task(preset: TextPreset) -> TextTask:

@@ -20,6 +20,7 @@ from fismo_cli.preset.schema import TextDataConfig
 from fismo_cli.tasks.identity import Identity, group, group_files
 from fismo_cli.tasks.randomness import held_out_count
 from fismo_cli.tasks.text_files import find_text_files
+from fismo_cli.words import counted, listed
 
 __all__ = ["Documents", "FileDocuments", "TextSource", "load_text"]
 
@@ -176,11 +177,7 @@ def _copies(parts: Mapping[str, Documents]) -> Iterator[str]:
         common = known[first].keys() & known[second].keys()
         if common:
             one = min(common)
-            files = (
-                f"{len(common)} files of the {second} part are"
-                if len(common) > 1
-                else f"a file of the {second} part is"
-            )
+            files = counted(len(common), f"file of the {second} part is", f"files of the {second} part are")
             pair = f"{known[second][one]} and {known[first][one]}"
             yield f"{files} in the {first} part too, byte for byte (such as {pair})"
 
@@ -243,10 +240,9 @@ def _from_files(files: list[Path], names: Mapping[Path, str], notes: list[str], 
         else:
             empty.append(path)
     if not spans:
-        raise UsageError(f"data.path: all files are empty ({', '.join(str(path) for path in empty[:3])})")
+        raise UsageError(f"data.path: all files are empty ({listed(empty)})")
     if empty:
-        shown = ", ".join(str(path) for path in empty[:3]) + (", ..." if len(empty) > 3 else "")
-        notes = [*notes, f"left out {len(empty)} empty file{'s' if len(empty) > 1 else ''} ({shown})"]
+        notes = [*notes, f"left out {counted(len(empty), 'empty file')} ({listed(empty)})"]
     documents = FileDocuments(tuple(spans))
     return TextSource(
         {"train": documents},

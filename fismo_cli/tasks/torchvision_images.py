@@ -17,6 +17,7 @@ from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, 
 from fismo_cli.tasks.image_files import read_image
 from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
+from fismo_cli.words import first_line
 
 __all__ = ["load_torchvision"]
 
@@ -88,8 +89,7 @@ def _open_torchvision(
                     f"data.path: {name} is not in {root} and cannot be downloaded from here; put its files there, or "
                     "use another source"
                 ) from error
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(f"data.name: {name} cannot be opened in {root}: {first_line}") from error
+            raise UsageError(f"data.name: {name} cannot be opened in {root}: {first_line(error)}") from error
     if required:
         raise UsageError(f"data.name: {kind.__name__} has no such split: {problem}") from problem
     return None

@@ -27,6 +27,7 @@ from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.data_order import Keys
 from fismo_cli.training.signals import LeaveError, StopRequest
 from fismo_cli.training.world import World
+from fismo_cli.words import first_line
 
 __all__ = ["fetch", "read_batch", "take"]
 
@@ -135,7 +136,7 @@ def read_batch(part: Part, keys: Keys) -> Batch:
             "data.workers to fewer"
         ) from error
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        reason = first_line(error, "")
         cause = f"{type(error).__name__}: {reason}{place_of(error)}"
         raise FismoError(f"{_which(part, keys)} could not be read: {cause}") from error
 

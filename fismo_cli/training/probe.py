@@ -95,6 +95,7 @@ class StepStart:
     """What forward passes change of a model and of torch's generators, as it was before: to go back to if one fails.
 
     The libraries' models draw from no other generators; those of Python and NumPy cost more time to copy than all this.
+    The buffers are looked up once: in a model of many modules that takes longer than all else here, in every step.
 
     Args:
         model: whose buffers are kept.
@@ -102,7 +103,14 @@ class StepStart:
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = list(model.buffers())
-        self._values = [buffer.clone() for buffer in self._buffers]
+        self._values = [torch.empty_like(buffer) for buffer in self._buffers]
+        self.take()
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Keep what is now."""
+        if self._buffers:
+            torch._foreach_copy_(self._values, self._buffers)
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 

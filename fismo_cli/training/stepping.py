@@ -25,6 +25,7 @@ from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import RunState
 from fismo_cli.training.trust_region import RadiusControl
 from fismo_cli.training.world import World
+from fismo_cli.words import first_line
 from fismo_core import Mars
 from fismo_core.sharding import rows_of, whole_of
 
@@ -82,6 +83,7 @@ class Stepper:
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self._mixing = torch.Generator()
+        self._start = StepStart(model)
         self.radius = RadiusControl(adapt_radius)
         self.clock = OptimizerClock(device)
         self.gradient_norm: Tensor | None = None
@@ -231,11 +233,11 @@ class Stepper:
     @contextmanager
     def _undone_if_it_fails(self) -> Iterator[None]:
         """Around all of a step that comes before the weights change: if it fails, all is as before the step."""
-        before = StepStart(self._model)
+        self._start.take()
         try:
             yield
         except Exception:
-            before.restore()
+            self._start.restore()
             self._optimizer.zero_grad(set_to_none=True)
             raise
 
@@ -252,7 +254,7 @@ class Stepper:
                 raise
             if what not in self._noted:
                 self._noted.add(what)
-                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                reason = first_line(error)
                 self.notes.append(f"{what} could not be measured, and training goes on without: {reason}")
 
     def _measure_half(self, batch: Batch) -> None:

@@ -18,6 +18,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import TrialState
 
 from fismo_cli.files import locked, whole_file
+from fismo_cli.words import counted
 
 __all__ = ["Journal", "JournalError", "StoredJournal", "readable_part"]
 
@@ -98,8 +99,7 @@ class Journal(JournalFileBackend):
         else:
             with whole_file(self._file) as temporary:
                 temporary.write_bytes(kept)
-        lines = len(_lines(broken))
-        what = "a line that cannot be used was" if lines == 1 else f"{lines} lines that cannot be used were"
+        what = counted(len(_lines(broken)), "line that cannot be used was", "lines that cannot be used were")
         self._notice(
             f"{self._file}: {what} moved to {aside.name} (of a process that was killed while it wrote?); the "
             f"study goes on with the other {len(_lines(kept))}"

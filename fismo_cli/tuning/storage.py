@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Pro
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.tuning.journal import Journal, JournalError, StoredJournal
 from fismo_cli.tuning.ledger import requeue
+from fismo_cli.words import first_line
 
 __all__ = [
     "HEARTBEAT_SECONDS",
@@ -87,10 +88,6 @@ def open_storage(url: str | None, directory: Path, notice: Callable[[str], None]
     except (ImportError, NoSuchModuleError):
         hint = ': pip install "fismo[postgresql]"' if drivername == "postgresql+psycopg" else ""
         raise UsageError(f"--storage: the driver of {shown_url(url)} is not installed{hint}") from None
-    except JournalError as error:
-        raise FismoError(
-            f"{journal_file(directory)} cannot be used any more: {error}. The same command goes on from what it holds"
-        ) from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise UsageError(f"--storage: cannot use {shown_url(url)}: {_reason(error, url)}") from None
 
@@ -156,7 +153,7 @@ def storage_errors(url: str | None, directory: Path) -> Iterator[None]:
 
 def _reason(error: BaseException, url: str) -> str:
     """The first line of what went wrong, without what may be secret in it."""
-    text = next((line for line in str(getattr(error, "orig", None) or error).splitlines() if line.strip()), "")
+    text = first_line(getattr(error, "orig", None) or error, "")
     with contextlib.suppress(ArgumentError, ValueError):
         parts = make_url(url)
         for secret in (parts.password, *parts.query.values()):

@@ -46,7 +46,7 @@ def test_a_half_line_is_set_aside_and_the_study_goes_on(tmp_path, cut):
     study = opened(tmp_path, notes)
     (note,) = notes
     (broken,) = tmp_path.glob("journal.log.broken-*")
-    assert "a line that cannot be used was moved to journal.log.broken-" in note
+    assert "1 line that cannot be used was moved to journal.log.broken-" in note
     assert broken.read_bytes() == data[:-cut].rpartition(b"\n")[2]
     fill(study, 2)
     found = values(tmp_path)

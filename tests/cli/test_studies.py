@@ -239,7 +239,7 @@ def test_after_a_crash_in_mid_write_the_study_has_as_many_trials_as_were_asked_f
     second = tune(tmp_path, trials=6, notice=told.append)
     assert second["trials"]["finished"] == 6
     assert len(Run.trained) == 6  # the third had ended: its run is taken from the disk
-    assert "a line that cannot be used was moved" in told[0]
+    assert "1 line that cannot be used was moved" in told[0]
     assert [t["value"] for t in second["trial_list"] if t["original"] < 3] == [
         trial["value"] for trial in first["trial_list"]
     ]

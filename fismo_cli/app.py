@@ -226,8 +226,7 @@ def _describe(error: Exception, debug: bool = False) -> str:
     if full or "No space left on device" in text:
         return f"error: the disk is full{at}; free some space and run again"
     known = PermissionError | IsADirectoryError | NotADirectoryError | FileNotFoundError
-    refused = isinstance(error, OSError) and error.strerror and place  # such as by a disk that is read-only
-    if refused or isinstance(error, known):
+    if isinstance(error, OSError) and (isinstance(error, known) or (error.strerror and place)):  # a read-only disk ...
         return f"error: {error.strerror or text}{at}"
     again = "" if debug else "; run again with --debug for the traceback"
     return f"unexpected error: {type(error).__name__}: {text}{place_of(error)}{again}"

@@ -192,7 +192,8 @@ def _by_label(asked: Asked) -> list[Contender]:
 def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """What is stored of a comparison, with its contenders tried out of whom it does not say that they were.
 
-    A few steps show what is wrong with one, and of the first how long all runs are.
+    A few steps show what is wrong with one, and of the first how long all runs are. Where runs with more seeds are to
+    come than ever before, the first is tried again: its data may have changed.
 
     Raises:
         ChangedDataError: if the comparison was begun with other data.
@@ -201,10 +202,12 @@ def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], N
     threads = stored["environment"]["threads"] if stored else asked.threads
     pinned = [_with_train(contender.loaded, threads=threads) for contender in asked.contenders]
     done = set(stored.get("tried", ()))
+    seeds = [declared.get("seeds", 0) for declared in stored.get("declarations", ())]
+    more = bool(seeds) and len(asked.seeds) > max(seeds)
     missing = [
         (contender, loaded)
         for contender, loaded in zip(asked.contenders, pinned, strict=True)
-        if run_identity(loaded.preset) not in done
+        if run_identity(loaded.preset) not in done or (more and contender is asked.contenders[0])
     ]
     results = _try(missing, asked.workers, tell)
     environment = stored.get("environment") or _environment(asked, results[0], threads)
@@ -223,21 +226,25 @@ def _try(
             contender.label: pool.submit(dry_run_elsewhere, loaded, Path(folder) / f"{contender.folder}.yaml")
             for contender, loaded in contenders
         }
-        results, problems = [], []
+        results: list[dict[str, Any]] = []
+        problems: dict[str, list[str]] = {}
         try:
             for count, (label, future) in enumerate(running.items(), start=1):
                 result = future.result()
                 if isinstance(result, Failure):
-                    problems.append(f"{label}: {result.message}")
+                    problems.setdefault(result.message, []).append(label)
                 else:
                     results.append(result)
-                how = f" failed: {result.message}" if isinstance(result, Failure) else ""
-                tell(f"tried {count}/{len(running)}: {label}{how}")
+                tell(f"tried {count}/{len(running)}: {label}{' failed' if isinstance(result, Failure) else ''}")
         except BaseException:  # Ctrl-C
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if problems:
-        raise UsageError("\n       ".join(dict.fromkeys(problems)))
+        lines = (
+            message if len(labels) == len(contenders) > 1 else f"{', '.join(labels)}: {message}"
+            for message, labels in problems.items()
+        )
+        raise UsageError("\n       ".join(lines))
     return results
 
 

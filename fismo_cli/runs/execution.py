@@ -403,7 +403,8 @@ def _record_resumption(
     try:
         before = json.loads(run.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = {}
+        before = None
+    before = before if isinstance(before, dict) else {}
     changed = differences(before, json.loads(json.dumps(now))) if before else []
     record = {
         "step": checkpoint.step,

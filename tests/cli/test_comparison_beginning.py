@@ -125,11 +125,10 @@ def test_what_is_refused_by_the_lock_writes_nothing(tmp_path, tries, monkeypatch
 def test_who_does_not_run_is_named_and_nothing_is_written(tmp_path, tries):
     tries.failing = {"sgd", "adam"}
     told: list[str] = []
-    with pytest.raises(UsageError, match=r"^sgd: no such thing\n       adam: no such thing$"):
+    with pytest.raises(UsageError, match=r"^sgd, adam: no such thing$"):
         begin(asked(tmp_path, "sgd", "muon", "adam"), told)
     assert told == [
-        *("tried 1/4: fismo", "tried 2/4: sgd failed: no such thing", "tried 3/4: muon"),
-        "tried 4/4: adam failed: no such thing",
+        *("tried 1/4: fismo", "tried 2/4: sgd failed", "tried 3/4: muon", "tried 4/4: adam failed"),
     ]
     assert list(tmp_path.iterdir()) == []
     plan = begin(asked(tmp_path, "muon"))
@@ -137,6 +136,25 @@ def test_who_does_not_run_is_named_and_nothing_is_written(tmp_path, tries):
     with pytest.raises(UsageError):  # a baseline that comes later
         begin(asked(tmp_path, "muon", "adam"))
     assert (plan.directory / "plan.json").read_bytes() == written
+    tries.failing = {"fismo", "adam", "lion"}
+    with pytest.raises(UsageError, match=r"^no such thing$"):  # of the data, say: once for all
+        begin(asked(tmp_path / "other", "adam", "lion"))
+
+
+def test_more_seeds_on_other_data_are_refused_and_nothing_is_written(tmp_path, tries, monkeypatch):
+    first = begin(asked(tmp_path, "muon"))
+    for fewer in (2, 3):
+        begin(asked(tmp_path, "muon", seeds=fewer))
+    assert tries.names == ["fismo", "muon"]
+    before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
+    other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
+    with monkeypatch.context() as changed:
+        changed.setattr(beginning, "dry_run_elsewhere", lambda *_: other)
+        with pytest.raises(ChangedDataError, match="class 0 has 179 images"):
+            begin(asked(tmp_path, "muon", seeds=4))
+    assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
+    assert len(begin(asked(tmp_path, "muon", seeds=4)).seeds) == 4
+    assert tries.names == ["fismo", "muon", "fismo"]
 
 
 def test_tries_go_side_by_side_as_runs_do(tmp_path, tries):

@@ -138,6 +138,15 @@ def test_an_older_run_that_does_not_know_its_data_goes_on_with_a_note(place):
     assert any("does not say what its data was" in note for note in told)
 
 
+def test_a_run_whose_record_of_its_surroundings_is_broken_goes_on_with_a_note(place):
+    run = the_run()
+    run.environment.write_text("[1]")
+    told = Told()
+    execution.execute(load_preset("tiny.yaml"), runs_dir=Path("runs"), resume="auto", sinks=[told])
+    assert any("does not say what its data was" in note for note in told)
+    assert len(json.loads(run.environment.read_text())["resumed"]) == 1
+
+
 def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
     loaded = load_preset("tiny.yaml")
     summary = execution.execute(loaded, runs_dir=Path("runs"), resume="auto")

@@ -19,8 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError, place_of
-from fismo_cli.words import first_line
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError, first_line, place_of
 
 __all__ = ["COMMANDS", "app", "main"]
 

@@ -13,6 +13,7 @@ __all__ = [
     "QuietError",
     "StoppedError",
     "UsageError",
+    "first_line",
     "place_of",
 ]
 
@@ -35,6 +36,17 @@ class FismoError(Exception):
     """Something went wrong while running; the message says what, where and what would be right."""
 
     exit_code = ExitCode.FAILED
+
+
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """The first line of what an error says that is not blank.
+
+    Args:
+        error: the error.
+        otherwise: what to say of one that says nothing; None: its kind.
+    """
+    kind = type(error).__name__ if otherwise is None else otherwise
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), kind)
 
 
 def place_of(error: BaseException) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 
-from fismo_cli.errors import UsageError
-from fismo_cli.words import first_line
+from fismo_cli.errors import UsageError, first_line
 
 __all__ = ["is_offline_error", "reachable"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import UsageError, first_line
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ModelConfig
 from fismo_cli.weights_file import read_weights, without_prefix
-from fismo_cli.words import first_line, listed
+from fismo_cli.words import listed
 
 __all__ = ["build", "load_directory", "model_statistics", "save_directory", "saved_classes", "size_arguments"]
 

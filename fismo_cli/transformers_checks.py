@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fismo_cli.errors import UsageError
-from fismo_cli.words import first_line
+from fismo_cli.errors import UsageError, first_line
 
 __all__ = ["check_next_token_model", "check_padded_positions", "padding_hint", "use_own_loss"]
 

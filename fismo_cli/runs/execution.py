@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError
+from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError, first_line
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset
@@ -30,7 +30,6 @@ from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
-from fismo_cli.words import first_line
 
 __all__ = ["dry_run", "execute"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.errors import FismoError, UsageError, first_line
 from fismo_cli.models import build_model, model_notes
 from fismo_cli.optimizers import build_mars, build_optimizer
 from fismo_cli.preset.loading import LoadedPreset
@@ -26,7 +26,6 @@ from fismo_cli.training.seeding import configure_torch, seed_everything
 from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World
-from fismo_cli.words import first_line
 
 __all__ = ["Prepared", "check_space", "prepare"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
+from fismo_cli.errors import first_line
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.reporting.tensorboard import TensorBoardSink
@@ -10,7 +11,6 @@ from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.preparation import Prepared
 from fismo_cli.training.checkpoint import Loaded
 from fismo_cli.training.events import Event, Noticed
-from fismo_cli.words import first_line
 
 __all__ = ["Teller"]
 

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fismo_cli.errors import UsageError
-from fismo_cli.words import first_line
+from fismo_cli.errors import UsageError, first_line
 
 __all__ = [
     "FileImages",

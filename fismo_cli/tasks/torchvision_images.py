@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import UsageError, first_line
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, IndexedImages
 from fismo_cli.tasks.image_files import read_image
 from fismo_cli.tasks.image_sources import numbered_classes
 from fismo_cli.tasks.splits import split_names
-from fismo_cli.words import first_line
 
 __all__ = ["load_torchvision"]
 

@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fismo_cli.errors import FismoError, UsageError, place_of
+from fismo_cli.errors import FismoError, UsageError, first_line, place_of
 from fismo_cli.processes import end_with_parent
 from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.data_order import Keys
 from fismo_cli.training.signals import LeaveError, StopRequest
 from fismo_cli.training.world import World
-from fismo_cli.words import first_line
 
 __all__ = ["fetch", "read_batch", "take"]
 

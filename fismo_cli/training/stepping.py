@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fismo_cli.errors import first_line
 from fismo_cli.optimizers import optimizer_state_bytes
 from fismo_cli.preset.schema import TrainConfig
 from fismo_cli.tasks.base import Batch, Task
@@ -25,7 +26,6 @@ from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import RunState
 from fismo_cli.training.trust_region import RadiusControl
 from fismo_cli.training.world import World
-from fismo_cli.words import first_line
 from fismo_core import Mars
 from fismo_core.sharding import rows_of, whole_of
 

@@ -4,7 +4,6 @@ Everything but the optimizer is the same for all contenders (points 1 to 4 of th
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.target import Target, parse_target
 from fismo_cli.errors import UsageError
-from fismo_cli.files import whole_file
-from fismo_cli.preset.loading import load_preset, resolved_yaml
-from fismo_cli.runs.directory import write_json
+from fismo_cli.preset.loading import load_preset
+from fismo_cli.runs.directory import read_json, write_json, write_preset
 
 __all__ = ["PLAN_FILE", "TUNING_SEED_OFFSET", "Plan", "read_plan", "stored_plan", "write_plan"]
 
@@ -120,11 +118,8 @@ def read_plan(directory: Path) -> Plan:
 
 def stored_plan(directory: Path) -> dict[str, Any]:
     """What `write_plan` wrote, as it is; empty where there is nothing that can be read."""
-    try:
-        stored: dict[str, Any] = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return stored if isinstance(stored, dict) and "environment" in stored else {}
+    stored = read_json(directory / PLAN_FILE)
+    return stored if "environment" in stored else {}
 
 
 def write_plan(plan: Plan) -> None:
@@ -147,8 +142,7 @@ def write_plan(plan: Plan) -> None:
     }
     try:
         for contender in plan.contenders:
-            with whole_file(_preset_file(plan.directory, contender.folder)) as file:
-                file.write_text(resolved_yaml(contender.loaded), encoding="utf-8")
+            write_preset(_preset_file(plan.directory, contender.folder), contender.loaded)
         write_json(plan.directory / PLAN_FILE, content)
     except OSError as error:
         raise UsageError(f"cannot write to {plan.directory}: {error.strerror}") from error

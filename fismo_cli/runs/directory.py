@@ -22,9 +22,11 @@ __all__ = [
     "check_same_preset",
     "found_again",
     "json_safe",
+    "read_json",
     "run_identity",
     "unfinished_runs",
     "write_json",
+    "write_preset",
 ]
 
 _held: set[int] = set()
@@ -93,18 +95,13 @@ class RunDirectory:
 
     def status(self) -> str | None:
         """`completed`, `diverged` or `interrupted` as the summary says; None where there is none (killed, running)."""
-        try:
-            return str(json.loads(self.summary.read_text(encoding="utf-8"))["status"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        status = read_json(self.summary).get("status")
+        return None if status is None else str(status)
 
     def completed_steps(self) -> int | None:
         """How many steps the run has done, if it has completed."""
-        try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
-            return int(summary["steps"]) if summary["status"] == "completed" else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        summary = read_json(self.summary)
+        return summary.get("steps") if summary.get("status") == "completed" else None
 
     @classmethod
     def create(cls, runs_dir: Path, loaded: LoadedPreset) -> "RunDirectory":
@@ -136,8 +133,7 @@ class RunDirectory:
 
     def write_preset(self, loaded: LoadedPreset) -> None:
         """Write the resolved preset, without which no command takes a directory for a run's."""
-        with whole_file(self.preset) as file:
-            file.write_text(resolved_yaml(loaded), encoding="utf-8")
+        write_preset(self.preset, loaded)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -214,6 +210,21 @@ def found_again(recorded: Path, root: Path) -> Path:
         if place.is_dir():
             return place
     return recorded
+
+
+def write_preset(path: Path, loaded: LoadedPreset) -> None:
+    """Replace a preset's file as a whole; running it repeats the run."""
+    with whole_file(path) as file:
+        file.write_text(resolved_yaml(loaded), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of named values holds; nothing where there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:

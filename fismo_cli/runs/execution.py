@@ -1,11 +1,9 @@
-"""Carries out one run here: prepares it, finds what to resume, trains, and fills the run directory.
+"""Carries out one run here: prepares it, trains, and fills the run directory.
 
 The one path from a preset to a trained model; commands only parse options and print what it returns.
 """
 
-import json
 import shutil
-import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,9 +15,10 @@ from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import truncate_after
-from fismo_cli.runs.directory import RunDirectory, check_same_preset, run_identity, unfinished_runs, write_json
-from fismo_cli.runs.environment import describe_run, differences
+from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
+from fismo_cli.runs.environment import describe_run
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
+from fismo_cli.runs.resuming import find_resumable, record_resumption, same_checkpoint
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
 from fismo_cli.runs.telling import Teller
 from fismo_cli.tasks.base import Progress
@@ -62,22 +61,22 @@ def execute(
         command: the command line, for the record.
         attempt: how often torchrun has started the processes again.
         allow_changed_data: whether a run may go on with data that has changed since it began.
-        same_data: a file of `record_data` that says what the data must be.
+        same_data: a file of a study or a comparison that says what the data must be.
         progress: told how much of the data has been looked at before training.
 
     Raises:
         ChangedDataError: before anything is written, if the data is not what it must be.
         UsageError: before anything is written, for what is wrong with the preset or `resume`.
-        AbortedError: if a second Ctrl-C ended it.
+        AbortedError: if a second signal ended it.
         FismoError: if the run cannot go on.
     """
     with ExitStack() as stack:
         world = stack.enter_context(join_world(attempt))
         run, checkpoint, notes = world.together(
-            lambda: _find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
+            lambda: find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
         )
         run = world.from_main(run)
-        checkpoint = world.together(lambda: checkpoint if run is None or world.main else _same_checkpoint(run))
+        checkpoint = world.together(lambda: checkpoint if run is None or world.main else same_checkpoint(run))
         prepared = world.together(lambda: _prepare(loaded, world, run, progress))
         _check_same_start(prepared, world)
         changed, data_notes = world.together(
@@ -141,7 +140,7 @@ def _rescued(prepared: Prepared, run: RunDirectory, store: CheckpointStore, erro
     if run.completed_steps() is not None:  # only the very last record could not be written
         return f"The run is complete: its model and summary are in {run.path}"
     problem = trainer.rescue(store, error)
-    lost: str = "" if problem is None else f"Step {trainer.step} could not be saved: {problem}. "
+    lost = "" if problem is None else f"Step {trainer.step} could not be saved: {problem}. "
     step = store.newest()
     if step is None:
         return lost or None
@@ -171,15 +170,13 @@ def _begin(
         return run, ()
     assert checkpoint is not None
     sweep(run.path)
-    notes = _record_resumption(run, checkpoint, surroundings, changed_data)
+    notes = record_resumption(run, checkpoint, surroundings, changed_data)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
     return run, notes
 
 
-def _prepare(
-    loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress = lambda done, total: None
-) -> Prepared:
+def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress) -> Prepared:
     try:
         return prepare(loaded, world, progress) if world.main else prepare(loaded, world)
     except UsageError as error:
@@ -192,25 +189,9 @@ def _check_data(
     """What has changed of the data of the run that is continued, and what to tell about it; writes nothing."""
     identity = prepared.task.description.get("identity")
     check_as_recorded(same_data, identity)
-    return (
-        ([], [])
-        if run is None
-        else check_as_trained(run, identity, allowed=allowed, instead="leave out --resume to start a new run")
-    )
-
-
-def _same_checkpoint(run: RunDirectory) -> Loaded:
-    """The checkpoint that the main process found, in another one.
-
-    Raises:
-        FismoError: if it is not there: the run is not on a file system that all hosts share.
-    """
-    checkpoint = CheckpointStore(run.checkpoints).load()
-    if checkpoint is None:
-        raise FismoError(
-            f"{run.checkpoints} has no checkpoint here: all hosts must see the directory of a run to resume"
-        )
-    return checkpoint
+    if run is None:
+        return [], []
+    return check_as_trained(run, identity, allowed=allowed, instead="leave out --resume to start a new run")
 
 
 def _check_seen(run: RunDirectory) -> None:
@@ -342,48 +323,6 @@ def _keep(prepared: Prepared, run: RunDirectory) -> None:
         ) from error
 
 
-def _find_resumable(
-    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack
-) -> tuple[RunDirectory | None, Loaded | None, tuple[str, ...]]:
-    """The locked run to continue, its checkpoint, and what to tell about the choice."""
-    if resume is None:
-        return None, None, ()
-    if resume != "auto":
-        run = RunDirectory(Path(resume))
-        check_same_preset(run, loaded)
-        if (status := run.status()) in ("completed", "diverged"):
-            raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue")
-        stack.enter_context(run.lock())
-        checkpoint = CheckpointStore(run.checkpoints).load()
-        if checkpoint is None:
-            raise FismoError(f"--resume {run.path}: it has no checkpoint to continue from (see checkpoint.every)")
-        return run, checkpoint, _resume_notes(run, checkpoint)
-    notes: list[str] = []
-    for run in unfinished_runs(runs_dir, loaded):
-        with ExitStack() as lock:
-            try:
-                lock.enter_context(run.lock())
-                checkpoint = CheckpointStore(run.checkpoints).load()
-            except FismoError as error:
-                notes.append(str(error))
-                continue
-            # It may have ended between the search and the lock.
-            if checkpoint is not None and run.status() in (None, "interrupted"):
-                stack.push(lock.pop_all())
-                return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
-    if notes:
-        return None, None, (*notes, "starting a new run instead")
-    return (
-        None,
-        None,
-        (f"no unfinished run of this preset with a checkpoint in {runs_dir / loaded.name}; starting a new one",),
-    )
-
-
-def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:
-    return (*checkpoint.problems, f"continuing {run.path} from step {checkpoint.step}")
-
-
 def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
     trainer = prepared.trainer
     return describe_run(
@@ -393,27 +332,3 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
         sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
         data=prepared.task.description,
     )
-
-
-def _record_resumption(
-    run: RunDirectory, checkpoint: Loaded, now: dict[str, Any], changed_data: Sequence[str]
-) -> tuple[str, ...]:
-    """Add the resumption to `environment.json`; say so where the result cannot be expected to the last bit."""
-    try:
-        before = json.loads(run.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    before = before if isinstance(before, dict) else {}
-    changed = differences(before, json.loads(json.dumps(now))) if before else []
-    record = {
-        "step": checkpoint.step,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": now["command"],
-        "changed": changed,
-        "changed_data": list(changed_data),
-    }
-    data = {"data": now["data"]} if changed_data else {}  # the next time, the run is held to what it went on with
-    write_json(run.environment, {**(before or now), **data, "resumed": [*before.get("resumed", []), record]})
-    if not changed:
-        return ()
-    return (f"since this run was started, there has changed {'; '.join(changed)}: expect other last digits",)

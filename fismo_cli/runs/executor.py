@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.files import whole_file
-from fismo_cli.preset.loading import LoadedPreset, resolved_yaml
+from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.processes import end_with_parent
-from fismo_cli.runs.directory import RunDirectory, run_identity
+from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
 
@@ -63,8 +62,7 @@ class RunProcess:
     ) -> None:
         self._loaded, self._log = loaded, log
         self._runs = runs_dir / loaded.name
-        with whole_file(preset_file) as file:
-            file.write_text(resolved_yaml(loaded), encoding="utf-8")
+        write_preset(preset_file, loaded)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
         command += ["--same-data", str(same_data)] if same_data is not None else []
@@ -145,17 +143,15 @@ def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
     """The first run of this very preset that completed or diverged; a run that was cut off never counts."""
     wanted = run_identity(loaded.preset)
     for file in sorted((runs_dir / loaded.name).glob("*/summary.json")):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            summary = json.loads(file.read_text(encoding="utf-8"))
-            if summary.get("identity") == wanted and summary.get("status") in ("completed", "diverged"):
-                return RunDirectory(file.parent)
+        summary = read_json(file)
+        if summary.get("identity") == wanted and summary.get("status") in ("completed", "diverged"):
+            return RunDirectory(file.parent)
     return None
 
 
 def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -> dict[str, Any] | Failure:
     """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed."""
-    with whole_file(preset_file) as file:
-        file.write_text(resolved_yaml(loaded), encoding="utf-8")
+    write_preset(preset_file, loaded)
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as messages:
         # Into files: a pipe would be waited for as long as any process that the run has left behind holds it.
         done = subprocess.run(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.directory import RunDirectory, read_json
 
 __all__ = ["RunRecord", "read_run"]
 
@@ -36,9 +36,9 @@ def read_run(path: Path) -> RunRecord:
     """Read a run's directory; a missing file or a line that was cut off counts as not written."""
     run = RunDirectory(path)
     events = tuple(_events(run.metrics))
-    stored = _stored_summary(run)
+    stored = read_json(run.summary)
     running = _is_locked(path)
-    if stored is None or running:
+    if "status" not in stored or running:
         stored = _unfinished(path, events, "running" if running else "unfinished")
     return RunRecord(path, {**stored, "run_dir": str(path)}, events)
 
@@ -55,14 +55,6 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict) and "event" in record:
             yield record
-
-
-def _stored_summary(run: RunDirectory) -> dict[str, Any] | None:
-    try:
-        summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and "status" in summary else None
 
 
 def _is_locked(path: Path) -> bool:

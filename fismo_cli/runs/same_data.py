@@ -1,15 +1,13 @@
 """Holds runs to the data that they, their study or their comparison began with. Never imports torch."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fismo_cli.errors import ChangedDataError, UsageError
 from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import Preset
-from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.runs.directory import RunDirectory, read_json
 from fismo_cli.tasks.identity import Identity, changes
 
 __all__ = [
@@ -28,7 +26,7 @@ _NO_OTHER_DATA = {"workers", "cache_dir", "download"}
 
 def data_of_run(run: RunDirectory) -> Identity | None:
     """The identity of the data that a run began with; None where it says nothing of it."""
-    found = _environment(run).get("data")
+    found = read_json(run.environment).get("data")
     found = found.get("identity") if isinstance(found, dict) else None
     return found if isinstance(found, dict) and found else None
 
@@ -116,17 +114,9 @@ def names_other_source(run: RunDirectory, preset: Preset) -> bool:
 
 def say_where(run: RunDirectory | None, preset: Preset, error: UsageError) -> UsageError:
     """The error of files that are not there, with the folder in which the run was started if they may be there."""
-    began = None if run is None else _environment(run).get("folder")
+    began = None if run is None else read_json(run.environment).get("folder")
     if began is None or began == str(Path.cwd()) or not missing_files(preset):
         return error
     return UsageError(
         f"{error}. The run was started in {began}: relative paths of a preset count from where fismo runs"
     )
-
-
-def _environment(run: RunDirectory) -> Mapping[str, Any]:
-    try:
-        found = json.loads(run.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

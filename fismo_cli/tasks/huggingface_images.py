@@ -156,6 +156,11 @@ def _labels(
             np.dtype(feature.pa_type.to_pandas_dtype()), np.integer
         ):
             numbers[part] = values.to_numpy().astype(np.int64)
+        elif feature.dtype.startswith("float"):  # whole numbers, as pandas writes them beside missing ones
+            fractions = values.to_numpy().astype(np.float64)
+            if not (np.isfinite(fractions) & (fractions % 1 == 0)).all():
+                raise UsageError(f"data.label_column: {column} is {feature.dtype}; whole numbers or words are needed")
+            numbers[part] = fractions.astype(np.int64)
         else:
             words[part] = [str(value) for value in values.to_pylist()]
     if words:

@@ -59,7 +59,8 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
     for part, folder in folders.items():
         classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
         if not classes:
-            raise UsageError(f"{folder}: needs one folder a class, with its images inside")
+            remedy = f"; if {folder.name} is a class itself: data.splits={{train: .}}" if folder != root else ""
+            raise UsageError(f"{folder}: needs one folder a class, with its images inside{remedy}")
         samples = {name: list(_files(folder / name, left_out)) for name in classes}
         if not any(samples.values()):
             raise UsageError(f"{folder}: no images in its class folders ({listed(classes, 5)})")
@@ -104,12 +105,17 @@ def _part_folders(root: Path, names: dict[Any, str], *, training: bool) -> dict[
     for part, usual in _USUAL.items():
         if training and part in names and not (root / names[part]).is_dir():
             raise UsageError(f"data.splits.{part}: {root / names[part]} is not a folder")
+        if part not in names and root / names.get("train", "train") == root:  # all folders are said to be classes
+            continue
         for name in split_names(part, names, usual):
             if (root / name).is_dir():
                 folders[part] = root / name
                 break
     if "train" not in folders and folders and training:
-        raise UsageError(f"{root}: has {', '.join(sorted(folders))} but no train folder")
+        raise UsageError(
+            f"{root}: has {', '.join(sorted(folders))} but no train folder; name it by data.splits.train, or write "
+            "data.splits={train: .} if all folders are classes"
+        )
     return folders or {"train": root}
 
 

@@ -87,6 +87,8 @@ def _open(data: ImageDataConfig, known: Sequence[str] | None, progress: Progress
             return _load_npz(Path(str(data.path)).expanduser(), known)
         case "image-folder":
             return load_image_folder(data, known, progress)
+        case "torchvision" if data.name == "ImageFolder":  # whose own way takes hidden files, and parts for classes
+            return load_image_folder(data, known, progress)
         case "torchvision":
             from fismo_cli.tasks.torchvision_images import load_torchvision
 
@@ -105,7 +107,9 @@ def _cut_off(parts: dict[str, Images], data: ImageDataConfig) -> None:
                 kept, held_out = split_stratified(parts["train"].labels, count, data.split_seed)
                 parts["train"], parts[name] = parts["train"].subset(kept), parts["train"].subset(held_out)
                 if len(kept) == 0:
-                    raise UsageError(f"data.source {data.source}: the train part is empty")
+                    raise UsageError(
+                        f"data.{name}_fraction: {fraction:g} of {len(held_out)} images leaves none for training"
+                    )
 
 
 def _note_unseen(source: ImageSource) -> list[str]:

@@ -90,7 +90,7 @@ def _open_torchvision(
                 ) from error
             raise UsageError(f"data.name: {name} cannot be opened in {root}: {first_line(error)}") from error
     if required:
-        raise UsageError(f"data.name: {kind.__name__} has no such split: {problem}") from problem
+        raise UsageError(f"data.splits: {kind.__name__} has no such split: {problem}") from problem
     return None
 
 

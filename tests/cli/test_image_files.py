@@ -132,6 +132,21 @@ def test_folders_that_are_parts_are_not_taken_for_classes(pets, tmp_path):
     assert of(pets, splits={"train": "Training", "test": "Testing"}).description["samples"]["train"] == 12
 
 
+def test_classes_may_be_called_as_parts_are(pets):
+    (pets / "test").rename(pets / "plane")
+    for image in (pets / "train").rglob("*.png"):
+        image.rename(pets / "train" / f"{image.parent.name}-{image.name}")
+    for name in ("cat", "dog"):
+        (pets / "train" / name).rmdir()
+    with pytest.raises(UsageError, match=r"train is a class itself: data\.splits={train: \.}"):
+        of(pets)
+    assert of(pets, splits={"train": "."}).description["classes"] == ["plane", "train"]
+    (pets / "train").rename(pets / "test")
+    with pytest.raises(UsageError, match=r"has test but no train folder; .* data\.splits={train: \.} if all folders"):
+        of(pets)
+    assert of(pets, splits={"train": "."}).description["classes"] == ["plane", "test"]
+
+
 def test_folders_beside_the_parts_are_named(pets):
     shutil.copytree(pets / "test", pets / "dev")
     (pets / ".cache").mkdir()

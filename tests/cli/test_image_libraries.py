@@ -118,26 +118,61 @@ def test_identity_of_rows(hub):
 def test_torchvisions_files_are_shown_as_files_are(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for name in ("train", "val"):
-        for wnid in ("a", "b"):
-            (tmp_path / name / wnid).mkdir(parents=True)
-            Image.fromarray(ramp).save(tmp_path / name / wnid / "0.png")
-            Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / name / wnid / "1.png")
-    path = tmp_path / "train"
-    whole = {"path": str(path), "validation_fraction": 0, "test_fraction": 0}
-    task = build_task(preset(source="torchvision", name="ImageFolder", **whole))
+        for wnid in ("n01440764", "n02102040"):
+            folder = tmp_path / "imagenette2" / name / wnid
+            folder.mkdir(parents=True)
+            Image.fromarray(ramp).save(folder / "0.JPEG", "PNG")
+            Image.fromarray((ramp >> 8).astype(np.uint8)).save(folder / "1.JPEG", "PNG")
+    path = tmp_path / "imagenette2/train/n01440764"
+    options = {"path": str(tmp_path), "download": False, "validation_fraction": 0, "test_fraction": 0}
+    task = build_task(preset(source="torchvision", name="Imagenette", **options))
     images = everything(task.train)["images"][:, 0] * 255
     torch.testing.assert_close(images[0], torch.from_numpy(np.round(ramp / 257).astype(np.float32)))
     torch.testing.assert_close(images[1], torch.from_numpy((ramp >> 8).astype(np.float32)))
     identity = task.description["identity"]["train"]
-    Image.fromarray(ramp).save(path / "b" / "1.png")
-    with (path / "a" / "0.png").open("ab") as stream:
+    with (path / "0.JPEG").open("ab") as stream:
         stream.write(b"more")
-    again = build_task(preset(source="torchvision", name="ImageFolder", **whole)).description["identity"]["train"]
-    assert again["a"] != identity["a"]
-    (path / "a" / "0.png").write_bytes(b"no image")
-    task = build_task(preset(source="torchvision", name="ImageFolder", **whole))
-    with pytest.raises(UsageError, match=r"image 0 of the data set cannot be read .*a/0\.png: not a readable image"):
+    again = build_task(preset(source="torchvision", name="Imagenette", **options)).description["identity"]["train"]
+    assert [again[name] == identity[name] for name in identity] == [False, True]
+    (path / "0.JPEG").write_bytes(b"no image")
+    task = build_task(preset(source="torchvision", name="Imagenette", **options))
+    with pytest.raises(UsageError, match=r"image 0 of the data set cannot be read .*/0\.JPEG: not a readable image"):
         everything(task.train)
+
+
+def test_image_folder_of_torchvision_is_read_as_any_folder_of_images(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(grey(5)):
+            (tmp_path / name / f"{i}.png").write_bytes(image)
+    options = {"path": str(tmp_path), "validation_fraction": 0}
+    clean = build_task(preset(source="image-folder", **options)).description
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints/0.png").write_bytes(image)
+    (tmp_path / "cat/._0.png").write_bytes(image)
+    found = build_task(preset(source="torchvision", name="ImageFolder", **options)).description
+    assert {**found, "source": "image-folder"} == clean
+    (tmp_path / "cat/9.png").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"9\.png: not a readable image \(the file is empty\).*skip_unreadable=true"):
+        build_task(preset(source="torchvision", name="ImageFolder", **options))
+    task = build_task(preset(source="torchvision", name="ImageFolder", skip_unreadable=True, **options))
+    assert task.description["samples"] == clean["samples"]
+
+
+def test_the_users_home_is_found(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub({"train": split(grey(6), [0, 1] * 3)})
+    assert len(build_task(preset(source="huggingface", name="~/hub-0", validation_fraction=0)).train) == 5
+
+
+def test_labels_that_are_fractions(hub):
+    def rows(labels):
+        return {"train": split(grey(4), labels, datasets.Value("float32"))}
+
+    task = hub(rows([0.0, 2.0, 1.0, 1.0]), test_fraction=0)
+    assert everything(task.train)["labels"].tolist() == [0, 2, 1, 1]
+    with pytest.raises(UsageError, match=r"data\.label_column: label is float32; whole numbers or words are needed"):
+        hub(rows([0.0, 0.5, 1.0, 1.0]))
 
 
 def test_npz_with_a_test_part_only_is_for_measuring(tmp_path):

@@ -304,6 +304,12 @@ def test_transformers_mistakes(text_preset, name, args, message):
         build(text_preset(name, args))
 
 
+def test_a_folder_of_something_else_hides_no_architecture(text_preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert build(text_preset())[0].config.model_type == "gpt2"
+
+
 def test_transformers_weights_that_do_not_fit(text_preset, tmp_path, monkeypatch):
     preset = text_preset()
     model, task = build(preset)

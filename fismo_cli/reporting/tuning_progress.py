@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fismo_cli.reporting.live import left, live_progress
+from fismo_cli.tuning.jobs import Status
 from fismo_cli.tuning.ledger import best_of
 from fismo_cli.tuning.plan import StudyPlan
-from fismo_cli.tuning.running import Status
 from fismo_cli.tuning.search_space import short_name, short_value
 
 __all__ = ["tuning_progress"]

@@ -13,9 +13,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -24,14 +21,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.files import locked
-from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
+from fismo_cli.tuning.jobs import Job, Status
 from fismo_cli.tuning.ledger import (
     FAILURE,
     OWNER,
-    Ledger,
     Worker,
     check_hope,
     copy_result,
@@ -42,12 +38,12 @@ from fismo_cli.tuning.ledger import (
     worker,
 )
 from fismo_cli.tuning.plan import REPORTS, STUDY_FILE, StudyPlan, gpu_count
-from fismo_cli.tuning.results import RunResult, keep_the_best_model, run_value, trial_result
+from fismo_cli.tuning.results import keep_the_best_model, run_value, trial_result
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import short_settings
 from fismo_cli.tuning.storage import HEARTBEAT_SECONDS, storage_errors
 
-__all__ = ["Active", "Status", "carry_out"]
+__all__ = ["carry_out"]
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 2.0
@@ -55,69 +51,6 @@ LOOK_SECONDS = 2.0
 
 RESTARTS = 1
 """How often a run that was killed or failed goes on from its last checkpoint, before the trial counts as failed."""
-
-
-@dataclass(frozen=True)
-class Active:
-    """A trial that this worker runs: its number, settings, step and steps in all (of all its repeats)."""
-
-    number: int
-    settings: dict[str, Any]
-    step: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a study is, told at every change and a few times a second.
-
-    Attributes:
-        ledger: its trials.
-        active: what this worker runs now.
-        elsewhere: trials that other workers run.
-        trials: how many are wanted.
-        fresh: trials ended by this worker, and the seconds since it began: for what is left.
-        seconds: see `fresh`.
-        finished: what has just happened, as a line of text.
-    """
-
-    ledger: Ledger
-    active: tuple[Active, ...]
-    elsewhere: int
-    trials: int
-    fresh: int
-    seconds: float
-    finished: str | None = None
-
-
-@dataclass
-class _Job:
-    """A trial that this worker runs; `done` are the runs of it that have ended, with their summaries; `process` is the
-    one that goes on.
-    """
-
-    trial: Trial
-    runs_dir: Path
-    slot: int
-    runs: list[LoadedPreset] = field(default_factory=list)
-    steps: int = 0
-    process: RunProcess | None = None
-    done: list[RunResult] = field(default_factory=list)
-    reported: set[int] = field(default_factory=set)
-    restarts: int = 0
-    pruned: str | None = None
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.stop()
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-
-    def wait(self) -> None:
-        if self.process is not None:
-            self.process.wait()
 
 
 def carry_out(plan: StudyPlan, study: Study, *, trials: int, workers: int, tell: Callable[[Status], None]) -> None:
@@ -151,7 +84,7 @@ class _Pool:
     ) -> None:
         self.plan, self.study, self.trials, self.workers = plan, study, trials, workers
         self.tell, self.me, self.stop = tell, me, stop
-        self.jobs: list[_Job] = []
+        self.jobs: list[Job] = []
         self.ledger = read_ledger(study)
         self.before = 0 if len(self.ledger.counted) >= trials else len(self.ledger.counted)
         self.fresh, self.started = 0, time.monotonic()
@@ -238,7 +171,7 @@ class _Pool:
             trial = self.study.ask(distributions(self.plan.space))
             trial.set_user_attr(OWNER, self.me.name)
         self._heartbeat(trial)
-        job = _Job(
+        job = Job(
             trial,
             runs_dir=self.plan.directory / "trials" / str(root(self._frozen(trial))),
             slot=min(set(range(self.workers)) - {job.slot for job in self.jobs}),
@@ -255,20 +188,20 @@ class _Pool:
     def _alone(self) -> AbstractContextManager[None]:
         return locked(self.plan.directory / "workers" / ".drawing")
 
-    def _advance(self, job: _Job) -> None:
+    def _advance(self, job: Job) -> None:
         """Begin the next run of a trial, or take up what has become of the one that goes on."""
         try:
             self._go_on(job)
         except UpdateFinishedTrialError:  # taken for dead by another worker, which has queued it again
             self._drop(job)
 
-    def _drop(self, job: _Job) -> None:
+    def _drop(self, job: Job) -> None:
         job.kill()
         job.wait()
         if job in self.jobs:
             self.jobs.remove(job)
 
-    def _go_on(self, job: _Job) -> None:
+    def _go_on(self, job: Job) -> None:
         if job.pruned is not None and job.process is not None:
             if not job.process.running:
                 shutil.rmtree(job.runs_dir, ignore_errors=True)
@@ -303,7 +236,7 @@ class _Pool:
             by = f"was killed by signal {-outcome.code}" if outcome.code < 0 else f"exit code {outcome.code}"
             self._fail(job, "error", f"{by}: {outcome.message}")
 
-    def _run(self, job: _Job) -> RunProcess:
+    def _run(self, job: Job) -> RunProcess:
         number = job.trial.number
         return RunProcess(
             job.runs[len(job.done)],
@@ -325,7 +258,7 @@ class _Pool:
         count = gpu_count()
         return [(slot * nproc + index) % count for index in range(nproc)] if count >= nproc else None
 
-    def _take(self, job: _Job, run: RunDirectory) -> None:
+    def _take(self, job: Job, run: RunDirectory) -> None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # of a finished run
         try:
             summary = json.loads(run.summary.read_text(encoding="utf-8"))
@@ -342,7 +275,7 @@ class _Pool:
         if len(job.done) == len(job.runs):
             self._complete(job)
 
-    def _complete(self, job: _Job) -> None:
+    def _complete(self, job: Job) -> None:
         result, trial = trial_result(self.plan.judging, job.done), job.trial
         for name, limit in result.limits.items():
             trial.set_constraint(name, limit)
@@ -352,19 +285,19 @@ class _Pool:
         self._ended(job, f"{self.plan.judging.metric} {result.value:.4f}")
         keep_the_best_model(self.plan, self.ledger)
 
-    def _copy(self, job: _Job, twin: FrozenTrial) -> None:
+    def _copy(self, job: Job, twin: FrozenTrial) -> None:
         copy_result(self.study, job.trial, twin)
         result = twin.user_attrs.get(FAILURE, {}).get("reason") or twin.state.name.lower()
         if twin.state == TrialState.COMPLETE:
             result = f"{self.plan.judging.metric} {twin.value:.4f}"
         self._ended(job, f"the settings of trial {twin.number}, whose result is used: {result}")
 
-    def _fail(self, job: _Job, kind: str, reason: str) -> None:
+    def _fail(self, job: Job, kind: str, reason: str) -> None:
         job.trial.set_user_attr(FAILURE, {"kind": kind, "reason": reason})
         self.study.tell(job.trial.number, state=TrialState.FAIL, skip_if_finished=True)
         self._ended(job, reason)
 
-    def _report(self, job: _Job) -> None:
+    def _report(self, job: Job) -> None:
         """Tell the pruner of the evaluations of a trial's first run, and stop it if it says so."""
         if self.plan.judging.pruner == "none" or job.done or job.process is None:
             return
@@ -381,7 +314,7 @@ class _Pool:
                 job.stop()
                 return
 
-    def _ended(self, job: _Job, what: str) -> None:
+    def _ended(self, job: Job, what: str) -> None:
         self.jobs.remove(job)
         self.fresh += 1
         self._look(at_once=True)
@@ -409,7 +342,7 @@ class _Pool:
         self.tell(
             Status(
                 ledger=self.ledger,
-                active=tuple(_active(job) for job in self.jobs),
+                active=tuple(job.active() for job in self.jobs),
                 elsewhere=len([trial for trial in self.ledger.running if trial.number not in ours]),
                 trials=self.trials,
                 fresh=self.fresh,
@@ -417,8 +350,3 @@ class _Pool:
                 finished=finished,
             )
         )
-
-
-def _active(job: _Job) -> Active:
-    step = len(job.done) * job.steps + (0 if job.process is None else job.process.step())
-    return Active(job.trial.number, dict(job.trial.params), step, job.steps * len(job.runs))

@@ -1,6 +1,5 @@
 """Optimizers of torch, pytorch-optimizer and timm: found by name, given their settings, and tried before training."""
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from fismo_cli.preset.optimizer_names import (
     why_refused,
 )
 from fismo_cli.preset.schema import BaselineConfig
+from fismo_cli.preset.suggestions import did_you_mean, near
 from fismo_cli.training.seeding import kept_rng_state
 
 __all__ = ["baseline"]
@@ -58,8 +58,7 @@ def baseline(config: BaselineConfig, usual_side: int = 1) -> Create:
     for key in options:
         if key not in known and key not in defaults:
             where = f"optimizer.args.{key}" if key in config.args else f"optimizer.{key}"
-            near = difflib.get_close_matches(key, [name for name in known if name not in ("params", "kwargs")], n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(near(key, [name for name in known if name not in ("params", "kwargs")]))
             raise UsageError(f"{where}: {config.name} has no argument {key}.{hint}")
     options = {**_following(config, options, known), **options}
     for key, value in options.items():

@@ -177,7 +177,7 @@ def _declarations(asked: Asked, before: Sequence[Mapping[str, Any]]) -> list[dic
         "baselines": {baseline.label: run_identity(baseline.loaded.preset) for baseline in _by_label(asked)},
         "seeds": len(asked.seeds),
         "margin": asked.margin,
-        "target": None if asked.target is None else f"{asked.target.metric}={asked.target.value!r}",
+        "target": None if asked.target is None else asked.target.text,
         "workers": asked.workers,
     }
     if before and {key: before[-1].get(key) for key in declared} == declared:

@@ -135,7 +135,7 @@ def write_plan(plan: Plan) -> None:
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
         "margin": plan.margin,
-        "target": None if plan.target is None else f"{plan.target.metric}={plan.target.value!r}",
+        "target": None if plan.target is None else plan.target.text,
         "environment": plan.environment,
         "declarations": plan.declarations,
         "tried": list(plan.tried),

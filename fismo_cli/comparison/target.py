@@ -24,6 +24,11 @@ class Target:
             return False
         return bool(value >= self.value if self.metric.startswith("top") else value <= self.value)
 
+    @property
+    def text(self) -> str:
+        """What `parse_target` makes it of."""
+        return f"{self.metric}={self.value!r}"
+
     def __str__(self) -> str:
         return f"{self.metric} {self.value:.4g}"
 

@@ -11,11 +11,13 @@ from rich.console import Console
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.running import Results
 from fismo_cli.files import whole_file
+from fismo_cli.reporting.comparison_words import opponents
 from fismo_cli.reporting.console import print_rows, say
 from fismo_cli.reporting.page import document, figure, link, table
 from fismo_cli.reporting.run_figures import run_figures
 from fismo_cli.runs.directory import json_safe
 from fismo_cli.runs.record import read_run
+from fismo_cli.words import counted
 
 __all__ = ["is_complete", "print_unfinished", "write_unfinished"]
 
@@ -78,8 +80,8 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
 
 
 def _opening(summary: Mapping[str, Any]) -> str:
-    others = ", ".join(entry["label"] for entry in summary["contenders"][1:])
-    return f"{summary['candidate']} against {others} on {summary['preset']}, {len(summary['seeds'])} paired seeds."
+    seeds = counted(len(summary["seeds"]), "seed", "paired seeds")
+    return f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {seeds}."
 
 
 def _missing(summary: Mapping[str, Any]) -> str:

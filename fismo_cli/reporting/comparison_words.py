@@ -32,7 +32,7 @@ def opening(summary: Mapping[str, Any]) -> str:
 
 def opponents(summary: Mapping[str, Any]) -> str:
     """The baselines by name, or their number where a reader would not read them all."""
-    labels = [verdict["baseline"] for verdict in summary["verdicts"]]
+    labels = [contender["label"] for contender in summary["contenders"][1:]]
     return ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} baselines"
 
 

@@ -1,15 +1,15 @@
 """The figures of one run, or of several side by side, from what their files say of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
-from fismo_cli.reporting.comparison_figures import COLOURS
+from fismo_cli.reporting.comparison_figures import COLOURS, DASHES
 from fismo_cli.reporting.page import styled
 from fismo_cli.runs.record import RunRecord
 
 __all__ = ["run_figures"]
 
-DASHES = ("solid", "dash", "dot", "dashdot")
 Curve = tuple[str, Sequence[Any], Sequence[Any]]
 """Name, steps and values of a line."""
 
@@ -88,7 +88,7 @@ def _drawn(curves: Mapping[str, Sequence[Curve]], title: str, log: bool) -> Any:
 
     drawing = go.Figure()
     for index, (label, lines) in enumerate(curves.items()):
-        for dash, (name, steps, values) in zip(_repeated(DASHES), lines, strict=False):
+        for dash, (name, steps, values) in zip(cycle(DASHES), lines, strict=False):
             if all(value is None for value in values):
                 continue
             if len(curves) == 1:
@@ -108,11 +108,6 @@ def _drawn(curves: Mapping[str, Sequence[Curve]], title: str, log: bool) -> Any:
     drawing.update_xaxes(title="step")
     drawing.update_yaxes(title=title, type="log" if log else "linear")
     return styled(drawing)
-
-
-def _repeated(dashes: Sequence[str]) -> Iterator[str]:
-    while True:
-        yield from dashes
 
 
 def _line(name: str, events: Sequence[Mapping[str, Any]], value: Any) -> Curve:

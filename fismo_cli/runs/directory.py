@@ -176,8 +176,13 @@ def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
     return [run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
-def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
+def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known: bool = False) -> None:
     """Make sure that a run was started from the same resolved preset.
+
+    Args:
+        run: the run.
+        loaded: the preset.
+        data_is_known: the run knows its data by what it is, so that it may be in another place now.
 
     Raises:
         UsageError: if it is no run directory or another preset's, naming the keys that differ.
@@ -188,11 +193,18 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset) -> None:
     if run_identity(saved) == run_identity(loaded.preset):
         return
     old, new = _flat(saved.model_dump(mode="json")), _flat(loaded.preset.model_dump(mode="json"))
+    places = {"path", "name"} if saved.data.source == "huggingface" else {"path"}
+    moved = {f"data.{key}" for key in places if isinstance(new.get(f"data.{key}"), str)} if data_is_known else set()
+    moved |= {"data.cache_dir", "data.download"}
     differing = [
         f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(("logging.", "compare", "tune")) and _as_yaml(old, key) != _as_yaml(new, key)
+        if not key.startswith(("logging.", "compare", "tune"))
+        and key not in moved
+        and _as_yaml(old, key) != _as_yaml(new, key)
     ]
+    if not differing:
+        return
     raise UsageError(
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "
         f"{run.resume_command}"

@@ -12,7 +12,7 @@ from typing import Any
 from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError, first_line
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
-from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import truncate_after
 from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
@@ -171,6 +171,8 @@ def _begin(
     assert checkpoint is not None
     sweep(run.path)
     notes = record_resumption(run, checkpoint, surroundings, changed_data)
+    if run_identity(load_preset(str(run.preset)).preset) != run_identity(prepared.loaded.preset):  # its data has moved
+        run.write_preset(prepared.loaded)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
     return run, notes

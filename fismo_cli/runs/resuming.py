@@ -11,6 +11,7 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, read_json, unfinished_runs, write_json
 from fismo_cli.runs.environment import differences
+from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 
 __all__ = ["find_resumable", "record_resumption", "same_checkpoint"]
@@ -35,7 +36,7 @@ def find_resumable(
         return None, None, ()
     if resume != "auto":
         run = RunDirectory(Path(resume))
-        check_same_preset(run, loaded)
+        check_same_preset(run, loaded, data_is_known=data_of_run(run) is not None)
         if (status := run.status()) in ("completed", "diverged"):
             raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue")
         stack.enter_context(run.lock())

@@ -108,6 +108,25 @@ def test_what_else_makes_other_data(place, tokenizer_folder):
     assert str(place) not in json.dumps([own, stdlib])
 
 
+def test_a_run_goes_on_with_its_data_in_another_place(place):
+    run = the_run()
+    shutil.copytree("text", "new place")
+    Path("text").rename("gone")
+    again = load_preset(str(run.preset), ["data.path=new place"])
+    Path("new place/3.txt").write_text("other words\n" * 9)
+    with pytest.raises(ChangedDataError, match=r"text: 3\.txt has changed"):
+        execution.execute(again, runs_dir=Path("runs"), resume=str(run.path))
+    assert load_preset(str(run.preset)).preset.data.path == "text"
+    shutil.copy("gone/3.txt", "new place/3.txt")
+    for override in ("data.block_size=8", "data.path=[new place]"):  # several have an order
+        other = load_preset(str(run.preset), ["data.path=new place", override])
+        with pytest.raises(UsageError, match=rf"differs from this one in {override.split('=')[0]} \("):
+            execution.execute(other, runs_dir=Path("runs"), resume=str(run.path))
+    summary = execution.execute(again, runs_dir=Path("runs"), resume=str(run.path))
+    measured = measure(run.path, load_preset(str(run.preset)))
+    assert measured["test"] == pytest.approx(summary["metrics"]["test"])
+
+
 def test_exit_codes_for_users_and_for_studies(place, capsys):
     run = the_run()
     Path("text/3.txt").unlink()

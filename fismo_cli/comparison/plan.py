@@ -66,6 +66,11 @@ class Plan:
         return any(declared["workers"] > 1 for declared in self.declarations)
 
     @property
+    def data(self) -> dict[str, Any] | None:
+        """The identity of the data; None for a comparison that an earlier version began."""
+        return self.environment.get("data")
+
+    @property
     def tuning_seed(self) -> int:
         """Seed of all tuning runs."""
         return self.candidate.loaded.preset.train.seed + TUNING_SEED_OFFSET

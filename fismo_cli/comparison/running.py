@@ -103,7 +103,7 @@ def stored_results(plan: Plan) -> Results:
             results.tuned[contender.label] = tuned = _replay(plan, contender)[0]
             settings = best_settings(tuned)
         for seed in plan.seeds:
-            found = finished_run(plan.runs_dir(contender), contender.run(seed, settings))
+            found = finished_run(plan.runs_dir(contender), contender.run(seed, settings), plan.data)
             if found is not None:
                 results.runs[contender.label, seed] = read_record(found, contender.label)
     return results
@@ -115,7 +115,7 @@ def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, dict[str, float] |
     trials: list[tuple[dict[str, float], Record]] = []
     while not sampling.done:
         settings = sampling.ask()
-        found = finished_run(plan.tuning_dir(contender), contender.run(plan.tuning_seed, settings))
+        found = finished_run(plan.tuning_dir(contender), contender.run(plan.tuning_seed, settings), plan.data)
         if found is None:
             return Tuned(tuple(trials), sampling.best), settings
         record = read_record(found, contender.label)
@@ -194,6 +194,7 @@ class _Pool:
             log=self.plan.directory / "logs" / kind / f"{stem}.log",
             keep_open=(self.lock,),
             same_data=self.plan.directory / PLAN_FILE,
+            data=self.plan.data,
         )
 
     def _leave(self, active: list[tuple[RunProcess, _Job, Iterator[_Job]]]) -> None:
@@ -250,10 +251,10 @@ def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job
     def stream(contender: Contender, seed: int) -> Iterator[_Job]:
         tuned = results.tuned.get(contender.label)
         loaded = contender.run(seed, None if tuned is None else best_settings(tuned))
-        found = finished_run(plan.runs_dir(contender), loaded)
+        found = finished_run(plan.runs_dir(contender), loaded, plan.data)
         if found is None:
             yield _Job(contender, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")
-            found = finished_run(plan.runs_dir(contender), loaded)
+            found = finished_run(plan.runs_dir(contender), loaded, plan.data)
         assert found is not None
         results.runs[contender.label, seed] = read_record(found, contender.label)
 

@@ -19,6 +19,8 @@ from typing import Any
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.processes import end_with_parent
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
+from fismo_cli.runs.same_data import data_of_run
+from fismo_cli.tasks.identity import Identity, changes
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
 
@@ -46,6 +48,7 @@ class RunProcess:
         nproc: processes that train together; the one that is started here starts and watches them.
         gpus: numbers of the GPUs that it may use; None: all that there are.
         same_data: a file that says what its data must be; with other data it ends by `ExitCode.CHANGED_DATA`.
+        data: what that file says; a run that has finished on other data is not taken for this one.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class RunProcess:
         nproc: int = 1,
         gpus: Sequence[int] | None = None,
         same_data: Path | None = None,
+        data: Identity | None = None,
     ) -> None:
-        self._loaded, self._log = loaded, log
+        self._loaded, self._log, self._data = loaded, log, data
         self._runs = runs_dir / loaded.name
         write_preset(preset_file, loaded)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,7 @@ class RunProcess:
         code = self._process.poll()
         if code is None:
             return None
-        found = finished_run(self._runs.parent, self._loaded)
+        found = finished_run(self._runs.parent, self._loaded, self._data)
         return found if found is not None else Failure(code, _last_line(self._log))
 
     @property
@@ -139,13 +143,21 @@ class RunProcess:
         self._process.wait()
 
 
-def finished_run(runs_dir: Path, loaded: LoadedPreset) -> RunDirectory | None:
-    """The first run of this very preset that completed or diverged; a run that was cut off never counts."""
+def finished_run(runs_dir: Path, loaded: LoadedPreset, data: Identity | None) -> RunDirectory | None:
+    """The first run of this very preset that completed or diverged; a run that was cut off never counts.
+
+    Args:
+        runs_dir: under which it is.
+        loaded: the preset.
+        data: the identity of its data; runs on other data do not count. None: not known.
+    """
     wanted = run_identity(loaded.preset)
     for file in sorted((runs_dir / loaded.name).glob("*/summary.json")):
         summary = read_json(file)
         if summary.get("identity") == wanted and summary.get("status") in ("completed", "diverged"):
-            return RunDirectory(file.parent)
+            run = RunDirectory(file.parent)
+            if not data or not changes(data_of_run(run) or data, data):
+                return run
     return None
 
 

@@ -214,7 +214,7 @@ class _Pool:
                 if twin.state.is_finished():
                     self._copy(job, twin)
                 return  # else it is waited for
-            found = finished_run(job.runs_dir, job.runs[len(job.done)])
+            found = finished_run(job.runs_dir, job.runs[len(job.done)], self.plan.environment.data)
             if found is None:
                 job.process = self._run(job)
             else:  # by a worker that died before it could tell
@@ -247,6 +247,7 @@ class _Pool:
             nproc=self.plan.judging.nproc,
             gpus=self._gpus(job.slot),
             same_data=self.plan.directory / STUDY_FILE,
+            data=self.plan.environment.data,
         )
 
     def _gpus(self, slot: int) -> list[int] | None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -270,6 +271,27 @@ def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp
     assert summary["trials"]["finished"] == 8
     assert len(Run.trained) <= 8 + 1
     assert len(Run.trained) > before
+
+
+def test_runs_that_finished_on_other_data_are_not_those_of_a_study_that_begins_anew(tmp_path, monkeypatch):
+    data = {"train": {"0": {"count": 178, "sha256": "a"}}}
+
+    class Seeing(Run):
+        def outcome(self):
+            run = super().outcome()
+            write_json(run.environment, {"data": {"identity": data}})
+            return run
+
+    def again(**now: int) -> int:
+        before = len(Run.trained)
+        data["train"]["0"] = {**data["train"]["0"], **now}
+        environment = Environment(threads=1, device="cpu", train_samples=1222, data=deepcopy(data))
+        monkeypatch.setattr(studies, "try_out", lambda *args, **kwargs: environment)
+        Path(tune(tmp_path, *TWO, trials=4)["storage"]).unlink()
+        return len(Run.trained) - before
+
+    monkeypatch.setattr(running, "RunProcess", Seeing)
+    assert [again(), again(), again(count=179), again()] == [2, 0, 2, 0]
 
 
 # A database.

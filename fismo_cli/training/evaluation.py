@@ -71,7 +71,7 @@ def evaluate_part(
             if taken is None:
                 return None
             with autocast(device, precision):
-                measured = task.measure(model, move(taken.pop(), device))
+                measured = task.measure(model, move(next(taken), device))
             if index == counted:
                 break
             for name, value in measured.items():

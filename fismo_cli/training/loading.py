@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -93,8 +94,10 @@ def fetch(
 
 def take(
     batches: Iterator[Batch], count: int, *, stop: StopRequest, world: World, failure: Exception | None = None
-) -> list[Batch] | None:
+) -> Iterator[Batch] | None:
     """The next batches of this process, from `fetch`; None if a signal asked any process to leave.
+
+    All of them are here before the first is given, and none is held any longer than it is used.
 
     Args:
         batches: what is fetched.
@@ -106,7 +109,7 @@ def take(
     Raises:
         Exception: what failed in the first process where something has; `QuietError` in all others.
     """
-    taken: list[Batch] = []
+    taken: deque[Batch] = deque()
     try:
         taken += islice(batches, count)
     except LeaveError:
@@ -116,7 +119,12 @@ def take(
     news = world.highest(2 if failure is not None else int(stop.requested()))
     if news == 2:
         world.agree(failure)
-    return None if news == 1 else taken
+    return None if news == 1 else _popped(taken)
+
+
+def _popped(batches: deque[Batch]) -> Iterator[Batch]:
+    while batches:
+        yield batches.popleft()
 
 
 def read_batch(part: Part, keys: Keys) -> Batch:

@@ -296,7 +296,7 @@ class Trainer:
                 return True
             assert taken is not None  # None only where a signal asks to leave
             try:
-                noise = self.take_step(_popped(taken))
+                noise = self.take_step(taken)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
                 problem = self._window.problem() or self._stepper.gradients_problem()
                 if problem is None:
@@ -314,7 +314,7 @@ class Trainer:
                     return False
                 yield self._log()
 
-    def _take(self, batches: Iterator[Batch], count: int) -> list[Batch] | None:
+    def _take(self, batches: Iterator[Batch], count: int) -> Iterator[Batch] | None:
         """The next micro-batches; None if any process was asked to leave.
 
         Raises:
@@ -548,13 +548,6 @@ def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
             f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
             f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
-
-
-def _popped(batches: list[Batch]) -> Iterator[Batch]:
-    """The batches in order, none of which is held any longer than it is used."""
-    batches.reverse()
-    while batches:
-        yield batches.pop()
 
 
 def _due(state: RunState, every: int | None) -> bool:

@@ -1,6 +1,6 @@
 """What a result depends on besides the preset: versions, hardware, threads, determinism settings and the git commit.
 
-Versions come from package metadata, so that only torch has to be imported. Knows nothing of presets and runs.
+Versions come from package metadata, so that only torch has to be imported.
 """
 
 import os

@@ -90,7 +90,7 @@ def carry_out(plan: Plan, *, workers: int, lock: int, tell: Callable[[Status], N
         pool = _Pool(plan, workers, tell, results, stop, lock)
         if plan.tune_trials:
             pool.work(_tuning_jobs(plan, results, pool))
-        pool.work(_final_jobs(plan, results, pool))
+        pool.work(_final_jobs(plan, results))
     return results
 
 
@@ -245,7 +245,7 @@ def _tuning_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Jo
     return [stream(contender) for contender in plan.contenders]
 
 
-def _final_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job]]:
+def _final_jobs(plan: Plan, results: Results) -> list[Iterator[_Job]]:
     """One stream a run, in random order. A contender that failed in every trial runs with its starting point."""
 
     def stream(contender: Contender, seed: int) -> Iterator[_Job]:

@@ -1,4 +1,4 @@
-"""Images and labels of Hugging Face data sets. Knows nothing of transforms or models."""
+"""Images and labels of Hugging Face data sets."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 
 from fismo_cli.errors import UsageError
-from fismo_cli.tasks.image_files import FileImages, ImageFile, Look
+from fismo_cli.tasks.image_collections import FileImages, ImageFile
+from fismo_cli.tasks.image_files import Look
 from fismo_cli.words import counted
 
 __all__ = ["check_looks", "note_copies"]

@@ -1,8 +1,9 @@
-"""Labelled images, in memory or behind another library's indexing: what all sources end as."""
+"""Labelled images, in memory, in files or behind another library's indexing: what all sources end as."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import PurePath
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,9 @@ from PIL import Image
 
 from fismo_cli.errors import UsageError
 from fismo_cli.tasks.identity import Group, group
-from fismo_cli.tasks.image_files import displayed, unreadable
+from fismo_cli.tasks.image_files import displayed, read_image, unreadable
 
-__all__ = ["ArrayImages", "ImageSource", "Images", "IndexedImages", "Labels", "identity_of"]
+__all__ = ["ArrayImages", "FileImages", "ImageFile", "ImageSource", "Images", "IndexedImages", "Labels", "identity_of"]
 
 Labels = NDArray[np.int64]
 
@@ -57,6 +58,36 @@ class ArrayImages:
     def subset(self, indices: NDArray[np.int64]) -> "ArrayImages":
         """The images at these indices."""
         return ArrayImages(self.pixels[indices], self.labels[indices])
+
+
+class ImageFile(NamedTuple):
+    """A file, its bytes and the last of them."""
+
+    path: str
+    size: int
+    tail: bytes
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images that are read from files when they are needed; `root` is the folder of their part."""
+
+    files: tuple[ImageFile, ...]
+    labels: Labels
+    root: str
+
+    def image(self, index: int) -> Image.Image:
+        """Image `index`."""
+        return read_image(self.files[index].path)
+
+    def key(self, index: int) -> bytes:
+        """The name in the part's folder, the size and the last bytes."""
+        path, size, tail = self.files[index]
+        return f"{PurePath(path).relative_to(self.root).as_posix()}\0{size}\0".encode(errors="surrogateescape") + tail
+
+    def subset(self, indices: NDArray[np.int64]) -> "FileImages":
+        """The images at these indices."""
+        return FileImages(tuple(self.files[i] for i in indices.tolist()), self.labels[indices], self.root)
 
 
 @dataclass(frozen=True)

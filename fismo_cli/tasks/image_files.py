@@ -11,18 +11,15 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fismo_cli.errors import UsageError, first_line
 
 __all__ = [
-    "FileImages",
     "Look",
     "displayed",
     "image_endings",
@@ -228,33 +225,3 @@ def _look(opener: Callable[[], BinaryIO]) -> Look:
             return look_at(stream)
     except OSError as error:
         return Look(0, b"", unreadable(error), deep=False, transparent=False)
-
-
-class ImageFile(NamedTuple):
-    """A file, its bytes and the last of them."""
-
-    path: str
-    size: int
-    tail: bytes
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Images that are read from files when they are needed; `root` is the folder of their part."""
-
-    files: tuple[ImageFile, ...]
-    labels: NDArray[np.int64]
-    root: str
-
-    def image(self, index: int) -> Image.Image:
-        """Image `index`."""
-        return read_image(self.files[index].path)
-
-    def key(self, index: int) -> bytes:
-        """The name in the part's folder, the size and the last bytes."""
-        path, size, tail = self.files[index]
-        return f"{PurePath(path).relative_to(self.root).as_posix()}\0{size}\0".encode(errors="surrogateescape") + tail
-
-    def subset(self, indices: NDArray[np.int64]) -> "FileImages":
-        """The images at these indices."""
-        return FileImages(tuple(self.files[i] for i in indices.tolist()), self.labels[indices], self.root)

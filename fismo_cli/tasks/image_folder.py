@@ -13,8 +13,8 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import check_looks
-from fismo_cli.tasks.image_collections import Images, ImageSource
-from fismo_cli.tasks.image_files import FileImages, ImageFile, image_endings, look_at_all
+from fismo_cli.tasks.image_collections import FileImages, ImageFile, Images, ImageSource
+from fismo_cli.tasks.image_files import image_endings, look_at_all
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.words import counted, listed
 

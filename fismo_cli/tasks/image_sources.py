@@ -1,6 +1,6 @@
 """Where images come from: every source ends as labelled collections for train, validation and test.
 
-Knows nothing of transforms, models or training. Pixels stay as they are stored: uint8 arrays or files.
+Pixels stay as they are stored: uint8 arrays or files.
 """
 
 import importlib.util
@@ -18,8 +18,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import note_copies
-from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, Labels, identity_of
-from fismo_cli.tasks.image_files import FileImages
+from fismo_cli.tasks.image_collections import ArrayImages, FileImages, Images, ImageSource, Labels, identity_of
 from fismo_cli.tasks.image_folder import load_image_folder
 from fismo_cli.tasks.randomness import held_out_count, split_stratified
 from fismo_cli.words import counted, listed

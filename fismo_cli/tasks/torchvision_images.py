@@ -1,4 +1,4 @@
-"""torchvision's data sets of images with one class each. Knows nothing of transforms, models or training."""
+"""torchvision's data sets of images with one class each."""
 
 import contextlib
 import difflib

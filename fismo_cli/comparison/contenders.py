@@ -90,7 +90,7 @@ def make_contenders(loaded: LoadedPreset, baselines: Sequence[str]) -> tuple[lis
 
 
 def folder_name(label: str) -> str:
-    """A folder's name for a label: another one for every label, on any file system, and of no use to others' names.
+    """A folder's name for a label: another one for every label, on any file system.
 
     A label that is a plain name in small letters is its own; any other has a part of its hash behind it.
     """

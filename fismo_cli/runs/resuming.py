@@ -101,4 +101,4 @@ def record_resumption(
     write_json(run.environment, {**(before or now), **data, "resumed": [*before.get("resumed", []), record]})
     if not changed:
         return ()
-    return (f"since this run was started, there has changed {'; '.join(changed)}: expect other last digits",)
+    return (f"changed since this run was started: {'; '.join(changed)}; the last digits of its results may differ",)

@@ -68,14 +68,14 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
             _refuse_parts_as_classes(root, samples)
         empty = [name for name in classes if not samples[name]]
         if empty:
-            notes.append(f"no class: {', '.join(empty)} in {folder} (without images)")
+            notes.append(f"left out: {listed(empty, 5)} in {folder}, without an image")
         loose = sum(_ending(entry.name) in image_endings() for entry in _visible(folder) if entry.is_file())
         if loose:
             notes.append(f"left out: {counted(loose, 'image')} in {folder} itself, in no class's folder")
         found += [(part, name, path) for name in classes for path in samples[name]]
     if left_out:
         kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common())
-        notes.append(f"left out, as no images: {kinds}")
+        notes.append(f"left out: {kinds} (no images)")
     return found, notes
 
 

@@ -102,7 +102,7 @@ def test_a_class_needs_a_training_image(pets):
     (pets / "train/bird/notes.txt").write_text("none yet")
     task = of(pets)
     assert task.description["classes"] == ["cat", "dog"]
-    assert task.notes == (f"no class: bird in {pets / 'train'} (without images)", "left out, as no images: 1 .txt")
+    assert task.notes == (f"left out: bird in {pets / 'train'}, without an image", "left out: 1 .txt (no images)")
     draw(pets / "test/bird")
     with pytest.raises(UsageError, match="test/bird: the training part has no class bird"):
         of(pets)
@@ -118,7 +118,7 @@ def test_what_is_no_image_is_counted_and_the_rest_is_read(pets):
     assert task.description["samples"] == {"train": 22, "test": 12}
     assert task.notes == (
         f"left out: 2 images in {pets / 'train'} itself, in no class's folder",
-        "left out, as no images: 2 .txt, 1 .pdf, 1 without ending",
+        "left out: 2 .txt, 1 .pdf, 1 without ending (no images)",
     )
     everything(task.train)
     assert not image_endings() & {".pdf", ".mp4", ".h5", ".txt", ".eps", ".npy"}

@@ -3,6 +3,7 @@
 Knows nothing of models, and of no library that builds them.
 """
 
+import argparse
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,12 +38,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(found, Mapping):
         found = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), found)
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise UsageError(f"model.pretrained: {path} holds no weights of a model")
     return without_prefix({str(name).replace("_orig_mod.", ""): value for name, value in found.items()}, "module.")
+
+
+def _harmless() -> list[Any]:
+    """What training scripts keep beside weights: a command line's arguments, and numbers of numpy's (a best score)."""
+    numbers = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.bool_)]
+    scalar = type(np.float64(0))(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [argparse.Namespace, np.dtype, *numbers, *((scalar, name) for name in names)]
 
 
 def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -69,7 +80,10 @@ def _readable(path: Path) -> Iterator[None]:
         elif path.suffix == ".safetensors":
             reason = "it is broken, or no safetensors file"
         elif isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):  # timm wraps the former
-            reason = "it is broken, or holds other Python objects than weights; loading those could run any code"
+            reason = (
+                "it is broken, or holds other Python objects than weights; loading those could run any code. Save the "
+                "weights alone (model.state_dict())"
+            )
         else:
             reason = "it is broken, or neither a safetensors file nor one that torch.save wrote"
         raise UsageError(f"model.pretrained: {path} is not a readable weights file: {reason}") from error

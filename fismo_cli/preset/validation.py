@@ -169,7 +169,7 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
     grouped: dict[Path, list[Any]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         grouped[_real_path(detail["loc"], work)].append(detail)
-    name = str(work["optimizer"]["name"]) if isinstance(work.get("optimizer"), dict) else "fismo"
+    name = str(work["optimizer"].get("name", "fismo")) if isinstance(work.get("optimizer"), dict) else "fismo"
     for path, details in grouped.items():
         detail = details[0]
         cause = detail.get("ctx", {}).get("error")
@@ -242,7 +242,7 @@ def _expected(path: Path, task: str, kind: OptimizerKind) -> str:
 
 def _real_path(loc: tuple[int | str, ...], work: dict[str, Any]) -> Path:
     """Where a pydantic location stands in the values: without the tags that it adds for unions and keys."""
-    parts = list(loc[1:])  # The first is the task.
+    parts = list(loc[1:-1] if loc[-1] == "[key]" else loc[1:])  # The first is the task.
     if parts[:1] == ["optimizer"] and len(parts) > 1:
         del parts[1]
     if parts[:1] == ["compare"] and len(parts) > 2:

@@ -259,6 +259,6 @@ def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> Array
             f"{path}: {y_key} has shape {labels.shape} and type {labels.dtype}; {len(pixels)} whole numbers are "
             f"needed, one a row of {x_key}"
         )
-    if len(pixels) == 0:
-        raise UsageError(f"{path}: {x_key} is empty")
+    if pixels.size == 0:
+        raise UsageError(f"{path}: {x_key} is empty (its shape is {pixels.shape})")
     return ArrayImages(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int64))

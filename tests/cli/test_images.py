@@ -409,6 +409,7 @@ GOOD = {"x_train": np.zeros((20, 8, 8), np.uint8), "y_train": np.arange(20) % 2}
         ({"y_train": np.arange(20) - 1}, "label -1 of the"),
         ({"y_train": np.zeros(20, int)}, "found 1 class"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "x_train is empty"),
+        ({"x_train": np.zeros((2, 0, 8), np.uint8), "y_train": np.zeros(2, int)}, "x_train is empty"),
         ({"y_train": np.array([{}] * 20)}, r"not a readable .npz file of plain arrays; write it with numpy.savez"),
         (
             {"y_train": np.arange(20) + 2_000_000_000 * (np.arange(20) == 7)},

@@ -167,6 +167,13 @@ def test_polynomial_roots_need_a_power_and_damping_they_can_do(write):
     load_preset(write(text.replace("0.3", "0")))  # Muon has no roots
 
 
+def test_sections_in_the_place_of_values_and_nothing_in_that_of_sections(write):
+    text = GOOD.replace("source: digits", "source: image-folder\n  path: .\n  splits: {foo: {}}")
+    assert problems_of(write(text)) == ["8  data.splits.foo: unknown key; must be one of train, validation, test."]
+    text = GOOD.replace("image-classification", "x").replace("optimizer:\n  name: fismo", "optimizer:")
+    assert problems_of(write(text))[0].startswith("1  task: must be image-classification or")
+
+
 def test_all_problems_come_at_once_and_in_the_order_of_the_file(write):
     text = """\
 task: image-classification

@@ -1,5 +1,8 @@
 """`model.pretrained`: weights files as many tools write them, and what is wrong with others."""
 
+import argparse
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -53,6 +56,8 @@ def test_weights_as_many_tools_wrap_them(tmp_path, vit):
             with_prefix(vit, "module."),
             with_prefix(vit, "_orig_mod."),
             with_prefix(vit, "_orig_mod.module."),
+            {"model": vit, "args": argparse.Namespace(lr=0.1, data_path="x"), "max_accuracy": np.float64(81.5)},
+            {"model": vit, "epoch": np.int64(3), "best": {"loss": np.float32(0.5), "done": np.bool_(True)}},
             with_prefix(vit, "module._orig_mod."),
             {"state_dict": with_prefix(vit, "model."), "epoch": 3},
             {"model": with_prefix(vit, "module."), "optimizer": {"state": {}, "param_groups": []}, "args": None},

@@ -12,6 +12,7 @@ import typer
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ChangedDataError, ExitCode, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
+from fismo_cli.processes import end_with_parent
 
 __all__ = ["train"]
 
@@ -48,6 +49,8 @@ def train(
     restarts: Annotated[int, typer.Option(hidden=True, envvar="TORCHELASTIC_RESTART_COUNT")] = 0,
 ) -> None:
     """Train a model as a preset says."""
+    if torchrun is not None:  # before the imports: who finds torchrun gone after them, waits for it for ten minutes
+        end_with_parent()
     given, torchrun_arguments = _split(overrides or ())
     loaded = load_preset(preset, given)
     if dry_run and resume is not None:

@@ -15,7 +15,6 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from fismo_cli.errors import ExitCode, QuietError
-from fismo_cli.processes import end_with_parent
 
 __all__ = ["World", "failed_everywhere", "join_world", "launched_by_torchrun"]
 
@@ -163,7 +162,6 @@ def join_world(attempt: int = 0) -> Iterator[World]:
     if not launched_by_torchrun():
         yield World()
         return
-    end_with_parent()
     cuda = torch.cuda.is_available()
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     distributed.init_process_group(

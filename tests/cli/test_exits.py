@@ -1,12 +1,16 @@
 """Every way out of training: it ends soon, in words, and what was trained is kept."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -392,3 +396,29 @@ def test_a_record_that_lacks_its_last_line_alone_is_said_to_be_of_a_complete_run
     (run,) = map(RunDirectory, tmp_path.glob("*/*"))
     assert caught.value.__notes__ == [f"The run is complete: its model and summary are in {run.path}"]
     assert run.status() == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells processes of their parent's end on Linux alone")
+def test_processes_of_a_torchrun_that_is_killed_while_they_import_end(monkeypatch):
+    """They would look for it for ten minutes."""
+    for name, value in {
+        **{"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "0", "LOCAL_RANK": "0"},
+        **{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+    }.items():
+        monkeypatch.setenv(name, value)
+    torchrun = (
+        "import subprocess, sys; command = [sys.executable, '-m', 'fismo_cli', 'train', 'digits-vit', '--dry-run']\n"
+        "child = subprocess.Popen(command, stdout=2)\n"
+        "while 'libtorch' not in open(f'/proc/{child.pid}/maps').read(): pass\n"
+        "print(child.pid)"
+    )
+    rank = int(subprocess.run([sys.executable, "-c", torchrun], stdout=subprocess.PIPE, check=True).stdout)
+    deadline = time.monotonic() + 60
+    try:
+        while Path(f"/proc/{rank}/maps").exists() and Path(f"/proc/{rank}/maps").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, signal.SIGKILL)

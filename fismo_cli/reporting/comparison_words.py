@@ -80,10 +80,10 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append("Runs were made side by side: seconds are uncertain. Use --workers 1 for seconds that count.")
     if summary["mixed_versions"] or len(summary["cpus"]) > 1:
         found.append("The runs were not all made on the same machine with the same versions.")
-    if len(summary["declarations"]) > 1:
+    if (changes := len(summary["declarations"]) - 1) > 0:
         found.append(
-            f"Baselines, seeds, margin, target or workers were changed {len(summary['declarations']) - 1} times after "
-            "the first start; the tests assume that they were declared beforehand."
+            f"Baselines, seeds, margin, target or workers were changed {counted(changes, 'time')} after the first start; "
+            "the tests assume that they were declared beforehand."
         )
     for tuning in summary["tuning"]:
         if tuning["at_bound"]:

@@ -12,7 +12,7 @@ from optuna.study import Study
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
-from fismo_cli.runs.directory import write_json, write_preset
+from fismo_cli.runs.directory import read_json, write_json, write_preset
 from fismo_cli.tuning.plan import STUDY_FILE, Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
 from fismo_cli.tuning.results import study_of_runs
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
@@ -59,6 +59,7 @@ def open_study(
     identity = study_identity(loaded, judging)
     name = name or f"{loaded.name}-{identity}"
     directory = root / name
+    _check_same_storage(directory, url)
     storage = None if url is None and not journal_file(directory).exists() else open_storage(url, directory, notice)
     with storage_errors(url, directory):
         environment = _joined(storage, name, identity, url, directory)
@@ -185,6 +186,22 @@ def _joined(
             "of all of these"
         )
     return Environment(**attributes[_ENVIRONMENT])
+
+
+def _check_same_storage(directory: Path, url: str | None) -> None:
+    """Make sure that trials of two studies do not get into one another's folders, as when a URL was forgotten.
+
+    Raises:
+        UsageError: if a directory is that of a study in a database, and a journal file is to be used, or the reverse.
+    """
+    stored = read_json(directory / STUDY_FILE)
+    if not stored or (stored.get("database") is None) == (url is None):
+        return
+    if url is None:
+        where, instead = stored["database"], "give its URL by FISMO_STORAGE or --storage"
+    else:
+        where, instead = journal_file(directory), "leave out FISMO_STORAGE and --storage"
+    raise UsageError(f"{directory} has the trials of a study in {where}: {instead}, or give another name by --study")
 
 
 def _place(url: str | None, directory: Path) -> str:

@@ -132,7 +132,7 @@ def test_caveats_name_what_weakens_a_result():
         contenders=[contender("fismo"), contender("muon", diverged=1, same_adamw=False)],
     )
     found = " ".join(caveats(weak))
-    for part in ("side by side", "same machine", "changed 1 times", "edge", "Every tuning trial", "1 of 2 seeds"):
+    for part in ("side by side", "same machine", "changed 1 time after", "edge", "Every tuning trial", "1 of 2 seeds"):
         assert part in found
     assert "other AdamW settings" in found
     assert "no speed-up" in found

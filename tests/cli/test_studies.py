@@ -297,6 +297,21 @@ def test_runs_that_finished_on_other_data_are_not_those_of_a_study_that_begins_a
 # A database.
 
 
+def test_a_study_does_not_go_on_in_another_storage_in_the_same_folder(tmp_path):
+    directory = Path(tune(tmp_path, *TWO, trials=2)["directory"])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    url = "postgresql+psycopg://me:hunter2@127.0.0.1:1/db"
+    with pytest.raises(UsageError, match=r"has the trials of a study in .*journal\.log: leave out FISMO_STORAGE"):
+        tune(tmp_path, *TWO, trials=4, url=url)
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    stored = json.loads((directory / "study.json").read_text())
+    write_json(directory / "study.json", {**stored, "database": "postgresql+psycopg://me:***@127.0.0.1:1/db"})
+    (directory / "journal.log").unlink()
+    with pytest.raises(UsageError, match=r"in postgresql\+psycopg://me:\*\*\*@127.*give its URL by FISMO_STORAGE"):
+        tune(tmp_path, *TWO, trials=4)
+    assert len(Run.trained) == 2
+
+
 @pytest.fixture(scope="module")
 def postgresql():
     with postgresql_server() as (url, _):

@@ -82,8 +82,8 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         found.append("The runs were not all made on the same machine with the same versions.")
     if (changes := len(summary["declarations"]) - 1) > 0:
         found.append(
-            f"Baselines, seeds, margin, target or workers were changed {counted(changes, 'time')} after the first start; "
-            "the tests assume that they were declared beforehand."
+            f"Baselines, seeds, margin, target or workers were changed {counted(changes, 'time')} after the first "
+            "start; the tests assume that they were declared beforehand."
         )
     for tuning in summary["tuning"]:
         if tuning["at_bound"]:

@@ -83,7 +83,7 @@ def measure(
 
 
 def _data(run: RunDirectory, preset: Preset, progress: Progress) -> Task:
-    """What to measure: other images as they are, the run's own (also where they have moved) split as in training.
+    """What to measure: other data as it is, the run's own (also where it has moved) split as in training.
 
     Raises:
         UsageError: It cannot be used.
@@ -92,7 +92,7 @@ def _data(run: RunDirectory, preset: Preset, progress: Progress) -> Task:
     other = names_other_source(run, preset)
     task = build_task(preset, known=known, split=not other, progress=progress)
     own, found = data_of_run(run), task.description.get("identity")
-    if other and known and own and found and all(own.get(part) == found[part] for part in found):
+    if other and own and found and all(own.get(part) == found[part] for part in found):
         with suppress(UsageError):  # a part that is not measured has what the run does not know
             whole = build_task(preset, known=known, progress=progress)
             if whole.description.get("identity") == own:

@@ -26,7 +26,7 @@ def build_task(
     Args:
         preset: A validated preset.
         known: The classes of a model that is to be measured on images; None for training.
-        split: Cut off the parts that the source of images does not have.
+        split: Cut off the parts that the source does not have.
         progress: Told how many images have been looked at.
 
     Returns:
@@ -47,4 +47,4 @@ def build_task(
         return build_image_task(preset, known=known, split=split, progress=progress)
     from fismo_cli.tasks.text import build_text_task
 
-    return build_text_task(preset)
+    return build_text_task(preset, split=split)

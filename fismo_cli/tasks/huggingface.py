@@ -141,14 +141,14 @@ def _read_column(dataset: Any, name: str) -> tuple[str, NDArray[np.int64]]:
     return group((digest.digest(), all_lengths.tobytes()))["sha256"], all_lengths
 
 
-def load_hub_text(data: TextDataConfig) -> TextSource:
-    """Documents of a data set.
+def load_hub_text(data: TextDataConfig, *, training: bool = True) -> TextSource:
+    """Documents of a data set; without `training` it need not have a split to train on.
 
     Raises:
         UsageError: The data set cannot be loaded, lacks the column, or has no rows.
     """
     datasets = library()
-    splits = load_splits(data)
+    splits = load_splits(data, training=training)
     parts: dict[str, Documents] = {}
     identity: dict[str, dict[str, Group]] = {}
     notes: list[str] = []

@@ -115,8 +115,8 @@ def _special_notes(parts: Mapping[str, BlockPart]) -> Iterator[str]:
             )
 
 
-def build_text_task(preset: TextPreset) -> TextTask:
-    """Open and tokenise the text of a preset.
+def build_text_task(preset: TextPreset, *, split: bool = True) -> TextTask:
+    """Open and tokenise the text of a preset; without `split` no parts are cut off, for measuring all of it.
 
     Raises:
         UsageError: The text or the tokenizer cannot be used, or there is too little of it for a block.
@@ -125,7 +125,7 @@ def build_text_task(preset: TextPreset) -> TextTask:
     if preset.model.library != "transformers":
         raise UsageError("model.library: language-modelling takes its models from transformers; write transformers")
     tokenizer = load_tokenizer(data.tokenizer)
-    source = load_text(data)
+    source = load_text(data, split=split)
     cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir is not None else None
     parts: dict[str, BlockPart] = {}
     for name, documents in source.parts.items():
@@ -138,7 +138,7 @@ def build_text_task(preset: TextPreset) -> TextTask:
             )
         parts[name] = part
     return TextTask(
-        train=parts["train"],
+        train=parts.get("train") or next(iter(parts.values())),
         validation=parts.get("validation"),
         test=parts.get("test"),
         model_args={

@@ -119,7 +119,7 @@ def _check_utf8(data: bytes, path: Path, offset: int) -> None:
 
 @dataclass(frozen=True)
 class TextSource:
-    """The parts that a source has (train always), what to record about it, what it is known by, and notes on it."""
+    """The parts of a source (train, unless it is to be measured on), what to record, its identity, and notes."""
 
     parts: dict[str, Documents]
     record: dict[str, Any]
@@ -127,8 +127,11 @@ class TextSource:
     notes: tuple[str, ...] = ()
 
 
-def load_text(data: TextDataConfig) -> TextSource:
+def load_text(data: TextDataConfig, *, split: bool = True) -> TextSource:
     """Open the source that `data` names and cut off the parts that it does not have itself.
+
+    Without `split` nothing is cut off: what is not for training is measured, and a source that is all one part is a
+    test.
 
     Documents are drawn from `data.split_seed` alone; both fractions are of the training documents that the source
     has. A source with a single file is cut by position instead: train, validation, test.
@@ -144,7 +147,9 @@ def load_text(data: TextDataConfig) -> TextSource:
         case "huggingface":
             from fismo_cli.tasks.huggingface import load_hub_text
 
-            source = load_hub_text(data)
+            source = load_hub_text(data, training=split)
+    if not split:
+        return _to_measure(source)
     missing = {
         name: fraction
         for name, fraction in (("validation", data.validation_fraction), ("test", data.test_fraction))
@@ -164,6 +169,16 @@ def load_text(data: TextDataConfig) -> TextSource:
         raise UsageError(f"data.source {data.source}: {len(everything)} documents are too few for its parts")
     parts["train"] = everything.subset(np.sort(order))
     return replace(source, parts=parts, notes=(*source.notes, *_copies(parts)))
+
+
+def _to_measure(source: TextSource) -> TextSource:
+    parts = {name: part for name, part in source.parts.items() if name != "train"}
+    if parts:
+        return replace(source, parts=parts)
+    everything = source.parts["train"]
+    documents = "the one document is" if len(everything) == 1 else f"all {len(everything):,} documents are"
+    note = f"the data has no test part of its own: {documents} the test"
+    return replace(source, parts={"test": everything}, notes=(*source.notes, note))
 
 
 def _copies(parts: Mapping[str, Documents]) -> Iterator[str]:

@@ -185,7 +185,8 @@ def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
     assert told == []
     Path("other/3.txt").write_text("yet other words\n" * 9)
     measure(run.path, load_preset(str(run.preset), ["data.path=other"]), tell=told.append)
-    assert told == ["measured on other data than the run's own"]
+    all_of_it = "the data has no test part of its own: all 10 documents are the test"
+    assert told == ["measured on other data than the run's own", all_of_it]
     monkeypatch.chdir(place / "runs")
     with pytest.raises(UsageError, match=rf"data.path: text is no file.*was started in {place}: relative paths"):
         measure(place / run.path, again)

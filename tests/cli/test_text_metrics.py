@@ -9,6 +9,7 @@ import torch
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.execution import execute
+from fismo_cli.runs.measuring import measure
 from fismo_cli.tasks.text_sources import load_text
 
 PRESET = """task: language-modelling
@@ -39,9 +40,16 @@ def test_metrics_are_those_of_transformers_alone(kind, tmp_path, tokenizer_folde
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
         assert model.config.eos_token_id == tokenizer.eos_token_id
         assert model.config.vocab_size == len(tokenizer)
-    for part in ("validation", "test"):
-        files = [span.path for span in load_text(loaded.preset.data).parts[part].spans]
-        assert len(files) == {"validation": 2, "test": 3}[part]
+    Path("other.txt").write_text("any other text, all of which is measured\n" * 20)
+    run_dir = Path(summary["run_dir"])
+    other = measure(run_dir, load_preset(str(run_dir / "preset.yaml"), ["data.path=other.txt"]))
+    assert other["validation"] is None
+    parts = load_text(loaded.preset.data).parts
+    for part, measured in {**summary["metrics"], "other": other["test"]}.items():
+        if part == "train":
+            continue
+        files = [Path("other.txt")] if part == "other" else [span.path for span in parts[part].spans]
+        assert len(files) == {"validation": 2, "test": 3, "other": 1}[part]
         tokens: list[int] = []
         for file in files:
             text = file.read_bytes().decode()
@@ -58,7 +66,6 @@ def test_metrics_are_those_of_transformers_alone(kind, tmp_path, tokenizer_folde
             text_bytes = (targets != 256).sum().item()
         else:  # of the part's bytes, the share that its blocks have of its tokens
             text_bytes = sum(file.stat().st_size for file in files) * targets.numel() / len(tokens)
-        measured = summary["metrics"][part]
         assert measured["loss"] == pytest.approx(nats / targets.numel(), rel=1e-6)
         assert measured["perplexity"] == pytest.approx(math.exp(nats / targets.numel()), rel=1e-6)
         assert measured["bits_per_byte"] == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-6)

@@ -7,6 +7,7 @@ is written by the one process that holds the comparison's lock. Never imports to
 import hashlib
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -221,9 +222,12 @@ def _try(
     contenders: Sequence[tuple[Contender, LoadedPreset]], workers: int, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A few steps of each, as many side by side as runs will be."""
+    leaving = threading.Event()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
         running = {
-            contender.label: pool.submit(dry_run_elsewhere, loaded, Path(folder) / f"{contender.folder}.yaml")
+            contender.label: pool.submit(
+                dry_run_elsewhere, loaded, Path(folder) / f"{contender.folder}.yaml", leave=leaving.is_set
+            )
             for contender, loaded in contenders
         }
         results: list[dict[str, Any]] = []
@@ -236,7 +240,8 @@ def _try(
                 else:
                     results.append(result)
                 tell(f"tried {count}/{len(running)}: {label}{' failed' if isinstance(result, Failure) else ''}")
-        except BaseException:  # Ctrl-C
+        except BaseException:  # a signal
+            leaving.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if problems:

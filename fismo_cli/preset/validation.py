@@ -231,7 +231,18 @@ def _must_be(path: Path, value: Any, task: str, kind: OptimizerKind) -> str:
     return f"must be {_expected(path, task, kind)}, got {shown(value)}{dot}{did_you_mean(like)}"
 
 
+_OF_A_SPACE = {
+    "low": "a finite number",
+    "high": "a finite number",
+    "log": "true or false",
+    "choices": "a list of values",
+}
+"""What the keys of an entry under tune.space must be."""
+
+
 def _expected(path: Path, task: str, kind: OptimizerKind) -> str:
+    if path[:2] == ("tune", "space") and len(path) > 3:
+        return _OF_A_SPACE.get(str(path[3]), "text") if len(path) == 4 else "a number, text, true, false or null"
     keys = reference(task, kind)
     key = keys.get(tuple(map(str, path)))
     if key:

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import Identity, changes
 
 __all__ = ["Failure", "RunProcess", "dry_run_elsewhere", "finished_run"]
+
+_POLL_SECONDS = 0.05
 
 _LAST = 262144
 """Bytes at a file's end in which its last record is looked for."""
@@ -161,12 +164,21 @@ def finished_run(runs_dir: Path, loaded: LoadedPreset, data: Identity | None) ->
     return None
 
 
-def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -> dict[str, Any] | Failure:
-    """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed."""
+def dry_run_elsewhere(
+    loaded: LoadedPreset, preset_file: Path, nproc: int = 1, *, leave: Callable[[], bool] = lambda: False
+) -> dict[str, Any] | Failure:
+    """`fismo train --dry-run` in a process of its own, or several: what it says as JSON, or why it failed.
+
+    Args:
+        loaded: the preset.
+        preset_file: where it is written.
+        nproc: processes that train together.
+        leave: asked all the time whether to end it at once.
+    """
     write_preset(preset_file, loaded)
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as messages:
         # Into files: a pipe would be waited for as long as any process that the run has left behind holds it.
-        done = subprocess.run(
+        process = subprocess.Popen(
             _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
             stdin=subprocess.DEVNULL,
             stdout=answer,
@@ -174,10 +186,17 @@ def dry_run_elsewhere(loaded: LoadedPreset, preset_file: Path, nproc: int = 1) -
             env=_environment(loaded),
             preexec_fn=end_with_parent,
         )
+        try:
+            while process.poll() is None and not leave():
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+        code = process.wait()
         answer.seek(0)
         messages.seek(0)
-        if done.returncode != 0:
-            return Failure(done.returncode, _what_it_said(messages.read()))
+        if code != 0:
+            return Failure(code, _what_it_said(messages.read()))
         result: dict[str, Any] = json.loads(answer.read())
     return result
 

@@ -1,6 +1,8 @@
 """What is written when a comparison begins or goes on, by whom, under which names; no run is made."""
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -32,7 +34,7 @@ class Tries:
         self.side_by_side = self.most = 0
         self._guard = threading.Lock()
 
-    def __call__(self, loaded, preset_file):
+    def __call__(self, loaded, preset_file, *, leave):
         with self._guard:
             self.names.append(preset_file.stem)
             self.side_by_side += 1
@@ -98,7 +100,7 @@ def test_a_baseline_that_sees_other_data_is_refused_and_nothing_is_written(tmp_p
     first = begin(asked(tmp_path, "muon"))
     before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
-    monkeypatch.setattr(beginning, "dry_run_elsewhere", lambda *_: other)
+    monkeypatch.setattr(beginning, "dry_run_elsewhere", lambda *_, **__: other)
     with pytest.raises(ChangedDataError, match=r"since .* was begun: train: class 0 has 179 images, it had 178"):
         begin(asked(tmp_path, "muon", "sgd"))
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
@@ -149,12 +151,32 @@ def test_more_seeds_on_other_data_are_refused_and_nothing_is_written(tmp_path, t
     before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
     with monkeypatch.context() as changed:
-        changed.setattr(beginning, "dry_run_elsewhere", lambda *_: other)
+        changed.setattr(beginning, "dry_run_elsewhere", lambda *_, **__: other)
         with pytest.raises(ChangedDataError, match="class 0 has 179 images"):
             begin(asked(tmp_path, "muon", seeds=4))
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     assert len(begin(asked(tmp_path, "muon", seeds=4)).seeds) == 4
     assert tries.names == ["fismo", "muon", "fismo"]
+
+
+def test_a_signal_ends_the_tries_at_once(tmp_path, monkeypatch):
+    left: list[str] = []
+
+    def endless(loaded, preset_file, *, leave):
+        if not left:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        deadline = time.monotonic() + 20
+        while not leave() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        left.append(preset_file.stem)
+
+    monkeypatch.setattr(beginning, "dry_run_elsewhere", endless)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        begin(asked(tmp_path, "muon", "adam"))
+    assert time.monotonic() - began < 15
+    assert left == ["fismo"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tries_go_side_by_side_as_runs_do(tmp_path, tries):

@@ -114,6 +114,11 @@ def test_the_good_preset_is_good(write):
         ("channels: 1", "splits: {train: 1}", "7  data.splits.train: must be text, got 1"),
         (
             "channels: 1",
+            "channels: 1\ntune: {space: {optimizer.damping: {low: .nan, high: 1}}}",
+            '8  tune.space["optimizer.damping"].low: must be a finite number, got nan',
+        ),
+        (
+            "channels: 1",
             "channels: 1\n  mean: [0.1, 0.2]",
             "8  data.mean: must have 1 values, one a channel (data.chann",
         ),

@@ -533,6 +533,9 @@ def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
     begun = time.monotonic()
     failure = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml")
     assert failure == executor.Failure(2, "no such file: x.png")
+    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sleep", "60"])
+    killed = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml", leave=lambda: True)
+    assert killed == executor.Failure(-9, "it said nothing")
     assert time.monotonic() - begun < 20
 
 

@@ -9,7 +9,14 @@ from fismo_cli.models import load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.runs.same_data import check_as_trained, data_of_run, names_other_data, names_other_source, say_where
+from fismo_cli.runs.same_data import (
+    check_as_trained,
+    data_of_run,
+    names_other_data,
+    names_other_source,
+    say_where,
+    splits_anew,
+)
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.device import choose_device, explain_memory
@@ -53,6 +60,8 @@ def measure(
     if names_other_data(run, preset):
         if identity != data_of_run(run):
             tell("measured on other data than the run's own")
+        elif splits_anew(run, preset):
+            tell("measured on the run's own data, split in another way: the run was trained on some of it")
         notes = list(task.notes)
     else:
         instead = "name other data by data.* overrides"

@@ -18,6 +18,7 @@ __all__ = [
     "names_other_source",
     "refuse_other_data",
     "say_where",
+    "splits_anew",
 ]
 
 _NO_OTHER_DATA = {"workers", "cache_dir", "download"}
@@ -107,9 +108,16 @@ def names_other_source(run: RunDirectory, preset: Preset) -> bool:
     """Whether a preset names other data than that of a run, and leaves open which shares of it are held out."""
     before, now = load_preset(str(run.preset)).preset.data, preset.data
     sources = ("source", "path", "name", "config_name", "splits")
-    shares = ("validation_fraction", "test_fraction", "split_seed")
-    same = {key: getattr(before, key, None) == getattr(now, key, None) for key in (*sources, *shares)}
-    return not all(same[key] for key in sources) and all(same[key] for key in shares)
+    same = all(getattr(before, key, None) == getattr(now, key, None) for key in sources)
+    return not same and not splits_anew(run, preset)
+
+
+def splits_anew(run: RunDirectory, preset: Preset) -> bool:
+    """Whether a preset holds out other shares of the data than a run did."""
+    before, now = load_preset(str(run.preset)).preset.data, preset.data
+    return any(
+        getattr(before, key) != getattr(now, key) for key in ("validation_fraction", "test_fraction", "split_seed")
+    )
 
 
 def say_where(run: RunDirectory | None, preset: Preset, error: UsageError) -> UsageError:

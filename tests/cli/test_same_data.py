@@ -180,6 +180,8 @@ def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
         measure(run.path, again)
     measure(run.path, again, allow_changed_data=True, tell=told.append)
     assert "text: 3.txt has changed; it is used as it is" in told.pop()
+    measure(run.path, load_preset(str(run.preset), ["data.path=other", "data.split_seed=4"]), tell=told.append)
+    assert told.pop() == "measured on the run's own data, split in another way: the run was trained on some of it"
     # The same files under another name are the same data; others may be named.
     measure(run.path, load_preset(str(run.preset), ["data.path=other"]), tell=told.append)
     assert told == []

@@ -40,7 +40,7 @@ class _PlainConsole(Console):
     def on_broken_pipe(self) -> None:
         """Lead the rest to nowhere, where rich would leave with exit code 1."""
         self.quiet = True
-        with open(os.devnull, "w") as nowhere:
+        with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -53,18 +52,6 @@ def throw(error):
         raise error
 
     return fail
-
-
-def later(seconds, *numbers, apart=0.0):
-    """Send this process signals a while from now."""
-
-    def send():
-        time.sleep(seconds)
-        for number in numbers:
-            os.kill(MAIN, number)
-            time.sleep(apart)
-
-    threading.Thread(target=send, daemon=True).start()
 
 
 def events_of(trainer, **arguments):
@@ -125,8 +112,13 @@ def test_workers_end_with_the_iteration_also_when_one_hangs(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_data_is_waited_for_saves_and_leaves(tmp_path, workers, number, monkeypatch):
     monkeypatch.setattr("fismo_cli.training.loading.END_SECONDS", 0.3)
-    task = PointsTask(train=Failing(lambda: time.sleep(30)), validation=None, test=None)
-    later(0.7, number)
+
+    def slow():
+        time.sleep(0.7)
+        os.kill(MAIN, number)  # by now the trainer waits for this sample
+        time.sleep(30)
+
+    task = PointsTask(train=Failing(slow), validation=None, test=None)
     started = time.monotonic()
     trainer = make_trainer(task, workers=workers)
     summary = events_of(trainer, store=store_in(tmp_path))[-1].summary

@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[set[int], set[str], set[int]]] = {
     "no room for the record": ({1}, {"train"}, {0, 2}),
     "NaN in a batch": ({4}, {"train"}, {0, 2}),
     "study's journal gone": ({1}, {"tune"}, {0, 2}),
-    "study's PostgreSQL gone": ({1}, {"tune"}, {0, 2}),
+    "study's PostgreSQL gone": ({1, 2}, {"tune"}, {0, 2}),
 }
 HOOKS = {
     "SIGTERM while a sample is slow": "slow-sample",

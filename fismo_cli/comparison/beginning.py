@@ -22,7 +22,7 @@ from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan, stored_plan, wri
 from fismo_cli.comparison.power import LEVEL, seeds_needed, underpowered
 from fismo_cli.comparison.target import Target, parse_target
 from fismo_cli.environment import run_threads
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import run_identity
@@ -232,11 +232,13 @@ def _try(
         }
         results: list[dict[str, Any]] = []
         problems: dict[str, list[str]] = {}
+        killed = False
         try:
             for count, (label, future) in enumerate(running.items(), start=1):
                 result = future.result()
                 if isinstance(result, Failure):
                     problems.setdefault(result.message, []).append(label)
+                    killed |= result.killed
                 else:
                     results.append(result)
                 tell(f"tried {count}/{len(running)}: {label}{' failed' if isinstance(result, Failure) else ''}")
@@ -249,7 +251,8 @@ def _try(
             message if len(labels) == len(contenders) > 1 else f"{', '.join(labels)}: {message}"
             for message, labels in problems.items()
         )
-        raise UsageError("\n       ".join(lines))
+        problem = "\n       ".join(lines)
+        raise FismoError(f"a try of a few steps: {problem}") if killed else UsageError(problem)
     return results
 
 

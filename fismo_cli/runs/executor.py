@@ -33,10 +33,15 @@ _LAST = 262144
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that neither completed nor diverged: its exit code and the last that it said."""
+    """A run that neither completed nor diverged: its exit code (negative: by a signal) and why."""
 
     code: int
     message: str
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it, which says nothing of its preset."""
+        return self.code < 0
 
 
 class RunProcess:
@@ -92,7 +97,7 @@ class RunProcess:
         if code is None:
             return None
         found = finished_run(self._runs.parent, self._loaded, self._data)
-        return found if found is not None else Failure(code, _last_line(self._log))
+        return found if found is not None else Failure(code, _why(code, _last_line(self._log)))
 
     @property
     def running(self) -> bool:
@@ -196,7 +201,7 @@ def dry_run_elsewhere(
         answer.seek(0)
         messages.seek(0)
         if code != 0:
-            return Failure(code, _what_it_said(messages.read()))
+            return Failure(code, _why(code, _what_it_said(messages.read())))
         result: dict[str, Any] = json.loads(answer.read())
     return result
 
@@ -223,6 +228,15 @@ def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dic
         allowed = [name for name in inherited.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         changed["CUDA_VISIBLE_DEVICES"] = ",".join(allowed[gpu] if allowed else str(gpu) for gpu in gpus)
     return {**inherited, **changed}
+
+
+def _why(code: int, said: str) -> str:
+    """What a run said last; of one that a signal ended, by which."""
+    if code >= 0:
+        return said
+    name = signal.Signals(-code).name
+    memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{memory}"
 
 
 def _last_line(log: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.environment import run_threads, usable_cores
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.document import dotted
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig
@@ -194,11 +194,12 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: 
 
     Raises:
         UsageError: with what is wrong.
+        FismoError: if the try was killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml", nproc)
     if isinstance(result, Failure):
-        raise UsageError(result.message)
+        raise FismoError(f"a try of a few steps: {result.message}") if result.killed else UsageError(result.message)
     if result["validation_samples"] is None:
         raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
     device = str(result["device"])

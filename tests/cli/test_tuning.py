@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from fismo_cli.commands.tune import tune
-from fismo_cli.errors import DivergedError, FismoError, PresetError, UsageError
+from fismo_cli.errors import DivergedError, ExitCode, FismoError, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.search_checks import space_notes
 from fismo_cli.preset.settings import get_setting, with_settings
@@ -25,7 +25,15 @@ from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning import ledger as ledgers
 from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.ledger import FAILURE, OWNER, best_of, check_hope, give_up, read_ledger, worker
-from fismo_cli.tuning.plan import Environment, Judging, StudyPlan, make_study_plan, space_from_plain, study_identity
+from fismo_cli.tuning.plan import (
+    Environment,
+    Judging,
+    StudyPlan,
+    make_study_plan,
+    space_from_plain,
+    study_identity,
+    try_out,
+)
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.search_space import Choice, Range, tuning_space
 from fismo_cli.tuning.storage import open_storage, shown_url
@@ -535,8 +543,15 @@ def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
     assert failure == executor.Failure(2, "no such file: x.png")
     monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sleep", "60"])
     killed = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml", leave=lambda: True)
-    assert killed == executor.Failure(-9, "it said nothing")
+    assert killed == executor.Failure(-9, "its process was killed by SIGKILL, as the system does when memory runs out")
     assert time.monotonic() - begun < 20
+
+
+def test_a_try_that_is_killed_is_not_the_presets_fault(monkeypatch):
+    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sh", "-c", "echo preparing >&2; kill -KILL $$"])
+    with pytest.raises(FismoError, match="a try of a few steps: its process was killed by SIGKILL") as caught:
+        try_out(load_preset("digits-vit"), 1, 1)
+    assert caught.value.exit_code == ExitCode.FAILED
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", " ", "a/b", "a\nb", "a\0b", "ü" * 101, "a\udcff"])

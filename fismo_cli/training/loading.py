@@ -247,7 +247,11 @@ def _end(batches: Any, processes: Sequence[BaseProcess]) -> None:
 
 def _lost(processes: Sequence[BaseProcess], error: Exception) -> FismoError:
     """What to say of a loader that failed: mostly a worker has died."""
-    connection.wait([process.sentinel for process in processes], timeout=1.0)  # the pipe breaks a little earlier
+    # Its pipes break a little before a process has ended, that of its sentinel too.
+    ending = connection.wait([process.sentinel for process in processes], timeout=1.0)
+    for process in processes:
+        if process.sentinel in ending:
+            process.join(timeout=5.0)
     dead = next((process for process in processes if process.exitcode is not None), None)
     if dead is None or dead.exitcode is None:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

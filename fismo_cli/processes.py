@@ -1,11 +1,11 @@
-"""What a process asks of the system about its parent. Knows nothing of what either does."""
+"""What a process asks of the system about its parent, and what its exit code says. Knows nothing of their work."""
 
 import ctypes
 import os
 import signal
 import sys
 
-__all__ = ["end_with_parent"]
+__all__ = ["end_with_parent", "killed_by"]
 
 
 def end_with_parent(number: int = signal.SIGTERM, parent: int | None = None) -> None:
@@ -20,3 +20,9 @@ def end_with_parent(number: int = signal.SIGTERM, parent: int | None = None) -> 
         ctypes.CDLL(None).prctl(set_death_signal, int(number))
         if parent is not None and os.getppid() != parent:
             os.kill(os.getpid(), number)
+
+
+def killed_by(exit_code: int) -> str:
+    """How a process ended that a signal ended, from its negative exit code: `killed by SIGKILL, as ...`."""
+    name = signal.Signals(-exit_code).name
+    return f"killed by {name}" + ", as the system does when memory runs out" * (name == "SIGKILL")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.processes import end_with_parent
+from fismo_cli.processes import end_with_parent, killed_by
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
 from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import Identity, changes
@@ -232,11 +232,7 @@ def _environment(loaded: LoadedPreset, gpus: Sequence[int] | None = None) -> dic
 
 def _why(code: int, said: str) -> str:
     """What a run said last; of one that a signal ended, by which."""
-    if code >= 0:
-        return said
-    name = signal.Signals(-code).name
-    memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"its process was killed by {name}{memory}"
+    return said if code >= 0 else f"its process was {killed_by(code)}"
 
 
 def _last_line(log: Path) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fismo_cli.errors import FismoError, UsageError, first_line, place_of
-from fismo_cli.processes import end_with_parent
+from fismo_cli.processes import end_with_parent, killed_by
 from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.data_order import Keys
 from fismo_cli.training.signals import LeaveError, StopRequest
@@ -258,6 +258,5 @@ def _lost(processes: Sequence[BaseProcess], error: Exception) -> FismoError:
         return FismoError(f"the data workers could not go on: {reason}. With data.workers=0 there are none")
     if dead.exitcode >= 0:
         return FismoError(f"a data worker ended with exit code {dead.exitcode}. data.workers=0 shows why")
-    name = signal.Signals(-dead.exitcode).name
-    memory = ", as the system does when memory runs out: fewer data.workers need less" * (name == "SIGKILL")
-    return FismoError(f"a data worker was killed by {name}{memory}. With data.workers=0 there are none")
+    less = ": fewer data.workers need less" * (-dead.exitcode == signal.SIGKILL)
+    return FismoError(f"a data worker was {killed_by(dead.exitcode)}{less}. With data.workers=0 there are none")

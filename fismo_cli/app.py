@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     remaining = [argument for argument in given if argument != "--debug"]
-    with _leaving_in_order():
-        code = _run(remaining or ["--help"], debug)
+    with _leaving_in_order() as received:
+        code = _run(remaining or ["--help"], debug, received)
     _end_children()
     try:
         sys.stdout.flush()
@@ -138,7 +138,7 @@ def _insist_on_utf8() -> None:
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
 
 
-def _run(arguments: list[str], debug: bool) -> int:
+def _run(arguments: list[str], debug: bool, received: list["_StoppedBySignal"]) -> int:
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="fismo")
     except SystemExit as leaving:
@@ -152,6 +152,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             traceback.print_exc()
         if isinstance(error, QuietError):
             return error.exit_code
+        if received:  # a library that was being imported has swallowed it, and is broken now
+            return _fail(f"stopped by {received[0].name}", received[0].number)
         notes = getattr(error, "__notes__", [])  # such as what of the work is kept
         if isinstance(error, PresetError | AbortedError):
             message = str(error)  # Each line of a PresetError says itself what it is.
@@ -170,11 +172,16 @@ class _StoppedBySignal(SystemExit):
 
 
 @contextlib.contextmanager
-def _leaving_in_order() -> Iterator[None]:
-    """Meanwhile SIGTERM and SIGHUP leave by an exception, where nothing else handles or ignores them."""
+def _leaving_in_order() -> Iterator[list[_StoppedBySignal]]:
+    """Meanwhile SIGTERM and SIGHUP leave by an exception, where nothing else handles or ignores them.
+
+    Gives a list of those that came.
+    """
+    received: list[_StoppedBySignal] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise _StoppedBySignal(number)
+        received.append(_StoppedBySignal(number))
+        raise received[-1]
 
     ours = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     if threading.current_thread() is not threading.main_thread():
@@ -183,7 +190,7 @@ def _leaving_in_order() -> Iterator[None]:
     for number in ours:
         signal.signal(number, leave)
     try:
-        yield
+        yield received
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)

@@ -1,9 +1,11 @@
 """The command line as a user meets it: help, exit codes, what goes to stdout and stderr, and what is imported."""
 
+import contextlib
 import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +284,15 @@ def test_environment_variables_are_read_nowhere_else():
     files = [path for package in ("fismo_core", "fismo_cli") for path in (ROOT / package).rglob("*.py")]
     reading = {path for path in files if pattern.search(path.read_text(encoding="utf-8"))}
     assert reading <= {Path(app_module.__file__)}
+
+
+def test_a_signal_that_a_library_swallows_while_it_is_imported_ends_the_command_all_the_same(monkeypatch, capsys):
+    class Command:
+        def main(self, **_):
+            with contextlib.suppress(SystemExit):  # as an import that tries another way
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr(app_module.typer.main, "get_command", lambda _: Command())
+    code, _, err = run(capsys, "train")
+    assert (code, err.strip()) == (143, "stopped by SIGTERM")

@@ -1,21 +1,28 @@
 """The FISMO optimizer for PyTorch. Depends on torch alone."""
 
+from fismo_core.config import DENSE, PAPER, AdamW, FisherMetric, FismoOptions, Polar
 from fismo_core.decay import undecayed_parameters
 from fismo_core.diagnostics import MatrixDiagnostics, diagnose
+from fismo_core.groups import split_parameters
 from fismo_core.noise import fisher_square_norms, signal_and_noise
 from fismo_core.optimizer import FISMO
-from fismo_core.options import DENSE_FORM, PAPER_FORM
-from fismo_core.routing import Plan, PlanRow, plan_parameters, split_parameters
+from fismo_core.plan import Plan, PlanRow, plan_parameters
 from fismo_core.variance_reduction import Mars
 
+__version__ = "0.1.0"
+
 __all__ = [
-    "DENSE_FORM",
+    "DENSE",
     "FISMO",
-    "PAPER_FORM",
+    "PAPER",
+    "AdamW",
+    "FisherMetric",
+    "FismoOptions",
     "Mars",
     "MatrixDiagnostics",
     "Plan",
     "PlanRow",
+    "Polar",
     "diagnose",
     "fisher_square_norms",
     "plan_parameters",

@@ -4,11 +4,12 @@ import fnmatch
 import re
 from contextlib import suppress
 
-from torch import nn
+from torch import Tensor, nn
 
-from fismo_core.routing import owners_of
+from fismo_core.modules import owners_of
+from fismo_core.routing import decide_by_name
 
-__all__ = ["undecayed_parameters"]
+__all__ = ["undecayed_by_name", "undecayed_parameters"]
 
 # Parameters that a module holds beside its layers: positions, class tokens, learned queries, scales.
 _NOT_WEIGHTS = re.compile("pos|token|query|latent|embed|scale|gamma|bias")
@@ -60,3 +61,8 @@ def _listed(model: nn.Module) -> set[int]:
             named = list(module.named_parameters(remove_duplicate=False))
             found |= {id(p) for name, p in named if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     return found
+
+
+def undecayed_by_name(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay should leave a parameter alone of which nothing but name and shape is known."""
+    return parameter.ndim < 2 or decide_by_name(name, parameter)[2].startswith("embedding")

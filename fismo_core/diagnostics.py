@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from fismo_core import fisher, update
+from fismo_core.arithmetic import Arithmetic, arithmetic_of
+from fismo_core.groups import names_of
 from fismo_core.layout import Bucket
 from fismo_core.optimizer import FISMO
-from fismo_core.options import Options, options_of
 from fismo_core.precision import full_precision_matmul
 
 __all__ = ["MatrixDiagnostics", "diagnose"]
@@ -46,21 +47,19 @@ def diagnose(optimizer: FISMO) -> list[MatrixDiagnostics]:
     """Measure every matrix of the optimizer, in the order of its buckets."""
     result = []
     with full_precision_matmul():
-        for index, stacks in optimizer._stacks.items():
-            group = optimizer.param_groups[index]
-            names = group.get("param_names") or [f"parameter {i}" for i in range(len(group["params"]))]
-            for bucket, state in zip(stacks.buckets, stacks.states, strict=True):
-                result.extend(_diagnose_bucket(bucket, state, options_of(group, bucket), names))
+        for group, stack in optimizer.stacks():
+            arithmetic = arithmetic_of(group, stack.bucket.dtype, stack.bucket.device)
+            result.extend(_diagnose_bucket(stack.bucket, stack.tensors, arithmetic, names_of(group)))
     return result
 
 
 def _diagnose_bucket(
-    bucket: Bucket, state: update.State, options: Options, names: list[str]
+    bucket: Bucket, state: update.State, options: Arithmetic, names: list[str]
 ) -> list[MatrixDiagnostics]:
     D = update.direction(state["momentum"], state, options).double()
     ones = torch.ones(len(bucket.slots), dtype=torch.float64, device=bucket.device)
-    if options.power > 0:
-        suffix = "inverse_sqrt" if options.power == 0.5 else "root"
+    if options.metric.power > 0:
+        suffix = "inverse_sqrt" if options.metric.power == 0.5 else "root"
         P_root, Q_root = state[f"P_{suffix}"].double(), state[f"Q_{suffix}"].double()
         radius = _spectral_norm(fisher.multiply_right(fisher.multiply_left(_inverse(P_root), D), _inverse(Q_root)))
         conditions = [_condition(state[f"{letter}_inverse_sqrt"].double()) ** 2 for letter in "PQ"]

@@ -1,6 +1,6 @@
 """Inverse powers of batches of symmetric matrices `(B, d, d)`: by matrix products alone, or exactly from eigenvalues.
 
-Pure functions of tensors: they know nothing of optimizers, parameters or state.
+Pure functions of tensors.
 """
 
 import math
@@ -12,12 +12,7 @@ from torch import Tensor
 
 from fismo_core.precision import accumulation_dtype, frobenius_norm
 
-__all__ = ["ROOT_METHODS", "ROOT_POWERS", "inverse_powers", "polynomial_error", "polynomial_powers"]
-
-ROOT_METHODS = ("polynomial", "eigh")
-
-ROOT_POWERS = (0.125, 0.25, 0.5)
-"""The powers that products alone can give: their reciprocals are powers of two."""
+__all__ = ["inverse_powers", "polynomial_error", "polynomial_powers"]
 
 TOLERANCE = 0.05
 """Largest relative error of a polynomial root that is accepted at the worst condition number."""
@@ -38,7 +33,7 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
 
     Args:
         A: `(B, d, d)`; the arithmetic is done in its dtype.
-        power: one of `ROOT_POWERS`.
+        power: one of `config.ROOT_POWERS`.
         condition: a bound on c / (smallest eigenvalue). It decides how many polynomials are used: in exact arithmetic
             the relative error of every eigenvalue of A^-power is at most `polynomial_error(power, condition)`;
             eigenvalues below c / condition give too small a power.

@@ -1,11 +1,12 @@
 """How a parameter is seen as one or several matrices (out x in), and the buckets of same-shape matrices.
 
-Knows tensors and shapes only: neither models (see `routing.py`) nor optimizers. Baseline optimizers that are given the
+Baseline optimizers that are given the
 views of `split` see exactly the matrices that FISMO sees.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,15 @@ class MatrixLayout:
     stacked: bool = False
     transposed: bool = False
     rows: tuple[int, ...] = ()
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for parameter groups and `state_dict`."""
+        return {"stacked": self.stacked, "transposed": self.transposed, "rows": list(self.rows)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "MatrixLayout":
+        """The inverse of `to_plain`."""
+        return cls(stacked=plain["stacked"], transposed=plain["transposed"], rows=tuple(plain["rows"]))
 
     def split(self, tensor: Tensor) -> list[Tensor]:
         """The matrices in `tensor`: views that share its memory wherever its strides allow that.
@@ -87,17 +97,17 @@ class Bucket:
 
 
 def make_buckets(
-    parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout], owned: Container[Slot] | None = None
+    parameters: Sequence[Tensor], layouts: Sequence[MatrixLayout], owns: Callable[[Slot], bool] = lambda slot: True
 ) -> list[Bucket]:
     """Group the matrices of the parameters by shape, device and state dtype, in order of first appearance.
 
     The state dtype is float64 for float64 parameters and float32 for all others. Empty matrices are left out, and those
-    that are not among the owned ones; None owns all.
+    that are not owned.
     """
     groups: dict[tuple[int, int, torch.dtype, torch.device], list[Slot]] = {}
     for index, (parameter, layout) in enumerate(zip(parameters, layouts, strict=True)):
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         for part, (m, n) in enumerate(layout.shapes(parameter)):
-            if m * n and (owned is None or Slot(index, part) in owned):
+            if m * n and owns(Slot(index, part)):
                 groups.setdefault((m, n, dtype, parameter.device), []).append(Slot(index, part))
     return [Bucket(m, n, dtype, device, tuple(slots)) for (m, n, dtype, device), slots in groups.items()]

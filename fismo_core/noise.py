@@ -5,14 +5,16 @@ the true gradient G and the covariance S of one sample's. Source: McCandlish, Ka
 of Large-Batch Training" (2018), arXiv 1812.06162, appendix A.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fismo_core import fisher
+from fismo_core.layout import MatrixLayout
 from fismo_core.optimizer import FISMO
 from fismo_core.precision import full_precision_matmul
+from fismo_core.stacks import gathered
 
 __all__ = ["fisher_square_norms", "signal_and_noise"]
 
@@ -43,19 +45,23 @@ def fisher_square_norms(optimizer: FISMO, gradients: Mapping[Tensor, Tensor]) ->
         gradients: by parameter.
     """
     result: dict[Tensor, Tensor] = {}
-    for index, stacks in optimizer._stacks.items():
-        parameters: Sequence[Tensor] = optimizer.param_groups[index]["params"]
-        given = {i: stacks.layouts[i].split(gradients[p]) for i, p in enumerate(parameters) if p in gradients}
-        for bucket, state in zip(stacks.buckets, stacks.states, strict=True):
-            if not any(slot.parameter in given for slot in bucket.slots):
-                continue
-            with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
-                H = stacks.gather(bucket, given)
-                if "P_inverse_sqrt" in state:
-                    H = fisher.multiply_left(state["P_inverse_sqrt"].to(H.dtype), H)
-                    H = fisher.multiply_right(H, state["Q_inverse_sqrt"].to(H.dtype))
-            for slot, square in zip(bucket.slots, H.square().sum(dim=(-2, -1)), strict=True):
-                if slot.parameter in given:
-                    parameter = parameters[slot.parameter]
-                    result[parameter] = result[parameter] + square if parameter in result else square
+    for group, stack in optimizer.stacks():
+        parameters, layouts = group["params"], group["layouts"]
+        bucket, state = stack.bucket, stack.tensors
+        parts = {
+            i: MatrixLayout.from_plain(layouts[i]).split(gradients[parameters[i]])
+            for i in {slot.parameter for slot in bucket.slots}
+            if parameters[i] in gradients
+        }
+        if not parts:
+            continue
+        with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
+            H = gathered(bucket, parts)
+            if "P_inverse_sqrt" in state:
+                H = fisher.multiply_left(state["P_inverse_sqrt"].to(H.dtype), H)
+                H = fisher.multiply_right(H, state["Q_inverse_sqrt"].to(H.dtype))
+        for slot, square in zip(bucket.slots, H.square().sum(dim=(-2, -1)), strict=True):
+            if slot.parameter in parts:
+                parameter = parameters[slot.parameter]
+                result[parameter] = result[parameter] + square if parameter in result else square
     return result

@@ -1,18 +1,20 @@
 """Polar factors of batches of matrices `(B, m, n)`: by odd polynomials of the singular values, or exactly by an SVD.
 
-Pure functions of tensors: they know nothing of optimizers, parameters or state.
+Pure functions of tensors.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from fismo_core.config import PolarMethod
 from fismo_core.precision import accumulation_dtype, frobenius_norm
 
-__all__ = ["POLAR_METHODS", "polar_factor"]
+__all__ = ["polar_factor"]
 
 Polynomial = tuple[float, ...]
 """Coefficients of x, x^3, x^5 (three) or of x, x^3, ..., x^9 (five)."""
@@ -50,8 +52,6 @@ NONIC_CENTER = 0.67
 """Where the polynomial of degree nine is expanded, in the middle of the squares of its interval: about zero its terms
 cancel, and bfloat16 rounding would grow tenfold."""
 
-POLAR_METHODS = ("composite", "quintic", "polar-express", "exact")
-
 GRAM_RATIO = 2
 """From this ratio of the sides on the polynomials are formed on the small Gram matrix: fewer products."""
 
@@ -59,7 +59,7 @@ GRAM_STEPS = 2
 """Polynomials formed on one Gram matrix before it is computed anew, since squaring the matrix loses precision."""
 
 
-def polar_factor(X: Tensor, *, method: str, steps: int) -> Tensor:
+def polar_factor(X: Tensor, *, method: PolarMethod, steps: int) -> Tensor:
     """The orthogonal polar factor U V^T of each X = U S V^T, approximately or exactly.
 
     Args:
@@ -85,7 +85,7 @@ def polar_factor(X: Tensor, *, method: str, steps: int) -> Tensor:
         if steps != len(COMPOSITE):
             raise ValueError(f"the composite polar factor has 2 steps, not {steps}")
         return _odd_polynomials(X, COMPOSITE)
-    raise ValueError(f"unknown polar method {method!r}; choose one of {', '.join(POLAR_METHODS)}")
+    raise ValueError(f"unknown polar method {method!r}; choose one of {', '.join(get_args(PolarMethod))}")
 
 
 def _polar_express_schedule(steps: int) -> list[Polynomial]:

@@ -1,9 +1,10 @@
-"""The state of one group's matrices: stacked by bucket for the arithmetic, by parameter for checkpoints.
+"""The state of one group's matrices: stacked by bucket for the arithmetic; by parameter, as views, for torch.
 
-Knows parameter groups as dictionaries; the optimizer around it and the arithmetic in `update.py` are not its business.
+torch's `optimizer.state` is the truth: a tensor that someone has put there in place of a view is taken in at the next
+step.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,101 +12,251 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fismo_core import update
+from fismo_core.arithmetic import Arithmetic, arithmetic_of
+from fismo_core.config import FisherMetric
+from fismo_core.dtensors import distributed_like
+from fismo_core.groups import names_of, structure_of
 from fismo_core.layout import Bucket, MatrixLayout, Slot, make_buckets
-from fismo_core.options import options_of, structure_of
-from fismo_core.routing import layout_from_plain
-from fismo_core.sharding import spread_as
-from fismo_core.update import State, initial_state
+from fismo_core.placement import Move, Placement
+from fismo_core.precision import full_precision_matmul
 
-__all__ = ["MatrixStacks", "device_mask", "fetch", "placement_of"]
+__all__ = ["Entry", "MatrixStacks", "Stack", "fetch", "gathered"]
+
+MAX_FAILED_REFRESHES = 10
+"""Consecutive refreshes in which a matrix's roots may fail, and the previous ones be used, before a step raises."""
+
+Entry = dict[str, Any]
+"""The state of one parameter, as `optimizer.state` has it: `step`, and `momentum.0`, `P.0`, ... of its first matrix."""
 
 
 @dataclass
+class Stack:
+    """The stacked states `(B, ...)` of a bucket's matrices; `views` are what `optimizer.state` has of them.
+
+    Each view is with the index of its parameter and its name there.
+    """
+
+    bucket: Bucket
+    tensors: update.State
+    views: list[tuple[int, str, Tensor]]
+
+
 class MatrixStacks:
-    """Layouts of a group's parameters, the buckets of their matrices, and the stacked state of each bucket."""
+    """Layouts of a group's parameters, and the stacked state of the matrices that are stepped in this process.
 
-    layouts: list[MatrixLayout]
-    buckets: list[Bucket]
-    states: list[State]
-    placement: list[tuple[torch.device, bool]]
-    structure: tuple[Any, ...]
+    Args:
+        group: a parameter group of matrices.
+        placement: of the group.
+        saved: what to start from, for each parameter: its entry, and what messages call it; what is missing there
+            starts afresh.
+        complete: nothing may be missing.
 
-    @classmethod
-    def allocate(cls, group: Mapping[str, Any], owned: Container[Slot] | None = None) -> "MatrixStacks":
-        """All state of a group at once, so that checkpoints are complete from the start; or of its owned matrices."""
-        layouts = [layout_from_plain(plain) for plain in group["layouts"]]
-        buckets = make_buckets(group["params"], layouts, owned)
-        return cls(layouts, buckets, _fresh(group, buckets), placement_of(group["params"]), structure_of(group))
+    Attributes:
+        layouts: of the parameters.
+        stacks: one for each shape and device.
+        entries: for each parameter what belongs into `optimizer.state`.
 
-    def check_structure(self, group: Mapping[str, Any]) -> None:
+    Raises:
+        ValueError: if something is missing in `saved`, or has another shape.
+    """
+
+    def __init__(
+        self,
+        group: Mapping[str, Any],
+        placement: Placement,
+        saved: Sequence[tuple[Mapping[str, Any], str]],
+        *,
+        complete: bool = False,
+    ) -> None:
+        parameters = group["params"]
+        self.layouts = [MatrixLayout.from_plain(plain) for plain in group["layouts"]]
+        self.stacks: list[Stack] = []
+        self.entries: list[Entry] = [{} for _ in parameters]
+        self._placed = _places(parameters)
+        self._structure = structure_of(group)
+        for bucket in make_buckets(parameters, self.layouts, placement.owns):
+            self.stacks.append(self._stacked(bucket, arithmetic_of(group, bucket.dtype, bucket.device)))
+            self._fill(self.stacks[-1], saved, complete=complete)
+        for entry, (before, _) in zip(self.entries, saved, strict=True):
+            if entry:
+                entry["step"] = int(before.get("step", 0))
+
+    def _stacked(self, bucket: Bucket, arithmetic: Arithmetic) -> Stack:
+        state = update.initial_state(len(bucket.slots), bucket.m, bucket.n, arithmetic, bucket.dtype, bucket.device)
+        views = [
+            (slot.parameter, f"{name}.{slot.part}", tensor[row])
+            for row, slot in enumerate(bucket.slots)
+            for name, tensor in state.items()
+        ]
+        return Stack(bucket, state, views)
+
+    def _fill(self, stack: Stack, saved: Sequence[tuple[Mapping[str, Any], str]], *, complete: bool) -> None:
+        for index, key, view in stack.views:
+            before, called = saved[index]
+            if complete or key in before:
+                view.copy_(fetch(before, called, key, view))
+            self.entries[index][key] = view
+
+    def fits(self, parameters: Sequence[Tensor], entries: Sequence[Entry]) -> bool:
+        """False if parameters were moved or converted, or someone has cleared their state."""
+        cleared = any(ours and not entry for ours, entry in zip(self.entries, entries, strict=True))
+        return not cleared and self._placed == _places(parameters)
+
+    def step(self, group: Mapping[str, Any], placement: Placement, entries: Sequence[Entry]) -> None:
+        """One step of the parameters that have a gradient, by what `optimizer.state` has of them.
+
+        Raises:
+            RuntimeError: if options were changed that decide which state there is, or roots of a Fisher factor failed
+                in ten refreshes on end.
+            ValueError: if what stands in `optimizer.state` does not fit.
+        """
+        self._check_structure(group)
+        self._follow(entries, names_of(group))
+        gradients = {i: p.grad for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()}
+        directions = self._directions(group, placement.gather(gradients), entries)
+        _apply(placement.moves(directions, gradients), group)
+
+    def _check_structure(self, group: Mapping[str, Any]) -> None:
         """Raise a RuntimeError if options that decide which state there is were changed since it was allocated."""
-        if structure_of(group) != self.structure:
+        if structure_of(group) != self._structure:
             raise RuntimeError(
-                "power (from or to 0 and 1/2), damping_scale, max_factor_dim and max_factor_ratio decide which state a "
+                "power (from or to 0 and 1/2), damping_scale, max_dim and max_ratio of the metric decide which state a "
                 "group has and cannot be changed later: make a new optimizer"
             )
 
-    def gather(self, bucket: Bucket, gradients: Mapping[int, Sequence[Tensor]]) -> Tensor:
-        """The gradients of a bucket's matrices `(B, m, n)` in its dtype; zeros where there is none."""
-        zeros = torch.zeros(bucket.m, bucket.n, dtype=bucket.dtype, device=bucket.device)
-        return torch.stack(
-            [
-                gradients[slot.parameter][slot.part].to(bucket.dtype) if slot.parameter in gradients else zeros
-                for slot in bucket.slots
-            ]
-        )
+    def _follow(self, entries: Sequence[Entry], names: Sequence[str]) -> None:
+        """Take in what stands in `optimizer.state` in place of the views."""
+        for stack in self.stacks:
+            for index, key, view in stack.views:
+                if entries[index].get(key) is not view:
+                    view.copy_(fetch(entries[index], names[index], key, view))
+                    entries[index][key] = view
 
-    def entries(self) -> dict[int, dict[str, Tensor]]:
-        """The state by index of the parameter, in memory of its own: `momentum.0`, `P.0`, ... for its first matrix."""
-        result: dict[int, dict[str, Tensor]] = {}
-        for bucket, state in zip(self.buckets, self.states, strict=True):
-            for row, slot in enumerate(bucket.slots):
-                entry = result.setdefault(slot.parameter, {})
-                entry.update({f"{key}.{slot.part}": tensor[row].clone() for key, tensor in state.items()})
-        return result
-
-    def read(self, saved_group: Mapping[str, Any], saved: Mapping[Any, Mapping[str, Any]]) -> list[State]:
-        """Stacked states from saved entries.
+    def _directions(
+        self, group: Mapping[str, Any], gradients: Mapping[int, Tensor], entries: Sequence[Entry]
+    ) -> dict[Slot, tuple[Tensor, Tensor]]:
+        """One step of the states of all matrices that have a gradient.
 
         Args:
-            saved_group: the saved group, whose options decide which state there must be.
-            saved: entries as `entries` made them, by the keys in `saved_group["params"]`.
+            group: whose options are used.
+            gradients: whole ones, by index of the parameter.
+            entries: of the parameters, with the number of steps that each has taken; counted on by this.
 
-        Raises:
-            ValueError: if one is missing or has another shape.
+        Returns:
+            Of each of these matrices the direction `(m, n)`, to be applied as W <- W - lr D, and whether it takes part.
         """
-        keys = saved_group["params"]
-        return [
-            {
-                name: torch.stack(
-                    [fetch(saved, keys[slot.parameter], f"{name}.{slot.part}", like[0]) for slot in bucket.slots]
+        parts = {index: self.layouts[index].split(gradient) for index, gradient in gradients.items()}
+        found: dict[Slot, tuple[Tensor, Tensor]] = {}
+        for stack in self.stacks:
+            bucket = stack.bucket
+            present = [slot.parameter in parts for slot in bucket.slots]
+            if not any(present):
+                continue
+            steps = [entries[slot.parameter]["step"] for slot in bucket.slots]
+            active, refresh, sides = _masks(present, steps, group["metric"], bucket.device)
+            # Autocast, if step() is called inside it, would turn the products below into half precision.
+            with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
+                D, taken = update.fismo_update(
+                    gathered(bucket, parts, negated=group["maximize"]),
+                    stack.tensors,
+                    arithmetic_of(group, bucket.dtype, bucket.device),
+                    active=active,
+                    refresh=refresh,
+                    sides=sides,
                 )
-                for name, like in template.items()
-            }
-            for bucket, template in zip(self.buckets, _fresh(saved_group, self.buckets), strict=True)
+            if refresh is not False and group["metric"].power > 0:
+                _check_roots(stack)
+            results = zip(bucket.slots, present, D, taken, strict=True)
+            found |= {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}
+        for index in parts:
+            if entries[index]:
+                entries[index]["step"] += 1
+        return found
+
+
+def _apply(moves: Sequence[Move], group: Mapping[str, Any]) -> None:
+    """W <- (1 - lr weight_decay) W - lr radius_scale D in place."""
+    if not moves:
+        return
+    lr, matrices, directions = float(group["lr"]), [move.values for move in moves], [move.direction for move in moves]
+    if group["weight_decay"]:
+        shares = [1 - lr * group["weight_decay"] * move.taken for move in moves]
+        if group["cautious"]:
+            for W, D, share in zip(matrices, directions, shares, strict=True):
+                W.mul_(torch.where(W * D > 0, share, 1))
+        else:
+            torch._foreach_mul_(matrices, shares)
+    torch._foreach_add_(matrices, directions, alpha=-lr * group["radius_scale"])
+
+
+def gathered(bucket: Bucket, parts: Mapping[int, Sequence[Tensor]], *, negated: bool = False) -> Tensor:
+    """The gradients of a bucket's matrices `(B, m, n)` in its dtype; zeros where there is none."""
+    zeros = torch.zeros(bucket.m, bucket.n, dtype=bucket.dtype, device=bucket.device)
+    G = torch.stack(
+        [
+            parts[slot.parameter][slot.part].to(bucket.dtype) if slot.parameter in parts else zeros
+            for slot in bucket.slots
         ]
+    )
+    return G.neg_() if negated else G
 
 
-def placement_of(parameters: Sequence[Tensor]) -> list[tuple[torch.device, bool]]:
-    """Where the parameters are, and whether they are float64: what the allocated state depends on."""
-    return [(parameter.device, parameter.dtype == torch.float64) for parameter in parameters]
-
-
-def fetch(saved: Mapping[Any, Mapping[str, Any]], key: Any, name: str, like: Tensor) -> Tensor:
-    """A copy of one saved tensor, on the device and in the dtype of `like`.
+def fetch(saved: Mapping[str, Any], called: str, name: str, like: Tensor) -> Tensor:
+    """A saved tensor of a parameter, on the device and in the dtype of `like`.
 
     Raises:
         ValueError: if it is missing or has another shape.
     """
-    value = saved.get(key, {}).get(name)
+    value = saved.get(name)
     if value is None:
-        raise ValueError(f"the state of parameter {key} has no {name}")
+        raise ValueError(f"the state of {called} has no {name}")
     if value.shape != like.shape:
-        raise ValueError(f"{name} of parameter {key} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
-    return spread_as(value.to(device=like.device, dtype=like.dtype, copy=True), like)
+        raise ValueError(f"{name} of {called} has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
+    return distributed_like(value.to(device=like.device, dtype=like.dtype), like)
 
 
-def device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor | bool:
+def _places(parameters: Sequence[Tensor]) -> list[tuple[torch.device, bool]]:
+    """Where the parameters are, and whether they are float64: what the allocated state depends on."""
+    return [(parameter.device, parameter.dtype == torch.float64) for parameter in parameters]
+
+
+def _masks(
+    present: Sequence[bool], steps: Sequence[int], metric: FisherMetric, device: torch.device
+) -> tuple[update.Mask, update.Mask, tuple[update.Mask, update.Mask]]:
+    """For which matrices of a bucket: a step is taken, new roots are computed, statistics of each side are taken.
+
+    Args:
+        present: which have a gradient.
+        steps: how many steps each has taken.
+        metric: of the group.
+        device: of the bucket.
+    """
+
+    def mask(wanted: Callable[[int], bool]) -> update.Mask:
+        return _device_mask(tuple(here and wanted(step) for here, step in zip(present, steps, strict=True)), device)
+
+    return (
+        mask(lambda step: True),
+        mask(lambda step: _is_due(step, metric.refresh_every)),
+        (mask(lambda step: _folds_into(0, step, metric)), mask(lambda step: _folds_into(1, step, metric))),
+    )
+
+
+def _is_due(step: int, interval: int) -> bool:
+    """Whether new roots are computed in this step (counted from 0) of a parameter.
+
+    Early statistics change fast, so that roots after 1, 2, 4, ... steps are added to those of the interval.
+    """
+    return step % interval == 0 or (step < interval and step.bit_count() == 1)
+
+
+def _folds_into(side: int, step: int, metric: FisherMetric) -> bool:
+    """Whether the statistics of a side (0: rows, 1: columns) are taken in this step (counted from 0) of a parameter."""
+    return metric.statistics == "both" or step == 0 or step % 2 == side
+
+
+def _device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor | bool:
     """True or False if all or none of the mask are, else a boolean tensor on the device."""
     return True if all(mask) else any(mask) and _on_device(mask, device)
 
@@ -116,5 +267,10 @@ def _on_device(mask: tuple[bool, ...], device: torch.device) -> Tensor:
     return torch.tensor(mask, device=device)
 
 
-def _fresh(group: Mapping[str, Any], buckets: Sequence[Bucket]) -> list[State]:
-    return [initial_state(len(b.slots), b.m, b.n, options_of(group, b), b.dtype, b.device) for b in buckets]
+def _check_roots(stack: Stack) -> None:
+    """Reads from the device; only after a refresh."""
+    if int(stack.tensors["failures"].max()) >= MAX_FAILED_REFRESHES:
+        raise RuntimeError(
+            f"roots of the Fisher factors of {stack.bucket.m} x {stack.bucket.n} matrices failed in "
+            f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from fismo_core.sharding import rows_of, spread_as, whole_of
+from fismo_core.dtensors import distributed_like, full_tensor, local_part
 
 __all__ = ["Mars"]
 
@@ -24,7 +24,7 @@ class Mars:
     (2024), arXiv 2411.10438.
 
     Example:
-        >>> optimizer = FISMO(split_parameters(model))
+        >>> optimizer = FISMO(model)
         >>> mars = Mars(optimizer)
         >>> loss.backward()
         >>> optimizer.step()     # along the corrected gradients; parameters' `grad` is put back afterwards
@@ -54,7 +54,7 @@ class Mars:
 
     def state_bytes(self) -> int:
         """Bytes of the gradients it keeps in this process."""
-        return sum(rows_of(tensor).numel() * tensor.element_size() for tensor in self._last.values())
+        return sum(local_part(tensor).numel() * tensor.element_size() for tensor in self._last.values())
 
     def state_dict(self) -> dict[str, Any]:
         """The last gradients, by the parameter's number among all of the optimizer's."""
@@ -77,7 +77,7 @@ class Mars:
             if not int(key) < len(parameters) or parameters[int(key)].shape != entry["last"].shape:
                 raise ValueError(f"the last gradient of parameter {key} is of another parameter")
             parameter = parameters[int(key)]
-            last[parameter] = spread_as(entry["last"].to(parameter.dtype, copy=True), parameter.detach())
+            last[parameter] = distributed_like(entry["last"].to(parameter.dtype, copy=True), parameter.detach())
             seen[parameter] = entry["seen"].to(parameter.device, copy=True)
         self._last, self._seen = last, seen
 
@@ -94,7 +94,7 @@ class Mars:
                 if gradient is None:
                     continue
                 self._raw[parameter] = gradient
-                finite = whole_of(gradient.isfinite().all())
+                finite = full_tensor(gradient.isfinite().all())
                 if parameter in self._last:
                     last, seen = self._last[parameter], self._seen[parameter]
                     corrected = gradient + (gradient - last) * (factor * seen)

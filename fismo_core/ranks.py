@@ -1,29 +1,21 @@
-"""Shares an optimizer's work out between the ranks of a process group: who owns what, and what they send each other.
+"""The ranks of a process group that share an optimizer's work: who owns what, and what they send each other.
 
 Each matrix, and each parameter that AdamW treats, has one owner, which alone keeps its state and computes its step;
 then every rank gets the new values from the owners, in one collective for each dtype and device. Gradients must be the
-same on all ranks, as DDP makes them. Knows tensors, shapes and process groups only.
+same on all ranks, as DDP makes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = [
-    "RowShards",
-    "Sharding",
-    "elementwise_cost",
-    "group_of",
-    "is_spread",
-    "matrix_cost",
-    "rows_of",
-    "share_out",
-    "spread_as",
-    "whole_of",
-]
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Ranks", "RowExchange", "elementwise_cost", "matrix_cost", "share_out"]
 
 POLAR_PRODUCTS = 9.0
 """Products of an m x m by an m x n matrix that a step costs in all, m the shorter side; fitted to the default form."""
@@ -32,19 +24,19 @@ PRODUCTS_PER_ENTRY = 30.0
 """What an entry that is only read and written costs, in multiplications."""
 
 
-def matrix_cost(m: int, n: int, *, dense_sides: int, refresh_interval: int) -> float:
+def matrix_cost(m: int, n: int, *, dense_sides: int, refresh_every: int) -> float:
     """About how many multiplications a FISMO step of an m x n matrix takes: polar factor, whitening, statistics, roots.
 
     Args:
         m: rows.
         n: columns.
         dense_sides: how many of the two sides keep a dense factor; the shorter one first.
-        refresh_interval: steps between new roots.
+        refresh_every: steps between new roots.
     """
     short, long = min(m, n), max(m, n)
     cost = POLAR_PRODUCTS * short * short * long + PRODUCTS_PER_ENTRY * m * n
     for side in (short, long)[:dense_sides]:
-        cost += 3.0 * m * n * side + 12.0 * side**3 / refresh_interval
+        cost += 3.0 * m * n * side + 12.0 * side**3 / refresh_every
     return cost
 
 
@@ -74,7 +66,7 @@ _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all
 
 
 @dataclass
-class Sharding:
+class Ranks:
     """The ranks that share the work, and how much each has been given so far.
 
     Attributes:
@@ -82,12 +74,14 @@ class Sharding:
         loads: cost of what each rank owns, by rank.
     """
 
-    group: Any
+    group: "ProcessGroup"
     loads: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rank, self.size = distributed.get_rank(self.group), distributed.get_world_size(self.group)
         self.loads = self.loads or [0.0] * self.size
+        self._published: list[tuple[Tensor, int]] = []
+        self._done: list[Callable[[], None]] = []
 
     def assign(self, costs: Sequence[float]) -> list[int]:
         """An owner for each of some pieces of work; every rank computes the same."""
@@ -116,6 +110,20 @@ class Sharding:
                 if rank != self.rank:
                     _copy([tensors[index] for index in own], received[rank], into_buffer=False)
 
+    def publish(self, owned: Sequence[tuple[Tensor, int]], done: Callable[[], None]) -> None:
+        """Add tensors and their owners to what `exchange_published` sends; `done` is called after that."""
+        self._published += owned
+        self._done.append(done)
+
+    def exchange_published(self) -> None:
+        """Exchange all that was published since the last time, which is the same on all ranks."""
+        published, done = self._published, self._done
+        self._published, self._done = [], []
+        if published:
+            self.exchange([tensor for tensor, _ in published], [owner for _, owner in published])
+        for call in done:
+            call()
+
     def total(self, value: int, device: torch.device) -> int:
         """The sum over all ranks of a number."""
         tensor = torch.tensor(value, dtype=torch.int64, device=device)
@@ -130,17 +138,17 @@ class Sharding:
         return values
 
 
-class RowShards:
-    """Parameters whose rows are spread over the ranks, as FSDP2 does it: brought whole to their owners, and back.
+class RowExchange:
+    """Parameters whose rows are sharded over the ranks, as FSDP2 does it: brought whole to their owners, and back.
 
     Args:
-        sharding: the ranks.
+        ranks: that have them.
         shapes: of the whole parameters.
         owners: the rank that owns each.
     """
 
-    def __init__(self, sharding: Sharding, shapes: Sequence[torch.Size], owners: Sequence[int]) -> None:
-        self._sharding, self._shapes, self._owners = sharding, list(shapes), list(owners)
+    def __init__(self, ranks: Ranks, shapes: Sequence[torch.Size], owners: Sequence[int]) -> None:
+        self._ranks, self._shapes, self._owners = ranks, list(shapes), list(owners)
 
     def to_owners(self, local: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The whole tensors that this rank owns, from the rows that each rank has of them, by index of the parameter.
@@ -148,7 +156,7 @@ class RowShards:
         Args:
             local: this rank's rows of each tensor; of the same parameters on all ranks.
         """
-        me, ranks = self._sharding.rank, range(self._sharding.size)
+        me, ranks = self._ranks.rank, range(self._ranks.size)
         whole: dict[int, Tensor] = {}
         for members in _by_kind(local):
             mine = [index for index in members if self._owners[index] == me]
@@ -157,7 +165,7 @@ class RowShards:
             send = [sum(local[index].numel() for index in members if self._owners[index] == rank) for rank in ranks]
             receive = [sum(self._entries(index, rank) for index in mine) for rank in ranks]
             received = sent.new_empty(sum(receive))
-            distributed.all_to_all_single(received, sent, receive, send, group=self._sharding.group)
+            distributed.all_to_all_single(received, sent, receive, send, group=self._ranks.group)
             pieces: dict[int, list[Tensor]] = {index: [] for index in mine}
             start = 0
             for rank in ranks:
@@ -176,7 +184,7 @@ class RowShards:
             whole: what this rank owns: the tensor, in float64 where the rows are so and else in float32, and its flag.
             like: this rank's rows of every parameter.
         """
-        me, ranks = self._sharding.rank, range(self._sharding.size)
+        me, ranks = self._ranks.rank, range(self._ranks.size)
         shards: dict[int, tuple[Tensor, Tensor]] = {}
         for members in _by_kind(like):
             dtype = torch.float64 if like[members[0]].dtype == torch.float64 else torch.float32
@@ -194,7 +202,7 @@ class RowShards:
             owned_by = [[index for index in ordered if self._owners[index] == rank] for rank in ranks]
             receive = [sum(self._entries(index, me) + 1 for index in own) for own in owned_by]
             received = sample.new_empty(sum(receive))
-            distributed.all_to_all_single(received, sent, receive, send, group=self._sharding.group)
+            distributed.all_to_all_single(received, sent, receive, send, group=self._ranks.group)
             start = 0
             for index in ordered:
                 end = start + self._entries(index, me)
@@ -202,72 +210,15 @@ class RowShards:
                 start = end + 1
         return shards
 
-    def received_bytes(self, like: Mapping[int, Tensor]) -> int:
-        """Bytes that this rank receives in a step: gradients of what it owns, and its rows of what others own."""
-        me = self._sharding.rank
-        total = 0
-        for index, tensor in like.items():
-            own, here = self._owners[index] == me, self._entries(index, me)
-            entries = self._shapes[index].numel() - here if own else here
-            total += entries * tensor.element_size()
-        return total
-
     def _rows(self, index: int, rank: int) -> tuple[int, int]:
         """The first row of a parameter that a rank has, and one past the last: as `torch.chunk` cuts."""
         rows = self._shapes[index][0]
-        chunk = -(-rows // self._sharding.size)
+        chunk = -(-rows // self._ranks.size)
         return min(rank * chunk, rows), min((rank + 1) * chunk, rows)
 
     def _entries(self, index: int, rank: int) -> int:
         first, last = self._rows(index, rank)
         return (last - first) * (self._shapes[index].numel() // max(1, self._shapes[index][0]))
-
-
-def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor. (To import the class takes longer than all of this package.)"""
-    return hasattr(tensor, "placements")
-
-
-def rows_of(tensor: Tensor) -> Tensor:
-    """This rank's rows of a tensor; one that is not spread out is given back."""
-    return tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def whole_of(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on every rank; one that is not spread out is given back. All ranks call it together."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def spread_as(value: Tensor, like: Tensor) -> Tensor:
-    """The whole of a tensor, which every rank has, on the device of another one and spread as that is."""
-    value = value.to(like.device)
-    if not is_spread(like) or is_spread(value):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every rank has the whole: nothing needs to be sent.
-    spread: Any = like
-    return distribute_tensor(value, spread.device_mesh, spread.placements, src_data_rank=None)
-
-
-def group_of(parameters: Sequence[Any]) -> Any:
-    """The process group over which rows of parameters are spread, as FSDP2 does it; None if they are not.
-
-    Raises:
-        ValueError: if some are spread in another way.
-    """
-    spread = [parameter for parameter in parameters if is_spread(parameter)]
-    if not spread:
-        return None
-    mesh = spread[0].device_mesh
-    for parameter in spread:
-        by_rows = len(parameter.placements) == 1 and parameter.placements[0].is_shard(0)
-        if parameter.device_mesh != mesh or not by_rows:
-            raise ValueError(
-                "FISMO takes parameters that are whole, or whose rows are spread over one dimension of ranks, as "
-                f"fully_shard does it; got {parameter.placements} on {parameter.device_mesh}"
-            )
-    return mesh.get_group()
 
 
 def _by_kind(tensors: Mapping[int, Tensor]) -> list[list[int]]:

@@ -24,7 +24,7 @@ import torch
 from torch import distributed, nn
 
 from fismo_core import FISMO
-from fismo_core.sharding import matrix_cost, share_out
+from fismo_core.ranks import matrix_cost, share_out
 
 STEPS, WARM_UP = 20, 10
 INTERVAL = 10

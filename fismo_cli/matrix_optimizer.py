@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fismo_core import Plan
-from fismo_core.layout import shares_memory
-from fismo_core.routing import layout_from_plain, plan_of_groups
+from fismo_core.layout import MatrixLayout, shares_memory
+from fismo_core.plan import plan_of_groups
 
 __all__ = ["Group", "MatrixOptimizer"]
 
@@ -44,7 +44,7 @@ class MatrixOptimizer(Optimizer):
             else:
                 entries = []
                 for parameter, plain in zip(group["params"], group["layouts"], strict=True):
-                    layout = layout_from_plain(plain)
+                    layout = MatrixLayout.from_plain(plain)
                     entries.append((parameter, layout, layout.split(parameter.detach())))
                 inner = create([{"params": [view for _, _, views in entries for view in views], **own}])
                 self._views += entries

@@ -7,7 +7,7 @@ wrong way round), a comparison would flatter FISMO. Weight decay goes by one rul
 
 import re
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,18 +17,13 @@ from fismo_cli.baselines import baseline
 from fismo_cli.errors import UsageError
 from fismo_cli.matrix_optimizer import Group, MatrixOptimizer
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
-from fismo_cli.preset.schema import BaselineConfig, FismoConfig
+from fismo_cli.preset.schema import BaselineConfig, FismoConfig, fismo_options, plain
 from fismo_core import FISMO, Mars, split_parameters, undecayed_parameters
-from fismo_core.routing import layout_from_plain
-from fismo_core.sharding import rows_of
+from fismo_core.config import Rule
+from fismo_core.dtensors import local_part
+from fismo_core.layout import MatrixLayout
 
 __all__ = ["MatrixOptimizer", "build_mars", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
-
-NOT_ARGUMENTS = {
-    *("name", "form", "trust_radius", "adamw", "rules", "weight_decay_on"),
-    *("adapt_radius", "variance_reduction", "mars_gamma"),
-}
-"""Keys of FISMO's section that are no arguments of its constructor."""
 
 
 def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, process_group: Any = None) -> Optimizer:
@@ -47,15 +42,14 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, p
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("the model has no trainable parameters")
-    undecayed = undecayed_parameters(model) if config.weight_decay_on == "matrices" else {}
     try:
-        if not isinstance(config, FismoConfig) and config.name not in MATRIX_NAMES:
-            return _build_elementwise(config, model, undecayed)
-        decays = {"matrix": config.weight_decay, "adamw": config.adamw.weight_decay}
-        groups = list(_split_by_decay(split_parameters(model, config.rules), undecayed, decays))
         if isinstance(config, FismoConfig):
-            return _build_fismo(config, groups, process_group)
-        return MatrixOptimizer(groups, baseline(config, _usual_side(groups)), config.adamw.model_dump())
+            return _build_fismo(config, model, process_group)
+        if config.name not in MATRIX_NAMES:
+            undecayed = undecayed_parameters(model) if config.weight_decay_on == "matrices" else {}
+            return _build_elementwise(config, model, undecayed)
+        groups = split_parameters(model, config.rules, decayed=_decayed_rules(config))
+        return MatrixOptimizer(groups, baseline(config, _usual_side(groups)), plain(config.adamw))
     except (ValueError, re.error) as error:
         raise UsageError(f"optimizer {config.name}: {error}") from error
 
@@ -74,11 +68,16 @@ def build_mars(config: FismoConfig | BaselineConfig, optimizer: Optimizer) -> Ma
         raise UsageError(f"optimizer.variance_reduction: {config.name}: {error}") from error
 
 
-def _build_fismo(config: FismoConfig, groups: list[Group], process_group: Any) -> FISMO:
-    options = config.model_dump(exclude=NOT_ARGUMENTS)
-    adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
-    forms: dict[str, Callable[..., FISMO]] = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}
-    return forms[config.form](groups, config.trust_radius, **options, **adamw, process_group=process_group)
+def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
+    options = vars(fismo_options(config))
+    groups = split_parameters(model, config.rules, decayed=_decayed_rules(config))
+    return FISMO(groups, **options, process_group=process_group)
+
+
+def _decayed_rules(config: FismoConfig | BaselineConfig) -> list[Rule]:
+    """Rules of whose parameters some decay and some must not."""
+    decays: dict[Rule, float] = {"matrix": config.weight_decay, "adamw": config.adamw.weight_decay}
+    return [rule for rule, decay in decays.items() if decay and config.weight_decay_on == "matrices"]
 
 
 def _build_elementwise(config: BaselineConfig, model: nn.Module, undecayed: Collection[str]) -> Optimizer:
@@ -93,27 +92,13 @@ def _build_elementwise(config: BaselineConfig, model: nn.Module, undecayed: Coll
     return create([group for group in groups if group["params"]])
 
 
-def _split_by_decay(
-    groups: Iterable[Group], undecayed: Collection[str], decays: Mapping[str, float]
-) -> Iterator[Group]:
-    """The groups of `split_parameters`, what must not decay in groups of its own; as they are where nothing decays."""
-    for group in groups:
-        parts: dict[bool, list[int]] = {True: [], False: []}
-        for index, (name, _) in enumerate(group["params"]):
-            parts[not decays[group["rule"]] or name not in undecayed].append(index)
-        for decayed, chosen in parts.items():
-            if chosen:
-                part = {k: [v[index] for index in chosen] if isinstance(v, list) else v for k, v in group.items()}
-                yield part if decayed else {**part, "weight_decay": 0.0}
-
-
 def _usual_side(groups: Iterable[Group]) -> int:
     """The median of the matrices' smaller sides; 1 where there are none."""
     sides = [
         min(shape)
         for group in groups
         for (_, parameter), layout in zip(group["params"], group.get("layouts", ()), strict=False)
-        for shape in layout_from_plain(layout).shapes(parameter)
+        for shape in MatrixLayout.from_plain(layout).shapes(parameter)
     ]
     return statistics.median_high(sides) if sides else 1
 
@@ -133,7 +118,7 @@ def optimizer_state_bytes(optimizer: Optimizer) -> int:
     """Bytes of all tensors in the optimizer's state in this process."""
     if isinstance(optimizer, FISMO):
         return optimizer.state_bytes()
-    return sum(rows_of(tensor).numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
+    return sum(local_part(tensor).numel() * tensor.element_size() for tensor in _tensors(optimizer.state_dict()))
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

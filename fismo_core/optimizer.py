@@ -85,8 +85,9 @@ class FISMO(Optimizer):
 
     A parameter without a gradient is left alone, its state included. A matrix with a non-finite gradient is neither
     stepped nor decayed and its state stays clean; `skipped_gradients` counts these. (AdamW's parameters have no such
-    guard, as in torch.) `p.grad` is never changed. Momentum and factors are float32 (float64 for float64 parameters). An `lr` that is a tensor should live on the CPU. `radius_scale` of a
-    group of matrices, 1 at first, may be changed at any time: it multiplies the trust radius, but not the weight decay.
+    guard, as in torch.) `p.grad` is never changed. Momentum and factors are float32, of float64 parameters float64. An
+    `lr` that is a tensor should live on the CPU. `radius_scale` of a group of matrices, 1 at first, may be changed at
+    any time: it multiplies the trust radius, but not the weight decay.
     """
 
     def __init__(

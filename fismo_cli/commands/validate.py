@@ -56,7 +56,7 @@ def _record(loaded: LoadedPreset) -> dict[str, Any]:
 def _essentials(preset: Preset) -> list[tuple[str, str]]:
     model, data, optimizer, train = preset.model, preset.data, preset.optimizer, preset.train
     if isinstance(optimizer, FismoConfig):
-        rate: str = f"trust radius {optimizer.trust_radius:g}, {optimizer.form} form"
+        rate: str = f"lr {optimizer.lr:g}, {optimizer.form} form"
     else:
         rate = "its default learning rate" if optimizer.lr is None else f"lr {optimizer.lr:g}"
     length = f"{train.steps} steps" if train.steps is not None else f"{train.epochs:g} epochs"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.nested import without
 from fismo_cli.preset.optimizer_names import (
     COUPLED_DECAY,
     MATRIX_NAMES,
@@ -15,12 +16,16 @@ from fismo_cli.preset.optimizer_names import (
     optimizer_names,
     why_refused,
 )
-from fismo_cli.preset.schema import FORMS, FismoConfig, Preset, preset_adapter
+from fismo_cli.preset.overrides import FORM_KEYS
+from fismo_cli.preset.schema import FismoConfig, Preset, plain, preset_adapter
 from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.suggestions import did_you_mean, near
 from fismo_cli.tuning.search_space import Space, default_space
 
 __all__ = ["Contender", "folder_name", "make_contenders"]
+
+SECTIONS = {"metric", "polar", "adamw"}
+"""Keys of an optimizer section that have keys of their own."""
 
 _PLAIN = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,59}")
 _HASHED = re.compile(r"(^|-)[0-9a-f]{8}$|[.]$")
@@ -104,13 +109,10 @@ def _baseline(preset: Preset, label: str) -> Preset:
     """The preset with a baseline in the candidate's place; what sets matrices apart is the same for all."""
     config = preset.compare.get(label)
     name = label if config is None else config.name
-    given = {} if config is None else config.model_dump(include=config.model_fields_set)
-    if config is not None and "adamw" in given:  # key by key: what it does not say is the candidate's
-        own = config.adamw.model_dump(include=config.adamw.model_fields_set)
-        given["adamw"] = {**preset.optimizer.adamw.model_dump(), **own}
+    given = {} if config is None else config.model_dump(exclude_unset=True)
     candidate = preset.optimizer
     shared: dict[str, Any] = {
-        "adamw": candidate.adamw.model_dump(),
+        "adamw": plain(candidate.adamw),
         "weight_decay_on": candidate.weight_decay_on,
         "variance_reduction": candidate.variance_reduction,
         "mars_gamma": candidate.mars_gamma,
@@ -123,8 +125,9 @@ def _baseline(preset: Preset, label: str) -> Preset:
         shared = candidate.model_dump()
         form = given.get("form")
         if isinstance(candidate, FismoConfig) and form is not None and form != candidate.form:
-            keys = {key for parts in FORMS.values() for part in parts for key in part}
-            shared = {key: value for key, value in shared.items() if key not in keys}
-
+            for key in FORM_KEYS:
+                shared = without(shared, key)
+    for section in SECTIONS & shared.keys() & given.keys():  # key by key: what it does not say is the candidate's
+        given[section] = {**shared[section], **given[section]}
     values = {**preset.model_dump(), "optimizer": {**shared, **given, "name": name}, "compare": {}}
     return preset_adapter.validate_python(values)

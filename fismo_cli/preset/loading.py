@@ -17,6 +17,7 @@ from fismo_cli.files import encodable
 from fismo_cli.preset.document import RESOLVERS, Document, DocumentError, Path, dotted, parse_document
 from fismo_cli.preset.locate import PresetFile, find_preset, shipped_presets
 from fismo_cli.preset.overrides import Layered, apply_overrides, parse_overrides
+from fismo_cli.preset.renamed import modern_document, modern_overrides
 from fismo_cli.preset.schema import Preset
 from fismo_cli.preset.validation import validate
 
@@ -33,7 +34,8 @@ class LoadedPreset:
         preset: the preset.
         name: the file's stem, fit for the name of a directory; a resolved preset keeps the name it was made from.
         source: the file, as messages call it.
-        notes: what an override made meaningless in the file and was left out; one sentence each, for people.
+        notes: keys that are called otherwise now, and what an override made meaningless in the file and was left out;
+            one sentence each, for people.
         lines: the line of each key in the file.
         origins: keys that overrides set, and how these were written.
     """
@@ -55,14 +57,15 @@ def load_preset(source: str, overrides: Sequence[str] = ()) -> LoadedPreset:
 
     Args:
         source: a path, or the name of a preset that comes with fismo.
-        overrides: such as `optimizer.damping=0.03`; they win over the file, the last one over those before.
+        overrides: such as `optimizer.metric.damping=0.03`; they win over the file, the last one over those before.
 
     Raises:
         PresetError: with every problem at once, each on its line of the file or with its override.
     """
     file = find_preset(source)
-    document = _parse(file)
+    document, notes = modern_document(_parse(file))
     parsed, malformed = parse_overrides(overrides)
+    parsed, more_notes = modern_overrides(parsed, document.values)
     layered = apply_overrides(document.values, parsed, file.source)
     preset, findings = validate(layered.values)
     problems = [
@@ -81,7 +84,7 @@ def load_preset(source: str, overrides: Sequence[str] = ()) -> LoadedPreset:
         preset=preset,
         name=file.name,
         source=file.source,
-        notes=tuple(layered.notes),
+        notes=(*notes, *more_notes, *layered.notes),
         lines=document.lines,
         origins=layered.origins,
     )

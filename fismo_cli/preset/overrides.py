@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
+from fismo_cli.preset.nested import MISSING, leaf, leaves, without
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
-from fismo_cli.preset.schema import FORMS
 from fismo_cli.preset.schema_data import unused_keys
 from fismo_cli.preset.schema_tune import SearchedConfig
+from fismo_core.checked import to_plain
+from fismo_core.config import FORMS
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
@@ -20,7 +22,13 @@ SHARED_OPTIMIZER_KEYS = frozenset(
 )
 """What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 
-FORM_KEYS = frozenset(key for form in FORMS.values() for part in form for key in part)
+_USUAL = dict(leaves(to_plain(FORMS["default"].options)))
+FORM_KEYS = frozenset(
+    name
+    for form in FORMS.values()
+    for name, value in leaves(to_plain(form.options))
+    if name in form.fixed or value != _USUAL[name]
+)
 """What a preset's optimizer section does not keep when an override chooses another form of FISMO."""
 
 
@@ -63,7 +71,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[tuple[st
 
 
 def _joined(path: tuple[str, ...]) -> tuple[str, ...]:
-    """`tune.space.optimizer.damping.low`: the keys of `tune.space` are paths themselves."""
+    """`tune.space.optimizer.metric.damping.low`: the keys of `tune.space` are paths themselves."""
     if path[:2] != ("tune", "space") or len(path) < 4:
         return path
     own = path[2:-1] if path[-1] in SearchedConfig.model_fields else path[2:]
@@ -94,7 +102,12 @@ def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> 
             shared = SHARED_OPTIMIZER_KEYS - (set() if name in ("fismo", *MATRIX_NAMES) else {"rules"})
             _drop(layered, "optimizer", set(optimizer) - shared, chosen, f"not for {name}", source)
         elif name == "fismo" and chosen.get("form", form_before) != form_before:
-            _drop(layered, "optimizer", FORM_KEYS, chosen, "the other form's", source)
+            if isinstance(optimizer.get("polar"), str):
+                layered.values["optimizer"] = {**optimizer, "polar": {"method": optimizer["polar"]}}
+            paths = {
+                ".".join(override.path[1:]): override.value for override in overrides if override.path[0] == "optimizer"
+            }
+            _drop(layered, "optimizer", FORM_KEYS, paths, "the other form's", source)
     data, chosen = layered.values.get("data"), _chosen(overrides, "data")
     if isinstance(data, dict) and not {"source", "tokenizer"}.isdisjoint(chosen):
         for key, why in unused_keys({**data, **chosen}).items():
@@ -116,8 +129,14 @@ def _drop(layered: Layered, section: str, keys: Set[str], chosen: dict[str, Any]
     before = layered.values.get(section)
     if not isinstance(before, dict):
         return
-    layered.values[section] = {key: value for key, value in before.items() if key not in keys}
-    gone = [f"{section}.{key}" for key in before if key in keys and key not in chosen and before[key] not in (None, {})]
+    gone = []
+    for key in keys:
+        if (value := leaf(before, key, MISSING)) is not MISSING:
+            layered.values[section] = without(layered.values[section], key)
+            if key not in chosen and value not in (None, {}):
+                gone.append(f"{section}.{key}")
+    order = [f"{section}.{name}" for name, _ in leaves(before)]
+    gone.sort(key=lambda name: next((i for i, other in enumerate(order) if other.startswith(name)), len(order)))
     if gone:
         layered.notes.append(f"left out of {source}: {', '.join(gone)} ({reason})")
 

@@ -10,18 +10,16 @@ from pydantic import Field, TypeAdapter, model_validator
 from fismo_cli.preset.schema_base import Config, Fraction, KeyedError, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
 from fismo_cli.preset.schema_optimizer import (
-    FORMS,
-    AdamWConfig,
     BaselineConfig,
     BaselineConfigs,
     FismoConfig,
     OptimizerConfig,
+    fismo_options,
+    plain,
 )
 from fismo_cli.preset.schema_tune import METRICS, TuneConfig
 
 __all__ = [
-    "FORMS",
-    "AdamWConfig",
     "BaselineConfig",
     "CheckpointConfig",
     "EvaluateConfig",
@@ -38,6 +36,8 @@ __all__ = [
     "TextPreset",
     "TrainConfig",
     "TuneConfig",
+    "fismo_options",
+    "plain",
     "preset_adapter",
 ]
 

@@ -1,14 +1,18 @@
 """The optimizer section of a preset: FISMO, or any other optimizer by its name."""
 
 import re
-from typing import Annotated, Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
+from fismo_cli.preset.nested import MISSING, leaf, merged
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES, driven_argument, is_optimizer_name, why_refused
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
+from fismo_core.checked import to_plain
+from fismo_core.config import FORMS, AdamW, ComputeDtype, FisherMetric, FismoOptions, Polar, Scale
 
-__all__ = ["FORMS", "AdamWConfig", "BaselineConfig", "BaselineConfigs", "FismoConfig", "OptimizerConfig"]
+__all__ = ["BaselineConfig", "BaselineConfigs", "FismoConfig", "OptimizerConfig", "fismo_options", "plain"]
 
 
 def _regular_expressions(rules: dict[str, Literal["matrix", "adamw"]]) -> dict[str, Literal["matrix", "adamw"]]:
@@ -35,54 +39,47 @@ WeightDecayOn = Annotated[
     ),
 ]
 
+
+def _polar_section(polar: Any) -> Any:
+    """A word alone is the method."""
+    return {"method": polar} if isinstance(polar, str) else polar
+
+
 Rules = Annotated[dict[str, Literal["matrix", "adamw"]], AfterValidator(_regular_expressions)]
 
 
-class AdamWConfig(Config):
-    """AdamW for the parameters that a matrix optimizer does not treat: embeddings, heads, norms, biases."""
+def _section_of(kind: Any) -> Any:
+    """A section of a preset with the fields of one of the library's dataclasses: their types, bounds and checks."""
+    hints = get_type_hints(kind)
 
-    lr: Positive = Field(default=3e-3, description="Learning rate.")
-    betas: Betas = Field(default=(0.9, 0.95), description="Decay of the first and second moment.")
-    eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
-    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+    def check(section: Any) -> Any:
+        kind(**section.model_dump())
+        return section
+
+    entries: Any = {f.name: (hints[f.name], Field(default=f.default, **f.metadata)) for f in fields(kind)}
+    validators: Any = {"check": model_validator(mode="after")(check)}
+    return create_model(kind.__name__, __base__=Config, __doc__=kind.__doc__, __validators__=validators, **entries)
 
 
-PAPER_FORM: dict[str, Any] = {
-    "power": 0.5,
-    "damping_scale": "absolute",
-    "momentum_space": "whitened",
-    "nesterov": False,
-    "statistics": "both",
-    "refresh_interval": 1,
-    "roots": "eigh",
-    "max_factor_ratio": None,
-    "shape_scale": "none",
-    "grafting": False,
-}
-"""What defines the paper's form; equal to `fismo_core.PAPER_FORM` (a test holds them together)."""
+if TYPE_CHECKING:
+    MetricSection: TypeAlias = FisherMetric
+    PolarSection: TypeAlias = Polar
+    AdamWSection: TypeAlias = AdamW
+else:
+    _as_keys = BeforeValidator(to_plain)
+    MetricSection = Annotated[_section_of(FisherMetric), _as_keys]
+    PolarSection = Annotated[_section_of(Polar), BeforeValidator(_polar_section), _as_keys]
+    AdamWSection = Annotated[_section_of(AdamW), _as_keys]
 
-PAPER_DEFAULTS: dict[str, Any] = {"damping": 1e-3, "polar": "quintic", "polar_steps": 5}
-"""Defaults that are other ones in the paper's form, which leaves them open."""
 
-DENSE_FORM: dict[str, Any] = {
-    "statistics": "both",
-    "refresh_interval": 5,
-    "roots": "eigh",
-    "max_factor_ratio": None,
-    "polar": "quintic",
-    "polar_steps": 3,
-}
-"""What defines the dense form; equal to `fismo_core.DENSE_FORM` (a test holds them together)."""
-
-FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "paper": (PAPER_FORM, PAPER_DEFAULTS),
-    "dense": (DENSE_FORM, {}),
-}
-"""Of each form the keys that it fixes, and defaults that are other ones in it."""
+def _option(name: str) -> Any:
+    """Default, description and bounds of a field of `FismoOptions`."""
+    field = FismoOptions.__dataclass_fields__[name]
+    return Field(default=to_plain(field.default), **field.metadata)
 
 
 class FismoConfig(Config):
-    """The FISMO optimizer. Every key is an argument of `fismo_core.FISMO`, where it is explained in full."""
+    """The FISMO optimizer; keys are arguments of `fismo_core.FISMO`."""
 
     name: Literal["fismo"] = Field(description="The optimizer.")
     form: Literal["default", "dense", "paper"] = Field(
@@ -90,43 +87,17 @@ class FismoConfig(Config):
         description="paper: the published algorithm to the letter; dense: the default without its economies. Each "
         "fixes the keys that define it.",
     )
-    trust_radius: Positive = Field(default=0.02, description="FISMO's learning rate: the length of a step.")
-    momentum: Fraction = Field(default=0.95, description="Decay of the momentum.")
-    nesterov: bool = Field(default=True, description="Look ahead by one momentum step.")
-    momentum_space: Literal["raw", "whitened"] = Field(default="raw", description="Where the momentum is averaged.")
-    power: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
-        default=0.25, description="Power of the inverse Fisher factors on each side; 1/2 is the paper's, 0 is Muon."
-    )
-    damping: NonNegative = Field(default=0.1, description="Added to the Fisher factors.")
-    damping_scale: Literal["relative", "absolute"] = Field(
-        default="relative", description="relative: to factors of scale-free statistics. absolute: as the paper has it."
-    )
-    fisher_decay: Fraction = Field(default=0.95, description="Decay of the Fisher factors.")
-    statistics: Literal["alternating", "both"] = Field(
-        default="alternating", description="Whether a step updates one factor, in turn, or both."
-    )
-    refresh_interval: PositiveInt = Field(default=10, description="Steps between new roots of the factors.")
-    roots: Literal["polynomial", "eigh"] = Field(
-        default="polynomial", description="How the roots are computed. eigh is exact and slow, for reference."
-    )
-    polar: Literal["composite", "quintic", "polar-express", "exact"] = Field(
-        default="composite", description="How the polar factor is computed. exact is an SVD: slow, for reference."
-    )
-    polar_steps: PositiveInt = Field(default=2, description="Polynomials of the polar factor; composite has 2.")
-    shape_scale: Literal["spectral", "rms", "none"] = Field(
-        default="spectral", description="How a matrix's shape scales its step. rms: AdamW's learning rates carry over."
-    )
-    grafting: bool = Field(default=True, description="Give the step the norm of the polar factor.")
-    weight_decay: NonNegative = Field(default=0.0, description="Decoupled weight decay.")
+    lr: Positive = _option("lr")
+    momentum: float = _option("momentum")
+    nesterov: bool = _option("nesterov")
+    weight_decay: float = _option("weight_decay")
     weight_decay_on: WeightDecayOn = "matrices"
-    cautious_weight_decay: bool = Field(default=False, description="Decay only where the step points to zero too.")
-    max_factor_dim: PositiveInt = Field(default=8192, description="A longer side keeps a diagonal factor.")
-    max_factor_ratio: Annotated[float, Field(ge=1.0)] | None = Field(
-        default=1.5, description="So does a side longer than this times the other one; null: however long."
-    )
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Type of the large products. auto: bfloat16 where the hardware is fast at it."
-    )
+    cautious: bool = _option("cautious")
+    metric: MetricSection = _option("metric")
+    polar: PolarSection = _option("polar")
+    scale: Scale = _option("scale")
+    graft: bool = _option("graft")
+    compute_dtype: ComputeDtype = _option("compute_dtype")
     adapt_radius: PositiveInt | None = Field(
         default=None,
         description="Adapt the trust radius by what steps achieve: at most so many steps apart, a step's batch is "
@@ -134,7 +105,7 @@ class FismoConfig(Config):
     )
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
-    adamw: AdamWConfig = Field(default=AdamWConfig(), description="For parameters that FISMO does not treat.")
+    adamw: AdamWSection = _option("adamw")
     rules: Rules = Field(
         default={}, description="Regular expression on the parameter's name -> who treats it; the first match wins."
     )
@@ -142,27 +113,26 @@ class FismoConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _expand_form(cls, values: Any) -> Any:
-        form = values.get("form") if isinstance(values, dict) else None
-        if not isinstance(form, str) or form not in FORMS:  # a list of words is no key to look up
+        name = values.get("form") if isinstance(values, dict) else None
+        if not isinstance(name, str) or name not in FORMS:  # a list of words is no key to look up
             return values
-        fixed, defaults = FORMS[form]
-        contradicted = [(key, value) for key, value in fixed.items() if values.get(key, value) != value]
-        message = f"must be {{}}, as optimizer.form: {form} fixes it"
-        refuse(*((True, key, message.format(_yaml(value)), ("form",)) for key, value in contradicted))
-        return {**defaults, **values, **fixed}
+        form, given = FORMS[name], dict(values)
+        if "polar" in given:
+            given["polar"] = _polar_section(given["polar"])
+        options = {key: value for key, value in to_plain(form.options).items() if key in cls.model_fields}
+        message = f"must be {{}}, as optimizer.form: {name} fixes it"
+        wrong = [key for key in form.fixed if leaf(given, key, MISSING) not in (MISSING, leaf(options, key))]
+        refuse(*((True, key, message.format(_yaml(leaf(options, key))), ("form",)) for key in wrong))
+        return merged(options, given)
 
-    @model_validator(mode="after")
-    def _check(self) -> "FismoConfig":
-        polynomial = self.roots == "polynomial" and self.power > 0
-        message = "must be {} where optimizer.roots is polynomial; eigh takes any"
-        composite = self.polar == "composite" and self.polar_steps != 2
-        refuse(
-            (composite, "polar_steps", "must be 2 where optimizer.polar is composite", ("polar",)),
-            (polynomial and self.power not in (0.125, 0.25, 0.5), "power", message.format("0.125, 0.25 or 0.5"), ()),
-            (polynomial and self.damping_scale == "absolute", "damping_scale", message.format("relative"), ()),
-            (polynomial and self.damping < 1e-4, "damping", message.format("at least 1e-4"), ()),
-        )
-        return self
+
+def fismo_options(config: FismoConfig) -> FismoOptions:
+    """The options of the library that a section asks for."""
+    kinds: dict[str, type[Checked]] = {"metric": FisherMetric, "polar": Polar, "adamw": AdamW}
+    values = {f.name: getattr(config, f.name) for f in fields(FismoOptions)}
+    return FismoOptions(
+        **{key: kinds[key](**value.model_dump()) if key in kinds else value for key, value in values.items()}
+    )
 
 
 def _yaml(value: Any) -> str:
@@ -189,8 +159,8 @@ class BaselineConfig(Config):
     args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
-    adamw: AdamWConfig = Field(
-        default=AdamWConfig(), description="muon, soap, shampoo, ...: for the parameters that they do not treat."
+    adamw: AdamWSection = Field(
+        default={}, description="muon, soap, shampoo, ...: for the parameters that they do not treat."
     )
     rules: Rules = Field(
         default={}, description="muon, soap, shampoo, ...: regular expression on a name -> who treats it."

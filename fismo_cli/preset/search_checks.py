@@ -39,7 +39,7 @@ def space_problems(preset: Preset) -> Iterator[tuple[Path, str]]:
         path = key_path(name)
         known = keys.get(path)
         if name.startswith(COMPLEMENT) or path[0] not in ("model", "data", "optimizer", "train"):
-            yield place, "must be a key under optimizer, train, model or data, such as optimizer.damping"
+            yield place, "must be a key under optimizer, train, model or data, such as optimizer.metric.damping"
         elif name in FIXED:
             yield place, f"cannot be searched: {FIXED[name]}"
         elif path[0] == "data" and known is not None and path[1] not in SEARCHED_DATA:

@@ -1,6 +1,6 @@
 """Sets single settings of a preset's plain values by name: a search draws them, and presets are made of them.
 
-A name is a key's path, such as `optimizer.damping`; `1 - optimizer.momentum` is set by what 1 exceeds it by, and
+A name is a key's path, such as `optimizer.metric.damping`; `1 - optimizer.momentum` is set by what 1 exceeds it by, and
 `optimizer.beta1` and `beta2` are the two parts of `optimizer.betas`.
 """
 
@@ -23,7 +23,7 @@ BETAS: dict[str, tuple[float, float]] = {
 }
 """Optimizers with two decay rates, and the rates they start from."""
 
-NEAR_ONE = ("momentum", "beta1", "beta2", "fisher_decay", "ema_decay")
+NEAR_ONE = ("momentum", "beta1", "beta2", "decay", "ema_decay")
 """Last parts of the keys of settings whose distance from 1 is what matters."""
 
 _BETA = {"beta1": 0, "beta2": 1}

@@ -45,7 +45,7 @@ def unknown_key(
     other_task = next(other for other in TASKS if other != task)
     if path in reference(other_task, optimizer):
         return f"unknown key: it belongs to the task {other_task}", []
-    meant = _meant(path, keys, optimizer)
+    meant = _meant(path, keys)
     if meant:
         return f"unknown key.{did_you_mean(map(dotted, meant))}", meant
     if path[0] == "optimizer" and len(path) == 2 and optimizer == "baseline":
@@ -56,13 +56,11 @@ def unknown_key(
     return f"unknown key; {_listed(path[:-1], keys)}", []
 
 
-def _meant(path: tuple[str, ...], keys: dict[tuple[str, ...], Key], optimizer: OptimizerKind) -> list[tuple[str, ...]]:
+def _meant(path: tuple[str, ...], keys: dict[tuple[str, ...], Key]) -> list[tuple[str, ...]]:
     name = path[-1]
     if name in _RATE_NAMES:
         inner = path[:2] == ("optimizer", "adamw")
-        return [
-            ("optimizer", "adamw", "lr") if inner else ("optimizer", "trust_radius" if optimizer == "fismo" else "lr")
-        ]
+        return [("optimizer", "adamw", "lr") if inner else ("optimizer", "lr")]
     same = [key for key in keys if key[-1] == name]
     if 1 <= len(same) <= 2:
         return same

@@ -18,6 +18,7 @@ from fismo_cli.preset.schema import KeyedError, Preset, preset_adapter
 from fismo_cli.preset.schema_tune import SearchedConfig
 from fismo_cli.preset.search_checks import changed_values, space_problems
 from fismo_cli.preset.suggestions import did_you_mean, near, unknown_key
+from fismo_core.checked import OptionError
 
 __all__ = ["Finding", "validate"]
 
@@ -177,11 +178,14 @@ def _explain(error: ValidationError, work: dict[str, Any], task: str, kind: Opti
             for key, message, others in cause.problems:
                 looked_at = tuple((*path, *other.split(".")) for other in others)
                 yield Finding((*path, *key.split(".")), message, looked_at, follows=True)
+        elif isinstance(cause, OptionError):
+            for key, message in cause.problems:
+                yield Finding((*path, key), message, follows=True)
         elif detail["type"] == "extra_forbidden" and path[:2] == ("tune", "space"):
             known = tuple(SearchedConfig.model_fields)
             text = f"unknown key; must be one of {', '.join(known)}.{did_you_mean(near(str(path[-1]), known))}"
             yield Finding(path, text, meant=tuple((*path[:-1], key) for key in known))
-        elif detail["type"] == "extra_forbidden":
+        elif detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             alias, owner, owner_name = _owner(path, work, kind, name)
             text, meant = unknown_key(tuple(map(str, alias)), task, owner, owner_name)
             if alias != path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fismo_core.sharding import rows_of
+from fismo_core.dtensors import local_part
 
 __all__ = ["WeightAverage", "decay_at"]
 
@@ -43,8 +43,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
         """Fold the model's weights after a step (from 1) into the average; after the first they are the average."""
-        current = [rows_of(parameter.detach()) for parameter in model.parameters()]
-        own = [rows_of(parameter) for parameter in self._own]
+        current = [local_part(parameter.detach()) for parameter in model.parameters()]
+        own = [local_part(parameter) for parameter in self._own]
         if step == 1:
             torch._foreach_copy_(own, current)
         else:

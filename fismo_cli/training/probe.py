@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fismo_cli.tasks.base import Batch
 from fismo_cli.training.seeding import kept_rng_state, restore_rng_state, rng_state
-from fismo_core.sharding import rows_of
+from fismo_core.dtensors import local_part
 
 __all__ = ["StepProbe", "StepStart", "untouched"]
 
@@ -53,14 +53,14 @@ class StepProbe:
 
         In float64, where the device has it: small changes of large weights would be lost in rounding.
         """
-        device = rows_of(self._before[0]).device
+        device = local_part(self._before[0]).device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         sums = torch.zeros(2, dtype=dtype, device=device)
         for gradient, new, old in zip(self._gradients, self._parameters, self._before, strict=True):
             if gradient is not None:
-                change = rows_of(new.detach()).to(dtype) - rows_of(old).to(dtype)
+                change = local_part(new.detach()).to(dtype) - local_part(old).to(dtype)
                 # What was not changed promised nothing, also where its gradient is not finite and was skipped for it.
-                product = rows_of(gradient).to(dtype) * change
+                product = local_part(gradient).to(dtype) * change
                 promised = torch.where(change == 0, 0.0, product).sum()
                 sums[0] += promised
                 if new in some:
@@ -70,11 +70,11 @@ class StepProbe:
     @torch.no_grad()
     def square_norms(self, parameters: Set[Tensor]) -> Tensor:
         """Two sums over these parameters, or this process's rows of them: of squared changes and of squares before."""
-        sums = torch.zeros(2, device=rows_of(self._before[0]).device)
+        sums = torch.zeros(2, device=local_part(self._before[0]).device)
         for new, old in zip(self._parameters, self._before, strict=True):
             if new in parameters:
-                rows = rows_of(old).float()
-                sums += torch.stack([(rows_of(new.detach()).float() - rows).square().sum(), rows.square().sum()])
+                rows = local_part(old).float()
+                sums += torch.stack([(local_part(new.detach()).float() - rows).square().sum(), rows.square().sum()])
         return sums
 
 

@@ -19,7 +19,7 @@ from fismo_cli.training.blocks import repeated_blocks
 from fismo_cli.training.used import UsedParameters
 from fismo_cli.training.world import World
 from fismo_core import FISMO
-from fismo_core.sharding import spread_as, whole_of
+from fismo_core.dtensors import distributed_like, full_tensor
 
 __all__ = ["SpreadModel", "check_parallel", "placed_alike", "placed_state", "spread_out"]
 
@@ -79,7 +79,7 @@ class SpreadModel:
         """A whole model on the CPU with the weights of a spread one, where it is to be kept; all processes call it."""
         state: dict[str, Tensor] = {}
         for name, value in model.state_dict().items():
-            whole = whole_of(value)  # one after the other: a device may not have room for all
+            whole = full_tensor(value)  # one after the other: a device may not have room for all
             if keep:
                 # A copy: what was gathered may be part of a larger memory, which safetensors refuses to save.
                 state[name] = whole.detach().to("cpu", copy=True)
@@ -114,7 +114,7 @@ def spread_out(model: nn.Module, train: TrainConfig, world: World, device: torch
 
 def placed_alike(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """A state of whole tensors, each spread as the one of its name is in another state."""
-    return {name: spread_as(value, like[name]) if name in like else value for name, value in state.items()}
+    return {name: distributed_like(value, like[name]) if name in like else value for name, value in state.items()}
 
 
 def placed_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def placed_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
     by_key = dict(zip(order, parameters, strict=True))
     entries = {
         key: {
-            name: spread_as(value, by_key[key])
+            name: distributed_like(value, by_key[key])
             if isinstance(value, Tensor) and value.shape == by_key[key].shape and value.dim()
             else value
             for name, value in entry.items()

@@ -27,7 +27,7 @@ from fismo_cli.training.state import RunState
 from fismo_cli.training.trust_region import RadiusControl
 from fismo_cli.training.world import World
 from fismo_core import Mars
-from fismo_core.sharding import rows_of, whole_of
+from fismo_core.dtensors import full_tensor, local_part
 
 __all__ = ["Stepper"]
 
@@ -144,7 +144,7 @@ class Stepper:
                     probe.take_gradients()
             if config.clip_grad_norm is not None:
                 gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-                self.gradient_norm = whole_of(nn.utils.get_total_norm(gradients))
+                self.gradient_norm = full_tensor(nn.utils.get_total_norm(gradients))
                 nn.utils.clip_grads_with_norm_(self._parameters, config.clip_grad_norm, self.gradient_norm)
         seen(loss)
         with self.clock:
@@ -185,7 +185,7 @@ class Stepper:
 
     def weights_problem(self) -> str | None:
         """Why the weights are of no use: the last loss is older than the last update, which may have broken them."""
-        weights = [rows for parameter in self._parameters if (rows := rows_of(parameter.detach())).numel()]
+        weights = [rows for parameter in self._parameters if (rows := local_part(parameter.detach())).numel()]
         largest = torch.stack(
             [norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)] or [torch.zeros(())]
         )

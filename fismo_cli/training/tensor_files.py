@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fismo_cli.errors import FismoError
 from fismo_cli.training.world import World
-from fismo_core.sharding import is_spread
+from fismo_core.dtensors import is_dtensor
 
 __all__ = ["measure_files", "read_tensors", "sha256", "write_tensors"]
 
@@ -80,6 +80,6 @@ def sha256(file: Path) -> str:
 
 def _own(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
     """What this process has to write."""
-    whole = [name for name, tensor in tensors.items() if not is_spread(tensor)]
+    whole = [name for name, tensor in tensors.items() if not is_dtensor(tensor)]
     taken = {name for names in world.gather(whole)[: world.rank] for name in names}
     return {name: tensor for name, tensor in tensors.items() if name not in taken}

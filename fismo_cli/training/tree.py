@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fismo_core.sharding import is_spread, rows_of
+from fismo_core.dtensors import is_dtensor, local_part
 
 __all__ = ["flatten", "merge", "rebuild"]
 
@@ -121,7 +121,7 @@ def _join(path: str, key: Any) -> str:
 
 def _order_in_memory(tensor: Tensor) -> list[int] | None:
     """The order of dimensions in which a tensor is contiguous; None for the usual one, and where there is none."""
-    if tensor.is_contiguous() or is_spread(tensor):
+    if tensor.is_contiguous() or is_dtensor(tensor):
         return None
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
@@ -131,9 +131,9 @@ def _order_in_memory(tensor: Tensor) -> list[int] | None:
 def _separate(tensor: Tensor, storages: set[int]) -> Tensor:
     """The tensor on the CPU, contiguous, copied where its memory is another's too (safetensors refuses that)."""
     value = tensor.detach()
-    if is_spread(value):
-        memory = rows_of(value).untyped_storage().data_ptr()
-        value = value.clone() if memory in storages and rows_of(value).numel() else value
+    if is_dtensor(value):
+        memory = local_part(value).untyped_storage().data_ptr()
+        value = value.clone() if memory in storages and local_part(value).numel() else value
         storages.add(memory)
         return value
     if value.device.type != "cpu":

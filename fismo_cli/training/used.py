@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fismo_cli.training.world import World
-from fismo_core.sharding import is_spread
+from fismo_core.dtensors import is_dtensor
 
 __all__ = ["UsedParameters"]
 
@@ -53,7 +53,7 @@ class UsedParameters:
         """Watch the parameters that FSDP2 has brought together for this module: the same tensors ever after."""
         self._hooks[prefix].remove()
         for name, parameter in module.named_parameters(prefix, remove_duplicate=False):
-            if parameter.requires_grad and not is_spread(parameter) and id(parameter) not in self._watched:
+            if parameter.requires_grad and not is_dtensor(parameter) and id(parameter) not in self._watched:
                 self._watched[id(parameter)] = parameter
                 parameter.register_hook(partial(self._note, self._numbers[name]))  # type: ignore[no-untyped-call]
 

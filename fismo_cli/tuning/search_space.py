@@ -16,6 +16,7 @@ from fismo_cli.preset.schema_tune import SearchedConfig
 from fismo_cli.preset.search_checks import as_searched, is_whole
 from fismo_cli.preset.settings import BETAS, COMPLEMENT, NEAR_ONE, get_setting, with_settings
 from fismo_cli.preset.validation import validate
+from fismo_core.config import MIN_POLYNOMIAL_DAMPING
 
 __all__ = [
     "Choice",
@@ -59,9 +60,6 @@ Space = dict[str, Range | Choice]
 """Name of a setting -> where it is searched."""
 
 
-MIN_POLYNOMIAL_DAMPING = 1e-4
-"""Below it the schema refuses polynomial roots."""
-
 BATCH_FACTORS = (0.5, 1, 2, 4)
 """Batch sizes that are tried, in terms of the preset's."""
 
@@ -75,9 +73,9 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
     decay = (0.0, 1e-4, 1e-3, 1e-2) if config.name in COUPLED_DECAY else (0.0, 0.01, 0.1, 0.3)
     space: Space = {"weight_decay": _choice(decay, config.weight_decay)}
     if isinstance(config, FismoConfig):
-        space = {"trust_radius": _around(config.trust_radius), **space, "1 - momentum": _complement(config.momentum)}
-        if config.damping > 0:
-            space["damping"] = _around(config.damping, least=_least_damping(config))
+        space = {"lr": _around(config.lr), **space, "1 - momentum": _complement(config.momentum)}
+        if config.metric.damping > 0:
+            space["metric.damping"] = _around(config.metric.damping, least=_least_damping(config))
         return _in_section(space)
     lr = config.lr or DEFAULTS.get(config.name, {}).get("lr")
     if lr is None:
@@ -119,9 +117,10 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     if isinstance(config, FismoConfig):
         space.pop("optimizer.weight_decay")
         usual = FismoConfig(name="fismo", form=config.form)
-        if config.damping > 0 and usual.damping_scale == config.damping_scale:
-            space["optimizer.damping"] = _around(config.damping, usual.damping, least=_least_damping(config))
-        space["optimizer.trust_radius"] = _around(config.trust_radius, usual.trust_radius)
+        damping, usual_damping = config.metric.damping, usual.metric.damping
+        if damping > 0 and usual.metric.damping_scale == config.metric.damping_scale:
+            space["optimizer.metric.damping"] = _around(damping, usual_damping, least=_least_damping(config))
+        space["optimizer.lr"] = _around(config.lr, usual.lr)
     elif "optimizer.lr" in space and config.name in DEFAULTS:
         space["optimizer.lr"] = _around(config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"])
     train, parts = preset.train, preset.train.accumulate * nproc
@@ -173,8 +172,8 @@ def near_bounds(space: Space, settings: Mapping[str, Any], share: float = 0.05) 
 
 
 def short_name(name: str) -> str:
-    """A setting's name as tables have it: without its section."""
-    return name.replace("optimizer.", "").replace("train.", "")
+    """A setting's name as tables have it: without its sections."""
+    return name.replace("optimizer.", "").replace("metric.", "").replace("train.", "")
 
 
 def short_value(value: Value) -> str:
@@ -223,7 +222,7 @@ def _in_section(space: Space) -> Space:
 
 
 def _least_damping(config: FismoConfig) -> float:
-    return MIN_POLYNOMIAL_DAMPING if config.roots == "polynomial" else 0.0
+    return MIN_POLYNOMIAL_DAMPING if config.metric.roots == "polynomial" else 0.0
 
 
 def _around(start: float, usual: float | None = None, least: float = 0.0) -> Range:

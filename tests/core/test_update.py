@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from fismo_core.options import options_of
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fismo_core import FISMO
 from fismo_core.layout import Bucket, Slot
-from fismo_core.options import options_of
 from fismo_core.update import fismo_update, initial_state
 from tests.core import reference
 from tests.core.conftest import replayed_gradients

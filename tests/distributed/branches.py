@@ -21,7 +21,7 @@ from fismo_cli.training.spreading import spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World, join_world
 from fismo_core import FISMO, split_parameters
-from fismo_core.sharding import whole_of
+from fismo_core.dtensors import full_tensor
 
 
 class Poison(torch.autograd.Function):
@@ -129,7 +129,7 @@ def train(parallel: str, share: float, accumulate: int, poisoned: bool, world: W
     by_rank = world.gather([count > 0 for count in samples.seen])
     return {
         "status": finished.summary["status"],
-        "weights": {name: whole_of(value.detach()).tolist() for name, value in model.state_dict().items()},
+        "weights": {name: full_tensor(value.detach()).tolist() for name, value in model.state_dict().items()},
         "ranks with rare samples": [sum(flags) for flags in zip(*by_rank, strict=True)],
         "skipped": optimizer.skipped_gradients(),
     }

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fismo_core import FISMO, split_parameters
-from fismo_core.sharding import whole_of
+from fismo_core.dtensors import full_tensor
 
 
 class Model(nn.Module):
@@ -84,7 +84,7 @@ def train(run: Run) -> dict[str, Any]:
         mean = loss.detach().clone()
         distributed.all_reduce(mean)
         losses.append(float(mean) / size)
-    weights = {name: whole_of(value.detach()) for name, value in model.state_dict().items()}
+    weights = {name: full_tensor(value.detach()) for name, value in model.state_dict().items()}
     flat = torch.cat([weights[name].flatten() for name, _ in model.named_parameters()])
     everywhere = [torch.empty_like(flat) for _ in range(size)]
     distributed.all_gather(everywhere, flat)

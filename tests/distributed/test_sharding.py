@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fismo_core.sharding import elementwise_cost, matrix_cost, share_out
+from fismo_core.ranks import elementwise_cost, matrix_cost, share_out
 
 ROOT = Path(__file__).parents[2]
 

@@ -259,6 +259,6 @@ def one_rate_warning(given: Sequence[float], rates: Sequence[float | Tensor]) ->
     return (
         f"all parameter groups have the learning rate {now.pop():g}, but were given "
         f"{', '.join(f'{rate:g}' for rate in given)}: a scheduler or a loop has set one for all. AdamW's parameters "
-        "need another one than matrices: give the scheduler a list (OneCycleLR(optimizer, max_lr=[group['lr'] for group "
-        "in optimizer.param_groups], ...)), or scale each group's own"
+        "need another one than matrices: give the scheduler a list, such as OneCycleLR(optimizer, "
+        "max_lr=[group['lr'] for group in optimizer.param_groups], ...), or scale each group's own"
     )

@@ -102,8 +102,6 @@ def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> 
             shared = SHARED_OPTIMIZER_KEYS - (set() if name in ("fismo", *MATRIX_NAMES) else {"rules"})
             _drop(layered, "optimizer", set(optimizer) - shared, chosen, f"not for {name}", source)
         elif name == "fismo" and chosen.get("form", form_before) != form_before:
-            if isinstance(optimizer.get("polar"), str):
-                layered.values["optimizer"] = {**optimizer, "polar": {"method": optimizer["polar"]}}
             paths = {
                 ".".join(override.path[1:]): override.value for override in overrides if override.path[0] == "optimizer"
             }

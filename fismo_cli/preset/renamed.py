@@ -34,10 +34,11 @@ def modern_document(document: Document) -> tuple[Document, list[str]]:
     """A preset's document with the names of now, each on the line of the old one, and a note if there were others."""
     values, lines, found = dict(document.values), dict(document.lines), []
     for path, section in _fismo_sections(values):
-        for old in RENAMED.keys() & section.keys():
+        if isinstance(section.get("polar"), str):  # a word alone is the method
+            section["polar"] = {"method": section["polar"]}
+            lines[(*path, "polar", "method")] = lines.get((*path, "polar"), 1)
+        for old in sorted(RENAMED.keys() & section.keys()):
             new = RENAMED[old].split(".")
-            if new[0] == "polar" and isinstance(section.get("polar"), str):
-                section["polar"] = {"method": section["polar"]}
             if leaf(section, RENAMED[old], MISSING) is not MISSING:
                 continue  # both are there: then the old one is an unknown key
             value = section.pop(old)
@@ -69,6 +70,9 @@ def modern_overrides(overrides: Sequence[Override], values: Any) -> tuple[list[O
         path = override.path
         if path[0] == "optimizer" and len(path) == 2 and path[1] in RENAMED:
             path = ("optimizer", *RENAMED[path[1]].split("."))
+        elif path == ("optimizer", "polar") and isinstance(override.value, str):
+            modern.append(replace(override, path=(*path, "method")))
+            continue
         elif path[:2] == ("tune", "space") and len(path) > 2:
             path = ("tune", "space", _modern_name(path[2]), *path[3:])
         if path != override.path:

@@ -128,11 +128,15 @@ class FismoConfig(Config):
 
 def fismo_options(config: FismoConfig) -> FismoOptions:
     """The options of the library that a section asks for."""
-    kinds: dict[str, type[Checked]] = {"metric": FisherMetric, "polar": Polar, "adamw": AdamW}
-    values = {f.name: getattr(config, f.name) for f in fields(FismoOptions)}
-    return FismoOptions(
-        **{key: kinds[key](**value.model_dump()) if key in kinds else value for key, value in values.items()}
-    )
+    values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(FismoOptions)}
+    for name, kind in {"metric": FisherMetric, "polar": Polar, "adamw": AdamW}.items():
+        values[name] = kind(**plain(values[name]))
+    return FismoOptions(**values)
+
+
+def plain(section: Any) -> dict[str, Any]:
+    """The keys and values of a section."""
+    return dict(section.model_dump())
 
 
 def _yaml(value: Any) -> str:
@@ -160,7 +164,7 @@ class BaselineConfig(Config):
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
     adamw: AdamWSection = Field(
-        default={}, description="muon, soap, shampoo, ...: for the parameters that they do not treat."
+        default=to_plain(AdamW()), description="muon, soap, shampoo, ...: for the parameters that they do not treat."
     )
     rules: Rules = Field(
         default={}, description="muon, soap, shampoo, ...: regular expression on a name -> who treats it."

@@ -147,7 +147,7 @@ def sweep(each: Each) -> list[str]:
                 *("stdlib-gpt2", f"train.batch_size={batch}", f"train.steps={SWEEP[batch]}"),
                 *("train.schedule.name=constant", f"train.schedule.warmup={10 / SWEEP[batch]:.4f}"),
                 *("train.noise_every=5", f"evaluate.every={max(2, SWEEP[batch] // 40)}", "evaluate.batch_size=64"),
-                *("data.validation_fraction=0.01", "data.test_fraction=0", f"optimizer.trust_radius={radius}"),
+                *("data.validation_fraction=0.01", "data.test_fraction=0", f"optimizer.lr={radius}"),
             )
             for batch, radius in settings
         ]
@@ -184,7 +184,7 @@ def growth(each: Each) -> list[str]:
         )
         for scale in (1, 2):
             radius = scale * RADII[preset]
-            runs = each([at_end(preset, seed, *constant, f"optimizer.trust_radius={radius}") for seed in SEEDS])
+            runs = each([at_end(preset, seed, *constant, f"optimizer.lr={radius}") for seed in SEEDS])
             lines.append(_growth_row(preset, f"{large}, radius {radius:g}", runs))
         runs = each([at_end(preset, seed, *growing[:-2]) for seed in SEEDS])
         lines.append(_growth_row(preset, f"{small}", runs))
@@ -209,7 +209,7 @@ def radius(each: Each) -> list[str]:
         losses: dict[tuple[float, str], list[float]] = {}
         ends: dict[tuple[float, str], str] = {}
         for start, adapt in rows:
-            settings = (f"optimizer.trust_radius={start:.4g}",) if (start, adapt) != (best, "null") else ()
+            settings = (f"optimizer.lr={start:.4g}",) if (start, adapt) != (best, "null") else ()
             settings += (f"optimizer.adapt_radius={adapt}",) if adapt != "null" else ()
             runs = each([at_end(preset, seed, *settings) for seed in seeds])
             losses[start, adapt] = [loss_of(run) for run in runs]

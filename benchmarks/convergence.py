@@ -31,8 +31,8 @@ LONG = ("fismo", "fismo-dense", "muon")
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 OPTIMIZERS: dict[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
-    "fismo": ("trust_radius", (0.01, 0.02, 0.04, 0.08), ()),
-    "fismo-dense": ("trust_radius", (0.01, 0.02, 0.04, 0.08), ("optimizer.form=dense",)),
+    "fismo": ("lr", (0.01, 0.02, 0.04, 0.08), ()),
+    "fismo-dense": ("lr", (0.01, 0.02, 0.04, 0.08), ("optimizer.form=dense",)),
     "muon": ("lr", (0.01, 0.02, 0.04, 0.08), ()),
     "soap": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.args.precondition_frequency=5",)),
     "adamw": ("lr", (1e-3, 3e-3, 1e-2, 3e-2), ("optimizer.betas=[0.9, 0.95]",)),

@@ -21,9 +21,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from fismo_core import FISMO
+from fismo_core import FISMO, FisherMetric, Polar
 from fismo_core.layout import MatrixLayout
-from fismo_core.routing import layout_to_plain
 
 Gradient = Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]]
 Stepper = Callable[[list[Tensor]], None]
@@ -89,7 +88,7 @@ PROBLEMS = {"factorisation": factorisation, "network": network, "network, no rid
 def fismo(make: Callable[..., FISMO], **options: Any) -> Callable[[list[Tensor], float], Stepper]:
     def build(W: list[Tensor], lr: float) -> Stepper:
         parameters = [nn.Parameter(w) for w in W]
-        layout = layout_to_plain(MatrixLayout(stacked=True))
+        layout = MatrixLayout(stacked=True).to_plain()
         optimizer = make([{"params": parameters, "layouts": [layout] * len(W)}], lr, momentum=BETA, **options)
 
         def step(gradients: list[Tensor]) -> None:
@@ -114,7 +113,7 @@ def muon(W: list[Tensor], lr: float) -> Stepper:
     return step
 
 
-PLAIN = {"power": 0.0, "nesterov": False, "shape_scale": "none"}
+PLAIN = {"metric": FisherMetric(power=0.0), "nesterov": False, "scale": "none"}
 FORMS: dict[str, tuple[Callable[[list[Tensor], float], Stepper], torch.dtype]] = {
     "paper": (fismo(FISMO.paper, compute_dtype="float32"), torch.float32),
     "default": (fismo(FISMO, compute_dtype="float32"), torch.float32),
@@ -155,8 +154,8 @@ def descend(problem: str, form: str, seeds: Sequence[int], steps: int, lr: float
 def stationary(problem: str, seeds: Sequence[int], dtype: torch.dtype, steps: int = 1500) -> list[Tensor]:
     W, gradient = PROBLEMS[problem](seeds, dtype)
     parameters = [nn.Parameter(w) for w in W]
-    group = {"params": parameters, "layouts": [layout_to_plain(MatrixLayout(stacked=True))] * len(W)}
-    optimizer = FISMO([group], polar="quintic", polar_steps=5, **PLAIN)
+    group = {"params": parameters, "layouts": [MatrixLayout(stacked=True).to_plain()] * len(W)}
+    optimizer = FISMO([group], polar=Polar("quintic", 5), **PLAIN)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
         for parameter, G in zip(parameters, gradient(W)[1], strict=True):

@@ -36,7 +36,7 @@ def shapes(width: int, layers: int) -> list[tuple[int, int]]:
 
 def costs(sides: list[tuple[int, int]]) -> list[float]:
     dense = [sum(dim <= 1.5 * other for dim, other in ((m, n), (n, m))) for m, n in sides]
-    return [matrix_cost(m, n, dense_sides=d, refresh_interval=INTERVAL) for (m, n), d in zip(sides, dense, strict=True)]
+    return [matrix_cost(m, n, dense_sides=d, refresh_every=INTERVAL) for (m, n), d in zip(sides, dense, strict=True)]
 
 
 def work(width: int, layers: int, result: Path) -> None:

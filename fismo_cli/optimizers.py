@@ -69,9 +69,8 @@ def build_mars(config: FismoConfig | BaselineConfig, optimizer: Optimizer) -> Ma
 
 
 def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
-    options = vars(fismo_options(config))
     groups = split_parameters(model, config.rules, decayed=_decayed_rules(config))
-    return FISMO(groups, **options, process_group=process_group)
+    return FISMO.of(groups, fismo_options(config), process_group=process_group)
 
 
 def _decayed_rules(config: FismoConfig | BaselineConfig) -> list[Rule]:

@@ -133,6 +133,18 @@ class FISMO(Optimizer):
         super().__init__(groups, defaults)
 
     @classmethod
+    def of(
+        cls,
+        params: nn.Module | ParamsT,
+        options: FismoOptions,
+        *,
+        rules: Mapping[str, Rule] | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> "FISMO":
+        """The optimizer with all its options in one value, such as `DENSE` or `replace(PAPER, lr=0.01)`."""
+        return cls(params, **vars(options), rules=rules, process_group=process_group)
+
+    @classmethod
     def paper(
         cls,
         params: nn.Module | ParamsT,
@@ -141,23 +153,19 @@ class FISMO(Optimizer):
         momentum: float = PAPER.momentum,
         damping: float = PAPER.metric.damping,
         decay: float = PAPER.metric.decay,
-        max_dim: int = PAPER.metric.max_dim,
-        polar: Polar | PolarMethod | PolarFunction = PAPER.polar,
-        weight_decay: float = PAPER.weight_decay,
-        adamw: AdamW = PAPER.adamw,
-        rules: Mapping[str, Rule] | None = None,
+        polar: Polar = PAPER.polar,
         compute_dtype: ComputeDtype = PAPER.compute_dtype,
+        rules: Mapping[str, Rule] | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> "FISMO":
         """The published algorithm to the letter: the options `PAPER`, of which those that it leaves open can be given.
 
-        `lr` is its trust radius eta (with an exact polar factor and no decay, every step has exactly this length in the
-        metric), `damping` mu, `decay` gamma; a side longer than `max_dim` keeps a diagonal factor here too.
+        `lr` is its trust radius eta (with an exact polar factor every step has exactly this length in the metric),
+        `damping` mu, `decay` gamma. A side longer than 8,192 keeps a diagonal factor here too.
         """
-        metric = replace(PAPER.metric, damping=damping, decay=decay, max_dim=max_dim)
-        options = {"nesterov": PAPER.nesterov, "scale": PAPER.scale, "graft": PAPER.graft, "weight_decay": weight_decay}
-        more = {"rules": rules, "compute_dtype": compute_dtype, "process_group": process_group}
-        return cls(params, lr, momentum=momentum, metric=metric, polar=polar, adamw=adamw, **options, **more)  # type: ignore[arg-type]
+        metric = replace(PAPER.metric, damping=damping, decay=decay)
+        options = replace(PAPER, lr=lr, momentum=momentum, metric=metric, polar=polar, compute_dtype=compute_dtype)
+        return cls.of(params, options, rules=rules, process_group=process_group)
 
     # -- groups and state --------------------------------------------------------------------------------------------
 

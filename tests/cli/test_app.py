@@ -104,7 +104,7 @@ def test_validate_says_what_will_be_run(capsys):
     code, out, err = run(capsys, "validate", "digits-vit", "optimizer.name=muon", "optimizer.lr=0.07", "train.steps=77")
     assert (code, out) == (0, "")
     assert "ok: presets/digits-vit.yaml" in err
-    for words in ("muon, lr 0.07", "77 steps", "left out of presets/digits-vit.yaml: optimizer.trust_radius"):
+    for words in ("muon, lr 0.07", "77 steps", "left out of presets/digits-vit.yaml: optimizer.lr"):
         assert words in err
 
 
@@ -274,7 +274,7 @@ def test_the_module_runs_as_a_program():
     assert done.returncode == 2
     assert done.stderr == (
         "preset error: command line: optimizer.dampng=1  optimizer.dampng: unknown key. "
-        "Did you mean optimizer.damping?\n"
+        "Did you mean optimizer.metric.damping?\n"
     )
 
 

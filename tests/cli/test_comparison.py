@@ -46,14 +46,14 @@ def test_values_of_the_preset_and_built_in_ones():
 
 def test_a_variant_of_the_candidate_starts_from_its_settings():
     found = contenders(
-        "optimizer.trust_radius=0.03",
+        "optimizer.lr=0.03",
         "compare.twin={name: fismo}",
         "compare.paper={name: fismo, form: paper}",
         baselines=("twin", "paper"),
     )
     assert found["twin"].loaded.preset == found["fismo"].loaded.preset
     paper = found["paper"].loaded.preset.optimizer
-    assert (paper.trust_radius, paper.form, paper.power) == (0.03, "paper", 0.5)
+    assert (paper.lr, paper.form, paper.metric.power) == (0.03, "paper", 0.5)
 
 
 def test_runs_differ_by_seed_and_settings_alone():
@@ -158,13 +158,17 @@ def test_speed_ups_keep_misses():
 @pytest.mark.parametrize("momentum", ["0", "0.2", "0.999"])
 def test_every_draw_from_a_legal_fismo_section_is_legal(damping, momentum):
     roots = "eigh" if damping == "0" else "polynomial"
-    overrides = [f"optimizer.damping={damping}", f"optimizer.momentum={momentum}", f"optimizer.roots={roots}"]
+    overrides = [
+        f"optimizer.metric.damping={damping}",
+        f"optimizer.momentum={momentum}",
+        f"optimizer.metric.roots={roots}",
+    ]
     fismo = make_contenders(load_preset("digits-vit", overrides), ("muon",))[0][0]
     sampling = Sampling(fismo.space, trials=20, seed=0)
     while not sampling.done:
         settings = sampling.ask()
-        assert fismo.run(1, settings).preset.optimizer.damping >= 0
-        sampling.tell(settings, settings["optimizer.trust_radius"])
+        assert fismo.run(1, settings).preset.optimizer.metric.damping >= 0
+        sampling.tell(settings, settings["optimizer.lr"])
 
 
 def test_what_args_fix_is_not_searched():

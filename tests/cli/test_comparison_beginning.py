@@ -90,7 +90,7 @@ def test_other_settings_of_a_baseline_are_other_runs_and_other_ones_of_the_candi
     assert other.contenders[1].run(0).preset != first.contenders[1].run(0).preset
     assert len(other.declarations) == 2
     assert tries.names == ["fismo", "muon", "muon"]
-    for change in ("optimizer.trust_radius=0.5", "train.batch_size=8", "train.seed=7", "train.threads=1"):
+    for change in ("optimizer.lr=0.5", "train.batch_size=8", "train.seed=7", "train.threads=1"):
         assert asked(tmp_path, "muon", overrides=(change,)).directory != first.directory
     assert asked(tmp_path, "muon", tune_trials=3).directory != first.directory
     assert asked(tmp_path, "muon", overrides=("logging.tensorboard=true",)).directory == first.directory

@@ -97,7 +97,7 @@ def _config(name: str, lr: float | None = None, decay: float = 0.0, **options: A
     if name not in NO_WEIGHT_DECAY:
         options["weight_decay"] = decay
     if name == "fismo":
-        return FismoConfig(name="fismo", adamw=adamw, **options, **({} if lr is None else {"trust_radius": lr}))
+        return FismoConfig(name="fismo", adamw=adamw, **options, **({} if lr is None else {"lr": lr}))
     return BaselineConfig(name=name, lr=lr, adamw=adamw, **options)
 
 

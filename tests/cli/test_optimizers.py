@@ -1,8 +1,6 @@
 """Optimizers by name: baselines get FISMO's matrices, settings mean what they say, state survives a round trip."""
 
 import copy
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +9,9 @@ import torch
 from torch import nn
 
 from fismo_cli.errors import UsageError
-from fismo_cli.optimizers import NOT_ARGUMENTS, MatrixOptimizer, build_optimizer, learning_rates, optimizer_state_bytes
-from fismo_cli.preset import schema
-from fismo_cli.preset.schema import AdamWConfig, BaselineConfig, FismoConfig
-from fismo_core import DENSE_FORM, FISMO, PAPER_FORM
+from fismo_cli.optimizers import MatrixOptimizer, build_optimizer, learning_rates, optimizer_state_bytes
+from fismo_cli.preset.schema import BaselineConfig, FismoConfig, fismo_options
+from fismo_core import DENSE, PAPER, AdamW, FisherMetric, FismoOptions, Polar
 
 
 def _vit() -> nn.Module:
@@ -42,7 +39,7 @@ def _set_gradients(model: nn.Module, seed: int) -> None:
 def test_muon_steps_the_split_and_transposed_matrices_and_adamw_the_rest() -> None:
     model = _gpt2()
     before = copy.deepcopy(model)
-    config = BaselineConfig(name="muon", lr=0.1, weight_decay=0.2, adamw=AdamWConfig(lr=0.01, weight_decay=0.3))
+    config = BaselineConfig(name="muon", lr=0.1, weight_decay=0.2, adamw=AdamW(lr=0.01, weight_decay=0.3))
     optimizer = build_optimizer(config.model_copy(update={"weight_decay_on": "all"}), model)
 
     # Independently: each matrix as a parameter of its own for torch's Muon, everything else for torch's AdamW.
@@ -185,24 +182,17 @@ def test_state_bytes_of_adam_are_two_moments_and_a_step() -> None:
     assert optimizer_state_bytes(optimizer) == 2 * 400 + 4
 
 
-def test_the_schema_and_the_optimizer_agree_on_defaults_and_forms() -> None:
-    assert {name: fixed for name, (fixed, _) in schema.FORMS.items()} == {"paper": PAPER_FORM, "dense": DENSE_FORM}
-    signature = {
-        name: parameter.default
-        for name, parameter in inspect.signature(FISMO.__init__).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+def test_the_schema_has_every_option_of_the_optimizer_with_its_default() -> None:
+    assert fismo_options(FismoConfig(name="fismo")) == FismoOptions()
+    asked = {"momentum": 0.9, "metric": {"damping": 0.3, "decay": 0.8}, "polar": "quintic", "adamw": {"lr": 0.1}}
+    assert fismo_options(FismoConfig.model_validate({"name": "fismo", **asked})) == FismoOptions(
+        momentum=0.9, metric=FisherMetric(damping=0.3, decay=0.8), polar=Polar("quintic"), adamw=AdamW(lr=0.1)
+    )
+
+
+@pytest.mark.parametrize(("form", "options"), [("default", FismoOptions()), ("dense", DENSE), ("paper", PAPER)])
+def test_each_form_by_preset_equals_the_options_of_its_name(form: str, options: FismoOptions) -> None:
+    group = build_optimizer(FismoConfig.model_validate({"name": "fismo", "form": form}), _vit()).param_groups[0]
+    assert {key: group[key] for key in vars(options) if key != "adamw"} == {
+        key: value for key, value in vars(options).items() if key != "adamw"
     }
-    config = FismoConfig(name="fismo")
-    fields = config.model_dump(exclude=NOT_ARGUMENTS)
-    adamw = {f"adamw_{key}": value for key, value in config.adamw.model_dump().items()}
-    of_the_run = {"process_group": None}  # not a setting
-    assert {"lr": config.trust_radius, **fields, **adamw, **of_the_run} == signature
-
-
-@pytest.mark.parametrize(("form", "create"), [("default", FISMO), ("dense", FISMO.dense), ("paper", FISMO.paper)])
-def test_each_form_by_preset_equals_the_constructor(form: str, create: Callable[..., FISMO]) -> None:
-    model = _vit()
-    by_preset = build_optimizer(FismoConfig.model_validate({"name": "fismo", "form": form}), model).param_groups[0]
-    by_call = create([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
-    options = (set(inspect.signature(FISMO.__init__).parameters) - {"params"}) & by_call.keys()
-    assert {key: by_preset[key] for key in options} == {key: by_call[key] for key in options}

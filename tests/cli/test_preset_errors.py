@@ -60,7 +60,7 @@ def test_the_good_preset_is_good(write):
         ("steps: 10", "epochs: 1e308", "11  train.epochs: must be at most 1,000,000,000"),
         ("steps: 10", "steps: 18446744073709551616", "11  train.steps: must be at most 1,000,000,000"),
         ("steps: 10", "stepz: 10", "11  train.stepz: unknown key. Did you mean train.steps?"),
-        ("steps: 10", "steps: 10\n  lr: 1", "12  train.lr: unknown key. Did you mean optimizer.trust_radius?"),
+        ("steps: 10", "steps: 10\n  lr: 1", "12  train.lr: unknown key. Did you mean optimizer.lr?"),
         (
             "steps: 10",
             "steps: 10\n  mixup_alpha: 1",
@@ -72,19 +72,23 @@ def test_the_good_preset_is_good(write):
         (
             "name: fismo",
             "name: fismo\n  dampng: 1",
-            "10  optimizer.dampng: unknown key. Did you mean optimizer.damping?",
+            "10  optimizer.dampng: unknown key. Did you mean optimizer.metric.damping?",
         ),
-        ("name: fismo", "name: fismo\n  lr: 1", "10  optimizer.lr: unknown key. Did you mean optimizer.trust_radius?"),
+        ("name: fismo", "name: fismo\n  lr: 1", "10  optimizer.lr: unknown key. Did you mean optimizer.lr?"),
         (
             "name: fismo",
             "name: fismo\n  betas: [0, 0]",
             "10  optimizer.betas: unknown key. Did you mean optimizer.adamw.b",
         ),
-        ("name: fismo", "name: adam\n  damping: 1", "10  optimizer.damping: unknown key for adam: it belongs to fismo"),
+        (
+            "name: fismo",
+            "name: adam\n  damping: 1",
+            "10  optimizer.metric.damping: unknown key for adam: it belongs to fismo",
+        ),
         (
             "name: fismo",
             "name: adam\n  trust_radius: 1",
-            "10  optimizer.trust_radius: unknown key. Did you mean optimizer.lr?",
+            "10  optimizer.lr: unknown key. Did you mean optimizer.lr?",
         ),
         (
             "name: fismo",
@@ -114,8 +118,8 @@ def test_the_good_preset_is_good(write):
         ("channels: 1", "splits: {train: 1}", "7  data.splits.train: must be text, got 1"),
         (
             "channels: 1",
-            "channels: 1\ntune: {space: {optimizer.damping: {low: .nan, high: 1}}}",
-            '8  tune.space["optimizer.damping"].low: must be a finite number, got nan',
+            "channels: 1\ntune: {space: {optimizer.metric.damping: {low: .nan, high: 1}}}",
+            '8  tune.space["optimizer.metric.damping"].low: must be a finite number, got nan',
         ),
         (
             "channels: 1",
@@ -161,13 +165,13 @@ def test_one_mistake_gives_one_problem_in_plain_words(write, old, new, problem):
 def test_polynomial_roots_need_a_power_and_damping_they_can_do(write):
     text = GOOD.replace("name: fismo", "name: fismo\n  power: 0.3\n  damping: 0\n  damping_scale: absolute")
     assert problems_of(write(text)) == [
-        "10  optimizer.power: must be 0.125, 0.25 or 0.5 where optimizer.roots is polynomial; eigh takes any",
-        "11  optimizer.damping: must be at least 1e-4 where optimizer.roots is polynomial; eigh takes any",
-        "12  optimizer.damping_scale: must be relative where optimizer.roots is polynomial; eigh takes any",
+        "10  optimizer.metric.power: must be 0, 0.125, 0.25 or 0.5 where roots is polynomial (eigh takes any)",
+        "11  optimizer.metric.damping: must be at least 0.0001 where roots is polynomial (eigh takes any)",
+        "12  optimizer.metric.damping_scale: must be relative where roots is polynomial (eigh takes any)",
     ]
-    load_preset(write(text), ["optimizer.roots=eigh"])
+    load_preset(write(text), ["optimizer.metric.roots=eigh"])
     steps = write(GOOD.replace("name: fismo", "name: fismo\n  polar_steps: 5"))
-    assert problems_of(steps) == ["10  optimizer.polar_steps: must be 2 where optimizer.polar is composite"]
+    assert problems_of(steps) == ["10  optimizer.polar.steps: must be 2 where optimizer.polar is composite"]
     load_preset(steps, ["optimizer.polar=quintic"])
     load_preset(write(text.replace("0.3", "0")))  # Muon has no roots
 
@@ -213,7 +217,7 @@ evaluat: {}
         "8 data.mean",
         "9 data.std",
         "10 data.image_size",
-        "14 optimizer.power",
+        "14 optimizer.metric.power",
         "15 optimizer.nesterov",
         "16 optimizer.dampng",
         "18 train.steps",

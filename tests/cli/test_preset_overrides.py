@@ -14,7 +14,7 @@ model: {library: timm, name: test_vit}
 data: {source: digits, channels: 1}
 optimizer:
   name: fismo
-  trust_radius: 0.05
+  lr: 0.05
   momentum: 0.9
   weight_decay: 0.01
   adamw: {lr: 0.002}
@@ -38,9 +38,9 @@ def refused(preset, *overrides):
 
 
 def test_overrides_win_and_the_last_one_wins(preset):
-    loaded = load_preset(preset, ["train.seed=1", "optimizer.trust_radius=1e-3", "train.seed=2"])
+    loaded = load_preset(preset, ["train.seed=1", "optimizer.lr=1e-3", "train.seed=2"])
     assert loaded.preset.train.seed == 2
-    assert loaded.preset.optimizer.trust_radius == 0.001
+    assert loaded.preset.optimizer.lr == 0.001
     assert loaded.preset.optimizer.momentum == 0.9
     assert loaded.notes == ()
 
@@ -102,7 +102,7 @@ def test_another_optimizer_keeps_what_is_shared_and_says_what_is_left_out(preset
     assert found.adamw.lr == 0.002
     assert found.rules == {"blocks": "matrix"}
     (note,) = loaded.notes
-    assert "optimizer.trust_radius" in note
+    assert "optimizer.lr" in note
     assert "momentum" not in note  # An override gives it anew.
 
 
@@ -119,8 +119,8 @@ def test_naming_the_same_optimizer_leaves_out_nothing(preset):
 
 
 def test_keys_of_the_old_optimizer_given_as_overrides_are_errors(preset):
-    (problem,) = refused(preset, "optimizer.name=muon", "optimizer.damping=0.3")
-    assert "command line: optimizer.damping=0.3" in problem
+    (problem,) = refused(preset, "optimizer.name=muon", "optimizer.metric.damping=0.3")
+    assert "command line: optimizer.metric.damping=0.3" in problem
     assert "belongs to fismo" in problem
 
 
@@ -131,7 +131,7 @@ def test_a_resolved_preset_takes_another_optimizer_and_form_too(preset, tmp_path
         load_preset(preset, ["optimizer.name=sgd"]).preset
     )
     paper = load_preset(str(resolved), ["optimizer.form=paper"])
-    assert (paper.preset.optimizer.power, paper.preset.optimizer.grafting) == (0.5, False)
+    assert (paper.preset.optimizer.metric.power, paper.preset.optimizer.graft) == (0.5, False)
     assert paper.preset == load_preset(preset, ["optimizer.form=paper"]).preset
     resolved.write_text(resolved_yaml(paper))
     assert load_preset(str(resolved), ["optimizer.form=default"]).preset == load_preset(preset).preset
@@ -141,7 +141,7 @@ def test_the_dense_form_takes_the_place_of_the_file_s_choices(preset, tmp_path):
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(resolved_yaml(load_preset(preset)))
     dense = load_preset(str(resolved), ["optimizer.form=dense"]).preset
-    assert (dense.optimizer.max_factor_ratio, dense.optimizer.roots) == (None, "eigh")
+    assert (dense.optimizer.metric.max_ratio, dense.optimizer.metric.roots) == (None, "eigh")
     assert dense == load_preset(preset, ["optimizer.form=dense"]).preset
 
 
@@ -155,7 +155,7 @@ def test_steps_take_the_place_of_epochs(preset):
 
 TRICKY = [
     "optimizer.adamw.eps=1e-12",
-    "optimizer.trust_radius=0.1234567890123456789",
+    "optimizer.lr=0.1234567890123456789",
     "optimizer.adamw.lr=3.3333333333333335e-17",
     "train.max_loss=1e+300",
     'model.args={a: "1e-3", b: "on", c: "null", d: "0o7"}',

@@ -46,11 +46,11 @@ def test_unfinished_runs_are_those_of_the_same_preset_newest_first(tmp_path, loa
 def test_another_preset_is_refused_with_the_keys_that_differ(tmp_path, loaded):
     run = RunDirectory.create(tmp_path, loaded)
     check_same_preset(run, loaded)
-    other = load_preset("digits-vit", ["train.seed=1", "optimizer.damping=0.3"])
+    other = load_preset("digits-vit", ["train.seed=1", "optimizer.metric.damping=0.3"])
     with pytest.raises(UsageError) as caught:
         check_same_preset(run, other)
     assert "train.seed (0 there, 1 here)" in str(caught.value)
-    assert "optimizer.damping" in str(caught.value)
+    assert "optimizer.metric.damping" in str(caught.value)
     assert "momentum" not in str(caught.value)
 
 

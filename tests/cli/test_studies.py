@@ -24,8 +24,8 @@ from fismo_cli.tuning.plan import Environment, Judging
 from fismo_cli.tuning.studies import open_study
 from tests.postgresql import postgresql_server
 
-NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.trust_radius", "optimizer.momentum", "train.batch_size"))
-TWO = (*NONE, "tune.space.optimizer.damping={choices: [0.1, 0.2]}")
+NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.lr", "optimizer.momentum", "train.batch_size"))
+TWO = (*NONE, "tune.space.optimizer.metric.damping={choices: [0.1, 0.2]}")
 
 
 class Run:
@@ -49,7 +49,7 @@ class Run:
     def outcome(self) -> RunDirectory | Failure:
         run, preset = RunDirectory.create(self.runs_dir, self.loaded), self.loaded.preset
         run.model.mkdir()
-        value = preset.optimizer.damping + preset.train.seed
+        value = preset.optimizer.metric.damping + preset.train.seed
         write_json(
             run.summary,
             {
@@ -103,11 +103,11 @@ def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told:
 def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path, workers):
     Run.polls, told = 5, []
     summary = tune(tmp_path, *TWO, workers=workers, told=told)
-    assert sorted(run.preset.optimizer.damping for run in Run.trained) == [0.1, 0.2]
+    assert sorted(run.preset.optimizer.metric.damping for run in Run.trained) == [0.1, 0.2]
     assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
     by_point: dict[float, list[dict[str, Any]]] = {0.1: [], 0.2: []}
     for trial in summary["trial_list"]:
-        by_point[trial["params"]["optimizer.damping"]].append(trial)
+        by_point[trial["params"]["optimizer.metric.damping"]].append(trial)
     for damping, trials in by_point.items():
         assert {trial["value"] for trial in trials} == {damping}
         assert [trial["same_as"] for trial in trials] == [None, *[trials[0]["number"]] * (len(trials) - 1)]
@@ -128,8 +128,8 @@ def test_each_point_is_judged_by_the_mean_of_its_repeats_once(tmp_path):
 def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, monkeypatch):
     class Odd(Run):
         def outcome(self):
-            strange = self.loaded.preset.optimizer.damping == 0.2
-            if strange and len([r for r in Run.trained if r.preset.optimizer.damping == 0.2]) <= 2:
+            strange = self.loaded.preset.optimizer.metric.damping == 0.2
+            if strange and len([r for r in Run.trained if r.preset.optimizer.metric.damping == 0.2]) <= 2:
                 return Failure(1, "the disk was full for a moment")  # also when it is given its second chance
             run = super().outcome()
             if strange:
@@ -139,10 +139,10 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
 
     monkeypatch.setattr(running, "RunProcess", Odd)
     summary = tune(tmp_path, *TWO, trials=12)
-    reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.damping"] == 0.2]
+    reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.metric.damping"] == 0.2]
     assert reasons == ["exit code 1: the disk was full for a moment", *["loss nan at step 3"] * (len(reasons) - 1)]
     assert len(reasons) > 2
-    assert [run.preset.optimizer.damping for run in Run.trained].count(0.2) == 3
+    assert [run.preset.optimizer.metric.damping for run in Run.trained].count(0.2) == 3
     assert sum(summary["trials"].values()) == 12
 
 
@@ -154,10 +154,10 @@ def test_a_twin_that_was_pruned_counts(tmp_path, monkeypatch):
             return [(0, {"loss": None}), (64 * 190, {"loss": 7.0}), (64 * 380, {"loss": 7.0})]
 
     monkeypatch.setattr(running, "RunProcess", Slow)
-    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.params["optimizer.damping"] == 0.2)
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.params["optimizer.metric.damping"] == 0.2)
     summary = tune(tmp_path, *TWO, judging=Judging(pruner="median"))
     assert len(Run.trained) == 2
-    pruned = [trial for trial in summary["trial_list"] if trial["params"]["optimizer.damping"] == 0.2]
+    pruned = [trial for trial in summary["trial_list"] if trial["params"]["optimizer.metric.damping"] == 0.2]
     assert len(pruned) > 1
     assert {trial["state"] for trial in pruned} == {"pruned"}
     assert len({json.dumps(trial["intermediate"]) for trial in pruned}) == 1
@@ -171,7 +171,7 @@ def test_a_run_of_one_step_with_a_pruner(tmp_path):
 
 def test_a_trial_whose_settings_do_not_go_together_fails_with_the_reason(tmp_path):
     spaces = ("tune.space.train.batch_size={choices: [64, 80]}", "tune.space.train.accumulate={choices: [1, 32]}")
-    summary = tune(tmp_path, *NONE[:2], "tune.space.optimizer.damping=null", *spaces, trials=16)
+    summary = tune(tmp_path, *NONE[:2], "tune.space.optimizer.metric.damping=null", *spaces, trials=16)
     failed = [trial for trial in summary["trial_list"] if trial["failure"]]
     assert failed
     for trial in failed:
@@ -184,14 +184,14 @@ def test_a_run_whose_directory_is_removed_fails_its_trial_alone(tmp_path, monkey
     class Vanishing(Run):
         def outcome(self):
             run = super().outcome()
-            if self.loaded.preset.optimizer.damping == 0.2:
+            if self.loaded.preset.optimizer.metric.damping == 0.2:
                 shutil.rmtree(run.path)
             return run
 
     monkeypatch.setattr(running, "RunProcess", Vanishing)
     summary = tune(tmp_path, *TWO, trials=6)
     assert {t["failure"]["reason"].split(":")[-1] for t in summary["trial_list"] if t["failure"]}
-    assert summary["best"]["params"] == {"optimizer.damping": 0.1}
+    assert summary["best"]["params"] == {"optimizer.metric.damping": 0.1}
 
 
 def test_a_study_in_which_every_trial_fails_ends_with_the_reason(tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def postgresql():
 def test_a_study_in_a_database(tmp_path, postgresql):
     Run.polls = 5
     summary = tune(tmp_path, *TWO, workers=3, url=postgresql, written=True)
-    assert sorted(run.preset.optimizer.damping for run in Run.trained) == [0.1, 0.2]
+    assert sorted(run.preset.optimizer.metric.damping for run in Run.trained) == [0.1, 0.2]
     assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
     assert sum(trial["same_as"] is not None for trial in summary["trial_list"]) == 6
     moved = Path(summary["directory"]).rename(tmp_path / "moved")

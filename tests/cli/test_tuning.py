@@ -60,18 +60,18 @@ def plan(tmp_path, *overrides: str, judging: Judging = Judging()) -> StudyPlan:
 # The space.
 
 
-def test_fismo_is_searched_by_damping_trust_radius_momentum_and_batch_size():
+def test_fismo_is_searched_by_damping_rate_momentum_and_batch_size():
     found = space()
     assert found == {
-        "optimizer.trust_radius": Range(0.002, 0.2, 0.02),
+        "optimizer.lr": Range(0.002, 0.2, 0.02),
         "1 - optimizer.momentum": Range(pytest.approx(0.01), pytest.approx(0.25), pytest.approx(0.05)),
-        "optimizer.damping": Range(0.01, 1.0, 0.1),
+        "optimizer.metric.damping": Range(0.01, 1.0, 0.1),
         "train.batch_size": Choice((32, 64, 128, 256), 64),
     }
 
 
 def test_a_bad_start_is_searched_from_but_not_around_alone():
-    radius = space("optimizer.trust_radius=0.6")["optimizer.trust_radius"]
+    radius = space("optimizer.lr=0.6")["optimizer.lr"]
     assert (radius.low, radius.high, radius.start) == pytest.approx((0.002, 1.8, 0.6))
 
 
@@ -90,22 +90,22 @@ def test_other_optimizers_have_spaces_of_their_own():
 
 def test_the_preset_adds_narrows_and_takes_out():
     found = space(
-        "tune.space.optimizer.damping={low: 0.05, high: 0.2, log: true}",
+        "tune.space.optimizer.metric.damping={low: 0.05, high: 0.2, log: true}",
         "tune.space.optimizer.momentum={low: 0.9, high: 0.99, log: true}",
-        "tune.space.optimizer.trust_radius=null",
+        "tune.space.optimizer.lr=null",
         "tune.space.optimizer.nesterov={choices: [true, false]}",
-        "tune.space.optimizer.refresh_interval={low: 5, high: 20}",
+        "tune.space.optimizer.metric.refresh_every={low: 5, high: 20}",
         "tune.space.optimizer.adamw.lr={low: 1e-3, high: 1e-2, log: true}",
         "tune.space.data.label_smoothing={low: 0.0, high: 0.2}",
         "tune.space.train.batch_size={choices: [32, 64]}",
         "tune.space.model.args.drop_rate={low: 0.0, high: 0.5}",
     )
-    assert found["optimizer.damping"] == Range(0.05, 0.2, 0.1)
+    assert found["optimizer.metric.damping"] == Range(0.05, 0.2, 0.1)
     momentum = found["1 - optimizer.momentum"]
     assert (momentum.low, momentum.high, momentum.start) == pytest.approx((0.01, 0.1, 0.05))
-    assert "optimizer.trust_radius" not in found
+    assert "optimizer.lr" not in found
     assert found["optimizer.nesterov"] == Choice((True, False), True)
-    assert found["optimizer.refresh_interval"] == Range(5, 20, 10, log=False, integer=True)
+    assert found["optimizer.metric.refresh_every"] == Range(5, 20, 10, log=False, integer=True)
     assert found["optimizer.adamw.lr"].start == 3e-3
     assert found["data.label_smoothing"] == Range(0.0, 0.2, 0.1, log=False)
     assert found["train.batch_size"] == Choice((32, 64), 64)
@@ -115,8 +115,8 @@ def test_the_preset_adds_narrows_and_takes_out():
 def test_the_type_of_a_key_decides_what_is_drawn_not_how_its_bounds_are_written():
     found = space(
         "tune.space.train.clip_grad_norm={low: 1, high: 3}",
-        "tune.space.optimizer.damping={low: 1, high: 2}",
-        "tune.space.optimizer.refresh_interval={low: 5.0, high: 20.0, log: true}",
+        "tune.space.optimizer.metric.damping={low: 1, high: 2}",
+        "tune.space.optimizer.metric.refresh_every={low: 5.0, high: 20.0, log: true}",
         "tune.space.train.batch_size={choices: [32.0, 64]}",
         "tune.space.train.ema_decay={choices: [null, 0.5]}",
         "tune.space.model.args.drop_rate={low: 0.0, high: 1}",
@@ -125,8 +125,8 @@ def test_the_type_of_a_key_decides_what_is_drawn_not_how_its_bounds_are_written(
         "tune.space.model.args.drop_path_rate={low: 0, high: 1}",
     )
     assert found["train.clip_grad_norm"] == Range(1.0, 3.0, 2.0, log=False)
-    assert found["optimizer.damping"] == Range(1.0, 2.0, 1.0, log=False)
-    assert found["optimizer.refresh_interval"] == Range(5, 20, 10, integer=True)
+    assert found["optimizer.metric.damping"] == Range(1.0, 2.0, 1.0, log=False)
+    assert found["optimizer.metric.refresh_every"] == Range(5, 20, 10, integer=True)
     assert found["train.batch_size"] == Choice((32, 64), 64)
     assert {type(value) for value in found["train.batch_size"].values} == {int}
     assert found["train.ema_decay"] == Choice((None, 0.5), None)
@@ -155,9 +155,9 @@ def test_whole_numbers_of_a_key_of_unknown_type_are_noted():
         ("train.batch_size={choices: [32, 64.5]}", "with 64.5: must be a positive integer"),
         ("train.clip_grad_norm={choices: [1, big]}", 'with "big": must be a positive number or null'),
         ("optimizer.nesterov={low: 0, high: 1}", "with 0: must be true or false"),
-        ("optimizer.damping={choices: [true]}", "must be a number"),
-        ("optimizer.damping={choices: [0.1, 0.1]}", "must hold no value twice"),
-        ("optimizer.damping={choices: [null]}", "with null: must be a number"),
+        ("optimizer.metric.damping={choices: [true]}", "must be a number"),
+        ("optimizer.metric.damping={choices: [0.1, 0.1]}", "must hold no value twice"),
+        ("optimizer.metric.damping={choices: [null]}", "with null: must be a number"),
         ("checkpoint.every={low: 1, high: 3}", "must be a key under optimizer, train"),
         ("train.seed={low: 1, high: 3}", "alike in all trials"),
         ("data.path={choices: [a, b]}", "judged by"),
@@ -180,7 +180,7 @@ def test_batch_sizes_fit_the_data_and_the_micro_batches():
         tuning_space(shared, 1222, nproc=3)
     with pytest.raises(ValueError, match=r"train.batch_size: 2048 is more than the 1222 samples"):
         space("tune.space.train.batch_size={choices: [64, 2048]}")
-    nothing = [f"tune.space.{key}=null" for key in ("optimizer.damping", "optimizer.trust_radius")]
+    nothing = [f"tune.space.{key}=null" for key in ("optimizer.metric.damping", "optimizer.lr")]
     nothing += ["tune.space.optimizer.momentum=null", "tune.space.train.batch_size=null"]
     with pytest.raises(ValueError, match="nothing to search"):
         space(*nothing)
@@ -198,8 +198,8 @@ tune:
   metric: perplexity
   space:
     optimizer.dampng: {low: 0.1, high: 1}
-    optimizer.damping: {low: 1, high: 0.5}
-    optimizer.trust_radius: {low: 0, high: 0.5, log: true}
+    optimizer.metric.damping: {low: 1, high: 0.5}
+    optimizer.lr: {low: 0, high: 0.5, log: true}
     optimizer.momentum: {low: 0.5, high: 1.5}
     train.seed: {choices: [1, 2]}
     train.batch_size: {choices: [32, 0]}
@@ -208,7 +208,7 @@ tune:
     optimizer.polar: {choices: [exact, composit]}
     optimizer.nesterov: {choises: [true]}
     train.accumulate: {}
-    optimizer.power: {low: 0.1, high: 0.2, choices: [1]}
+    optimizer.metric.power: {low: 0.1, high: 0.2, choices: [1]}
 """
     )
     with pytest.raises(PresetError) as caught:
@@ -216,7 +216,7 @@ tune:
     problems = "\n".join(caught.value.problems)
     for line, text in (
         (7, "must be one of loss, top1, top5"),
-        (9, "Did you mean optimizer.damping?"),
+        (9, "Did you mean optimizer.metric.damping?"),
         (10, "must be below high (0.5), got 1"),
         (11, "must be above 0 where log is true"),
         (12, "must be a number from 0 to below 1, got 1.5"),
@@ -257,15 +257,18 @@ def test_another_batch_size_sees_as_many_samples(tmp_path):
 
 def test_trials_differ_by_what_was_drawn_alone(tmp_path):
     made = plan(tmp_path, "compare.muon.lr=0.5", judging=Judging(repeats=2, pruner="median"))
-    first, second = made.trial({"optimizer.damping": 0.5}).preset, made.trial({"optimizer.damping": 0.5}, 1).preset
+    first, second = (
+        made.trial({"optimizer.metric.damping": 0.5}).preset,
+        made.trial({"optimizer.metric.damping": 0.5}, 1).preset,
+    )
     assert (first.train.seed, second.train.seed, first.train.threads) == (0, 1, 1)
-    assert first.optimizer.damping == 0.5
+    assert first.optimizer.metric.damping == 0.5
     assert first.evaluate.every == 38
     own = made.loaded.preset
     assert first.model_copy(update={"train": own.train, "optimizer": own.optimizer}).model_dump(
         exclude={"evaluate", "checkpoint", "compare"}
     ) == own.model_dump(exclude={"evaluate", "checkpoint", "compare"})
-    best = made.best_preset({"optimizer.damping": 0.5}).preset
+    best = made.best_preset({"optimizer.metric.damping": 0.5}).preset
     assert best.compare == own.compare
     assert best.evaluate.every == own.evaluate.every
 
@@ -275,8 +278,8 @@ def test_what_is_searched_and_how_names_the_study():
         study_identity(load_preset("digits-vit", overrides), judging)
         for overrides, judging in (
             ((), Judging()),
-            (("optimizer.damping=0.2",), Judging()),
-            (("tune.space.optimizer.damping={low: 0.1, high: 0.3}",), Judging()),
+            (("optimizer.metric.damping=0.2",), Judging()),
+            (("tune.space.optimizer.metric.damping={low: 0.1, high: 0.3}",), Judging()),
             ((), Judging(repeats=2)),
             ((), Judging(pruner="median")),
             ((), Judging(max_memory_gib=3.0)),
@@ -284,7 +287,7 @@ def test_what_is_searched_and_how_names_the_study():
     ]
     assert len(set(names)) == len(names)
     assert study_identity(load_preset("digits-vit", ["compare.muon.lr=1.0"]), Judging()) == names[0]
-    searched = load_preset("digits-vit", ["tune.space.optimizer.damping={low: 0.1, high: 0.3}"]).preset
+    searched = load_preset("digits-vit", ["tune.space.optimizer.metric.damping={low: 0.1, high: 0.3}"]).preset
     assert run_identity(searched) == run_identity(load_preset("digits-vit").preset)
 
 
@@ -507,7 +510,7 @@ def test_the_summary_counts_and_names_the_edge(tmp_path):
     study.add_trial(
         optuna.create_trial(
             value=1.0,
-            params={**study.trials[0].params, "optimizer.trust_radius": 0.0021},
+            params={**study.trials[0].params, "optimizer.lr": 0.0021},
             distributions=distributions(made.space),
         )
     )
@@ -519,7 +522,7 @@ def test_the_summary_counts_and_names_the_edge(tmp_path):
     summary = summarise_study(made, study)
     assert summary["trials"] == {"finished": 4, "failed": 1, "pruned": 0}
     assert (summary["best"]["trial"], summary["best"]["value"]) == (3, 1.0)
-    assert summary["at_bound"] == ["optimizer.trust_radius"]
+    assert summary["at_bound"] == ["optimizer.lr"]
     assert set(summary["importances"]) == set(made.space)
     assert len(summary["trial_list"]) == 5
     json.dumps(summary)
@@ -606,7 +609,7 @@ def test_the_noise_scale_of_the_best_trial_is_named():
         "at_bound": [],
         "trials": {"finished": 20},
         "eligible": 20,
-        "plan": {"space": {"optimizer.damping": {}}},
+        "plan": {"space": {"optimizer.metric.damping": {}}},
     }
     assert "1,234 samples" in notes(summary)[0]
     trials[1]["noise_scale"] = None

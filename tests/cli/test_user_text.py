@@ -83,16 +83,18 @@ def test_the_figures_of_a_study_with_such_keys_and_choices():
     trials = [
         {
             **{"number": number, "state": "complete", "value": float(number), "limits": {}, "intermediate": {}},
-            "params": {key: kind, "optimizer.damping": 0.1 * (number + 1)},
+            "params": {key: kind, "optimizer.metric.damping": 0.1 * (number + 1)},
         }
         for number, kind in enumerate(("<i>a", "[b]", "<i>a", "[b]"))
     ]
     space = {
         key: {"values": ["<i>a", "[b]"], "start": "[b]"},
-        "optimizer.damping": {"low": 0.01, "high": 1.0, "start": 0.1, "log": True, "integer": False},
+        "optimizer.metric.damping": {"low": 0.01, "high": 1.0, "start": 0.1, "log": True, "integer": False},
     }
     plan = {"judging": {"metric": "loss"}, "space": space}
-    drawn = tuning_figures({"plan": plan, "trial_list": trials, "importances": {key: 0.5, "optimizer.damping": 0.5}})
+    drawn = tuning_figures(
+        {"plan": plan, "trial_list": trials, "importances": {key: 0.5, "optimizer.metric.damping": 0.5}}
+    )
     text = json.dumps({name: json.loads(figure.to_json()) for name, (figure, *_) in drawn.items()})
     titles = re.findall(r'"(?:name|label|text|ticktext|x|y)": ?(?:"[^"]*"|\[[^\]]*\])', text)
     assert not [title for title in titles if "<b>" in title or "<i>" in title]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fismo_core.inverse_roots import BFLOAT16_SHIFT, ROOT_POWERS, inverse_powers, polynomial_error, polynomial_powers
+from fismo_core.config import ROOT_POWERS
+from fismo_core.inverse_roots import BFLOAT16_SHIFT, inverse_powers, polynomial_error, polynomial_powers
 
 SPECTRA = {
     "flat": lambda d: torch.rand(d, dtype=torch.float64),

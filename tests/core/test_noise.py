@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fismo_core import FISMO, fisher_square_norms, signal_and_noise, split_parameters
+from fismo_core import FISMO, FisherMetric, fisher_square_norms, signal_and_noise, split_parameters
 
 
 def test_signal_and_noise_are_unbiased():
@@ -28,7 +28,7 @@ def test_signal_and_noise_are_unbiased():
 def test_norms_in_the_fisher_metric_equal_the_formula():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Conv1d(5, 4, 3), nn.Linear(7, 9), nn.LayerNorm(9)).double()
-    optimizer = FISMO(split_parameters(model), roots="eigh", statistics="both")
+    optimizer = FISMO(split_parameters(model), metric=FisherMetric(roots="eigh", statistics="both"))
     for _ in range(4):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
@@ -56,6 +56,6 @@ def test_norms_in_the_fisher_metric_equal_the_formula():
 
 def test_without_factors_the_metric_is_euclidean():
     weight = nn.Parameter(torch.randn(3, 4))
-    optimizer = FISMO([weight], power=0.0)
+    optimizer = FISMO([weight], metric=FisherMetric(power=0.0))
     G = torch.randn(3, 4)
     torch.testing.assert_close(fisher_square_norms(optimizer, {weight: G})[weight], G.square().sum())

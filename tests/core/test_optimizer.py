@@ -1,15 +1,17 @@
 """FISMO as an ordinary torch optimizer: groups, state, checkpoints, AMP, closures, schedulers, copies."""
 
 import copy
+import inspect
 import io
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fismo_core import FISMO, PAPER_FORM, diagnose, split_parameters
+from fismo_core import FISMO, AdamW, FisherMetric, diagnose, split_parameters
 from tests.core.conftest import SmallNet, train_steps
 
 
@@ -20,6 +22,12 @@ def _net(dtype: torch.dtype = torch.float32) -> SmallNet:
 
 def _fismo(model: nn.Module, **options: Any) -> FISMO:
     return FISMO(split_parameters(model), 0.02, **{"compute_dtype": "float32", **options})
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in first
+    )
 
 
 def test_loss_falls() -> None:
@@ -40,9 +48,7 @@ def test_loss_falls() -> None:
 def test_adamw_part_equals_torch_adamw_bit_for_bit() -> None:
     ours, theirs = _net(), _net()
     rules = {".": "adamw"}
-    optimizer = FISMO(
-        split_parameters(ours, rules), adamw_lr=1e-2, adamw_betas=(0.8, 0.9), adamw_eps=1e-6, adamw_weight_decay=0.1
-    )
+    optimizer = FISMO(split_parameters(ours, rules), adamw=AdamW(lr=1e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1))
     train_steps(ours, optimizer, 5)
     train_steps(theirs, torch.optim.AdamW(theirs.parameters(), 1e-2, (0.8, 0.9), 1e-6, 0.1), 5)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -87,8 +93,8 @@ def test_state_is_complete_before_the_first_step() -> None:
     optimizer = _fismo(model)
     train_steps(model, optimizer, 1)
     stepped = optimizer.state_dict()["state"]
-    assert {k: {n: v.shape for n, v in s.items()} for k, s in fresh.items()} == {
-        k: {n: v.shape for n, v in s.items()} for k, s in stepped.items()
+    assert {k: {n: torch.as_tensor(v).shape for n, v in s.items()} for k, s in fresh.items()} == {
+        k: {n: torch.as_tensor(v).shape for n, v in s.items()} for k, s in stepped.items()
     }
 
 
@@ -108,8 +114,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
             optimizer.load_state_dict(bad)
     after = optimizer.state_dict()
     for key, entry in good["state"].items():
-        for name, value in entry.items():
-            assert torch.equal(value, after["state"][key][name])
+        assert _same(entry, after["state"][key])
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
@@ -127,7 +132,9 @@ def test_a_parameter_without_gradient_is_inert() -> None:
     frozen, moving = nn.Parameter(torch.ones(4, 6)), nn.Parameter(torch.ones(4, 6))
     vector = nn.Parameter(torch.ones(3))
     optimizer = FISMO(
-        [{"params": [frozen, moving]}, {"params": [vector], "rule": "adamw"}], weight_decay=0.5, refresh_interval=3
+        [{"params": [frozen, moving]}, {"params": [vector], "rule": "adamw"}],
+        weight_decay=0.5,
+        metric=FisherMetric(refresh_every=3),
     )
     before = copy.deepcopy(optimizer.state_dict()["state"])
     for _ in range(2):
@@ -137,7 +144,7 @@ def test_a_parameter_without_gradient_is_inert() -> None:
     assert torch.equal(frozen, torch.ones(4, 6))
     assert torch.equal(vector, torch.ones(3))
     for key in (0, 2):
-        assert all(torch.equal(before[key][name], after[key][name]) for name in before[key])
+        assert _same(before[key], after[key])
     assert not torch.equal(moving, torch.ones(4, 6))
 
 
@@ -166,7 +173,7 @@ def test_closure_runs_with_gradients_and_returns_its_loss() -> None:
 
 
 def test_schedulers_scale_both_rules() -> None:
-    optimizer = _fismo(_net(), adamw_lr=1e-3)
+    optimizer = _fismo(_net(), adamw=AdamW(lr=1e-3))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     train_steps(_net(), optimizer, 1)
     scheduler.step()
@@ -243,7 +250,9 @@ def test_add_param_group_with_its_own_options() -> None:
     optimizer = FISMO([first], 0.1)
     first.grad = torch.eye(4)
     optimizer.step()
-    optimizer.add_param_group({"params": [second], "lr": 0.5, "power": 0.0, "polar": "exact", "momentum": 0.0})
+    optimizer.add_param_group(
+        {"params": [second], "lr": 0.5, "metric": FisherMetric(power=0.0), "polar": "exact", "momentum": 0.0}
+    )
     second.grad = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     optimizer.step()
     torch.testing.assert_close(second.detach(), -0.5 * torch.eye(4))
@@ -273,7 +282,7 @@ def test_weight_decay_is_decoupled_and_scheduled() -> None:
 def test_a_non_finite_gradient_does_not_decay_the_weights(cautious: bool) -> None:
     W = nn.Parameter(torch.ones(6, 3))
     layouts = [{"stacked": False, "transposed": False, "rows": [3, 3]}]
-    optimizer = FISMO([{"params": [W], "layouts": layouts}], 0.1, weight_decay=0.5, cautious_weight_decay=cautious)
+    optimizer = FISMO([{"params": [W], "layouts": layouts}], 0.1, weight_decay=0.5, cautious=cautious)
     W.grad = torch.full((6, 3), torch.nan)
     optimizer.step()
     assert torch.equal(W, torch.ones(6, 3))
@@ -285,7 +294,7 @@ def test_cautious_weight_decay_acts_only_where_the_step_goes_to_zero() -> None:
     G = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
     plain, decayed = nn.Parameter(W.detach().clone()), nn.Parameter(W.detach().clone())
     for p, decay in ((plain, 0.0), (decayed, 0.5)):
-        optimizer = FISMO([p], 0.1, weight_decay=decay, cautious_weight_decay=True, polar="exact", power=0.0)
+        optimizer = FISMO([p], 0.1, weight_decay=decay, cautious=True, polar="exact", metric=FisherMetric(power=0.0))
         p.grad = G.clone()
         optimizer.step()
     change = (decayed - plain).detach()
@@ -297,7 +306,7 @@ def test_cautious_weight_decay_acts_only_where_the_step_goes_to_zero() -> None:
 
 def _two_matrices(interval: int) -> tuple[list[nn.Parameter], FISMO]:
     pair = [nn.Parameter(torch.zeros(3, 3, dtype=torch.float64)) for _ in range(2)]
-    return pair, FISMO(pair, 0.1, refresh_interval=interval)
+    return pair, FISMO(pair, 0.1, metric=FisherMetric(refresh_every=interval))
 
 
 def test_roots_are_renewed_by_a_parameters_own_clock_whatever_its_neighbours_do() -> None:
@@ -305,7 +314,7 @@ def test_roots_are_renewed_by_a_parameters_own_clock_whatever_its_neighbours_do(
     gradients = [torch.randn(3, 3, dtype=torch.float64) for _ in range(8)]
     (A, B), together = _two_matrices(2)
     alone = nn.Parameter(torch.zeros(3, 3, dtype=torch.float64))
-    single = FISMO([alone], 0.1, refresh_interval=2)
+    single = FISMO([alone], 0.1, metric=FisherMetric(refresh_every=2))
     for step, G in enumerate(gradients):
         A.grad = alone.grad = G if step % 2 else None
         B.grad = gradients[-step]
@@ -314,7 +323,7 @@ def test_roots_are_renewed_by_a_parameters_own_clock_whatever_its_neighbours_do(
         single.step()
         if step % 2 == 0:
             after = together.state_dict()["state"][0]
-            assert all(torch.equal(before[key], after[key]) for key in before)
+            assert _same(before, after)
     assert torch.equal(A, alone)
     root = single.state_dict()["state"][0]["P_root.0"]
     assert not torch.equal(root, torch.eye(3, dtype=torch.float64))
@@ -335,9 +344,20 @@ def test_a_model_converted_after_construction_trains_like_one_converted_before(d
     optimizer = _fismo(late)
     late.to(dtype)
     assert train_steps(late, optimizer, 4) == train_steps(early, _fismo(early), 4)
-    late.to(torch.float16 if dtype == torch.float64 else torch.float64)
-    with pytest.raises(RuntimeError, match=r"conv\.weight was moved or converted after the first step"):
-        optimizer.step()
+
+
+def test_state_follows_a_model_that_is_converted_between_steps() -> None:
+    model = _net()
+    optimizer = _fismo(model, metric=FisherMetric(roots="eigh"))
+    train_steps(model, optimizer, 5)
+    twin = copy.deepcopy(model).double()
+    other = _fismo(twin, metric=FisherMetric(roots="eigh"))
+    saved = optimizer.state_dict()
+    model.double()
+    other.load_state_dict(saved)
+    assert train_steps(model, optimizer, 5) == train_steps(twin, other, 5)
+    assert optimizer.state_dict()["state"][0]["momentum.0"].dtype == torch.float64
+    assert optimizer.state[model.head.weight]["exp_avg"].dtype == torch.float64
 
 
 def test_state_dict_hooks_see_and_change_the_whole_state() -> None:
@@ -367,21 +387,21 @@ def test_options_that_decide_the_state_cannot_change_later() -> None:
     W = nn.Parameter(torch.zeros(3, 3))
     optimizer = FISMO([W])
     W.grad = torch.randn(3, 3)
-    optimizer.param_groups[0]["damping"] = 0.3  # may change
+    optimizer.param_groups[0]["metric"] = FisherMetric(damping=0.3)  # may change
     optimizer.step()
-    optimizer.param_groups[0]["power"] = 0.0
+    optimizer.param_groups[0]["metric"] = FisherMetric(power=0.0)
     with pytest.raises(RuntimeError, match="make a new optimizer"):
         optimizer.step()
 
 
 def test_loading_takes_the_saved_options_and_checks_them() -> None:
     W = nn.Parameter(torch.zeros(3, 3))
-    saved = FISMO([W], power=0.5).state_dict()
-    optimizer = FISMO([W], power=0.0)
+    saved = FISMO([W], metric=FisherMetric(power=0.5)).state_dict()
+    optimizer = FISMO([W], metric=FisherMetric(power=0.0))
     optimizer.load_state_dict(saved)
     W.grad = torch.randn(3, 3)
     optimizer.step()
-    assert optimizer.param_groups[0]["power"] == 0.5
+    assert optimizer.param_groups[0]["metric"].power == 0.5
     saved["param_groups"][0]["momentum"] = 7.0
     with pytest.raises(ValueError, match="momentum must be"):
         optimizer.load_state_dict(saved)
@@ -430,7 +450,7 @@ def test_products_are_full_precision_in_the_step_and_the_setting_comes_back(monk
 
 
 def test_unfit_parameters_and_gradients_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"is no matrix.*split_parameters"):
+    with pytest.raises(ValueError, match=r"is no matrix.*the model itself"):
         FISMO([nn.Parameter(torch.zeros(3))])
     with pytest.raises(TypeError, match="complex64"):
         FISMO([nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))])
@@ -447,44 +467,68 @@ def test_unfit_parameters_and_gradients_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    ("option", "make"),
     [
-        ("lr", -1.0),
-        ("momentum", 1.0),
-        ("power", 0.6),
-        ("damping", -0.1),
-        ("damping_scale", "trace"),
-        ("fisher_decay", 1.5),
-        ("refresh_interval", 0),
-        ("refresh_interval", True),
-        ("nesterov", "no"),
-        ("lr", "0.1"),
-        ("polar", "svd"),
-        ("polar_steps", 0),
-        ("shape_scale", "muon"),
-        ("momentum_space", "both"),
-        ("weight_decay", -1.0),
-        ("compute_dtype", "float16"),
-        ("adamw_betas", (0.9, 1.0)),
-        ("adamw_eps", 0.0),
+        ("lr", lambda: {"lr": -1.0}),
+        ("lr", lambda: {"lr": "0.1"}),
+        ("momentum", lambda: {"momentum": 1.0}),
+        ("nesterov", lambda: {"nesterov": "no"}),
+        ("weight_decay", lambda: {"weight_decay": -1.0}),
+        ("scale", lambda: {"scale": "muon"}),
+        ("compute_dtype", lambda: {"compute_dtype": "float16"}),
+        ("metric", lambda: {"metric": {"power": 0.5}}),
+        ("power", lambda: {"metric": FisherMetric(power=0.6)}),
+        ("power", lambda: {"metric": FisherMetric(power=0.3)}),  # by polynomials
+        ("damping", lambda: {"metric": FisherMetric(damping=-0.1)}),
+        ("damping", lambda: {"metric": FisherMetric(damping=0.0)}),
+        ("damping", lambda: {"metric": FisherMetric(damping=float("nan"))}),
+        ("damping_scale", lambda: {"metric": FisherMetric(damping_scale="trace")}),
+        ("decay", lambda: {"metric": FisherMetric(decay=1.5)}),
+        ("refresh_every", lambda: {"metric": FisherMetric(refresh_every=0)}),
+        ("refresh_every", lambda: {"metric": FisherMetric(refresh_every=True)}),
+        ("max_ratio", lambda: {"metric": FisherMetric(max_ratio=0.5)}),
+        ("momentum_space", lambda: {"metric": FisherMetric(momentum_space="both")}),
+        ("method", lambda: {"polar": "svd"}),
+        ("steps", lambda: {"polar": Polar("quintic", 0)}),
+        ("steps", lambda: {"polar": Polar("composite", 3)}),
+        ("betas", lambda: {"adamw": AdamW(betas=(0.9, 1.0))}),
+        ("betas", lambda: {"adamw": AdamW(betas=(0.9,))}),
+        ("eps", lambda: {"adamw": AdamW(eps=0.0)}),
+        ("fused", lambda: {"adamw": AdamW(fused="yes")}),
     ],
 )
-def test_options_out_of_range_are_refused(option: str, value: Any) -> None:
+def test_options_out_of_range_are_refused(option: str, make: Any) -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(2, 2))]}, {"params": [nn.Parameter(torch.ones(2))], "rule": "adamw"}]
-    with pytest.raises(ValueError, match=option):
-        FISMO(groups, **{option: value})
+    with pytest.raises(ValueError, match=rf"(^|; ){option} must be"):
+        FISMO(groups, **make())
 
 
-def test_paper_form_expands_and_refuses_contradictions() -> None:
+def test_all_options_that_are_out_of_range_are_named_at_once() -> None:
+    with pytest.raises(OptionError) as caught:
+        FisherMetric(power=2.0, damping=-1.0, statistics="none")
+    assert [name for name, _ in caught.value.problems] == ["power", "damping", "statistics"]
+
+
+def test_arguments_and_their_defaults_are_the_fields_of_the_options() -> None:
+    arguments = {
+        name: parameter.default
+        for name, parameter in inspect.signature(FISMO.__init__).parameters.items()
+        if name not in ("self", "params")
+    }
+    of_the_run = {"rules": None, "maximize": False, "process_group": None}
+    assert arguments == {**vars(FismoOptions()), **of_the_run}
+
+
+def test_paper_form_expands() -> None:
     W = nn.Parameter(torch.zeros(2, 2))
     group = FISMO.paper([W], 0.1).param_groups[0]
-    assert {key: group[key] for key in PAPER_FORM} == PAPER_FORM
-    with pytest.raises(ValueError, match=r"power=0\.25 contradicts"):
-        FISMO.paper([W], power=0.25)
-    assert FISMO.paper([W], power=0.5, damping=0.2).param_groups[0]["damping"] == 0.2
-    assert (group["damping"], group["polar_steps"]) == (1e-3, 5)
-    with pytest.raises(ValueError, match="grafting=True contradicts"):
-        FISMO.paper([{"params": [W], "grafting": True}])
+    assert {key: group[key] for key in vars(PAPER) if key not in ("lr", "adamw")} == {
+        key: value for key, value in vars(PAPER).items() if key not in ("lr", "adamw")
+    }
+    assert group["lr"] == 0.1
+    with pytest.raises(TypeError, match="nesterov"):
+        FISMO.paper([W], nesterov=True)
+    assert FISMO.paper([W], damping=0.2).param_groups[0]["metric"] == replace(PAPER.metric, damping=0.2)
 
 
 def test_state_bytes_count_every_tensor() -> None:
@@ -497,13 +541,15 @@ def test_state_bytes_count_every_tensor() -> None:
 
 
 def test_max_factor_dim_bounds_memory() -> None:
-    wide = FISMO([nn.Parameter(torch.zeros(4, 600))], max_factor_dim=128)
+    wide = FISMO([nn.Parameter(torch.zeros(4, 600))], metric=FisherMetric(max_dim=128))
     assert wide.state_bytes() < 4 * (4 * 600 + 3 * 16 + 3 * 600) + 100
 
 
 def test_diagnostics_of_the_paper_form_show_a_radius_of_one() -> None:
     W = nn.Parameter(torch.zeros(5, 7))
-    optimizer = FISMO.paper([("layer.weight", W)], momentum=0.5, polar="exact", damping=1e-2, compute_dtype="float32")
+    optimizer = FISMO.paper(
+        [("layer.weight", W)], momentum=0.5, polar=Polar("exact"), damping=1e-2, compute_dtype="float32"
+    )
     for _ in range(4):
         W.grad = torch.randn(5, 7)
         optimizer.step()
@@ -522,18 +568,6 @@ def test_compiled_model_trains_like_the_plain_one() -> None:
     first = train_steps(plain, _fismo(plain), 4)
     second = train_steps(compiled, _fismo(compiled), 4)
     assert first == pytest.approx(second, abs=1e-4)
-
-
-def test_a_state_of_before_the_radius_could_be_scaled_is_loaded():
-    weight = nn.Parameter(torch.ones(3, 4))
-    optimizer = FISMO([weight])
-    state = optimizer.state_dict()
-    del state["param_groups"][0]["radius_scale"]
-    optimizer.load_state_dict(state)
-    weight.grad = torch.ones(3, 4)
-    optimizer.step()
-    assert optimizer.param_groups[0]["radius_scale"] == 1.0
-    assert "radius_scale" not in state["param_groups"][0]
 
 
 def test_the_scale_of_the_radius_lengthens_steps_but_not_the_decay():

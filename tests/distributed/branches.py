@@ -20,7 +20,7 @@ from fismo_cli.training.seeding import seed_everything
 from fismo_cli.training.spreading import spread_out
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World, join_world
-from fismo_core import FISMO, split_parameters
+from fismo_core import FISMO, AdamW, split_parameters
 from fismo_core.dtensors import full_tensor
 
 
@@ -111,7 +111,7 @@ def train(parallel: str, share: float, accumulate: int, poisoned: bool, world: W
     config = TrainConfig(epochs=2, batch_size=8, accumulate=accumulate, log_every=1, parallel=parallel)
     spread = spread_out(model, config, world, device) if parallel == "fsdp2" and world.size > 1 else None
     group = None if spread is not None else world.group
-    optimizer = FISMO(split_parameters(model), weight_decay=0.1, adamw_weight_decay=0.1, process_group=group)
+    optimizer = FISMO(split_parameters(model), weight_decay=0.1, adamw=AdamW(weight_decay=0.1), process_group=group)
     samples = Samples(share, poisoned)
     trainer = Trainer(
         task=Reconstruct(train=samples, validation=None, test=None),

@@ -6,7 +6,7 @@ torchrun --nproc-per-node N ranks.py RESULT RUNS: a list of `Run`s, as JSON, one
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from fismo_core import FISMO, split_parameters
+from fismo_core.config import FORMS
 from fismo_core.dtensors import full_tensor
 
 
@@ -65,9 +66,9 @@ def train(run: Run) -> dict[str, Any]:
         for layer in model.layers:
             fully_shard(layer)
         fully_shard(model)
-    make = {"default": FISMO, "dense": FISMO.dense, "paper": FISMO.paper}[run.form]
+    form = FORMS[run.form].options
     group = distributed.group.WORLD if size > 1 and not run.fsdp else None
-    optimizer = make(split_parameters(model), lr=0.02, weight_decay=0.1, process_group=group)
+    optimizer = FISMO.of(split_parameters(model), replace(form, weight_decay=0.1), process_group=group)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
     replica = model if run.fsdp else DistributedDataParallel(model, find_unused_parameters=True)

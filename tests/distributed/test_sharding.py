@@ -108,7 +108,7 @@ def test_the_largest_share_is_near_the_mean(size):
         cost
         for _ in range(12)
         for m, n in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
-        for cost in [matrix_cost(m, n, dense_sides=1, refresh_interval=10)]
+        for cost in [matrix_cost(m, n, dense_sides=1, refresh_every=10)]
     ]
     given = [0.0] * size
     owners = share_out(costs, given)

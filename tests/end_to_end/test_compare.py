@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SHORT = ["train.steps=10", "train.log_every=2"]
 VARIANTS = [
     "compare.twin={name: fismo}",
-    "compare.crippled={name: fismo, trust_radius: 1e-6, adamw: {lr: 1e-6}}",
+    "compare.crippled={name: fismo, lr: 1e-6, adamw: {lr: 1e-6}}",
     "compare.wild={name: sgd, lr: 1e30}",
 ]
 COMPARED = [*SHORT, *VARIANTS, "--baselines", "twin", "crippled", "wild", "--seeds", 7, "--workers", 2, "--json"]

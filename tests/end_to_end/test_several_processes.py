@@ -119,7 +119,7 @@ def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, paral
     """Two processes measure what one process does with two micro-batches, and do the same about it."""
     settings = (
         *(*IMAGES, "train.steps=24", "train.noise_every=6", "train.clip_grad_norm=1.0"),
-        *("optimizer.adapt_radius=4", "optimizer.variance_reduction=mars", "optimizer.trust_radius=0.002"),
+        *("optimizer.adapt_radius=4", "optimizer.variance_reduction=mars", "optimizer.lr=0.002"),
     )
     one = cli.run("train", *settings, "train.accumulate=2", "--json").json
     shared = (*settings, f"train.parallel={parallel}", "checkpoint.every=10", "--nproc", 2, "--json")

@@ -100,10 +100,8 @@ def test_a_bad_preset_is_tuned_to_beat_the_shipped_settings(cli):
     """Trust radius 30 times too large, and 16 trials that are told nothing else."""
     budget = ("train.epochs=8", "train.threads=1")
     shipped = cli.run("train", "digits-vit", *budget, "--json").json["metrics"]["validation"]["loss"]
-    bad = cli.run("train", "digits-vit", *budget, "optimizer.trust_radius=0.6", "--json").json
-    done = cli.run(
-        "tune", "digits-vit", *budget, "optimizer.trust_radius=0.6", "--trials", 16, "--workers", 2, "--json"
-    )
+    bad = cli.run("train", "digits-vit", *budget, "optimizer.lr=0.6", "--json").json
+    done = cli.run("tune", "digits-vit", *budget, "optimizer.lr=0.6", "--trials", 16, "--workers", 2, "--json")
     assert done.code == 0, done.err
     start = next(trial for trial in done.json["trial_list"] if trial["number"] == 0)
     assert start["value"] == bad["metrics"]["validation"]["loss"]
@@ -258,7 +256,7 @@ def test_a_database_that_goes_away(cli):
             "--trials 0: must be at least 1\n       --sampler annealing: must be",
         ),
         (("--storage", "postgresql+psycopg://a:hunter2@127.0.0.1:1/x"), "cannot use postgresql+psycopg://a:***@127"),
-        (("tune.space.optimizer.damping={low: 2, high: 1}",), "must be below high (1), got 2"),
+        (("tune.space.optimizer.metric.damping={low: 2, high: 1}",), "must be below high (1), got 2"),
         (("tune.space.train.batch_size={choices: [64, 4096]}",), "4096 is more than the 1222 samples"),
         (("data.validation_fraction=0",), "no validation part"),
         (("optimizer.name=adadelta",), "learning rate"),
@@ -284,6 +282,6 @@ def test_a_preset_that_fails_in_every_trial_stops_early(cli):
 def test_a_study_of_the_same_name_but_another_space(cli):
     command = ("tune", *SHORT, "train.steps=2", "--trials", 1, "--study", "mine")
     assert cli.run(*command).code == 0
-    other = cli.run(*command, "optimizer.damping=0.2")
+    other = cli.run(*command, "optimizer.metric.damping=0.2")
     assert other.code == 2
     assert "another preset, space" in other.err

@@ -86,14 +86,15 @@ def _head_parameters(model: nn.Module) -> set[int]:
 
 def _end_of_sequence(model: nn.Module) -> nn.Module | None:
     """The linear layer or convolution that ends a model which is an `nn.Sequential`, or holds nothing else."""
-    module, follows_others = model, False
+    module, in_sequence = model, False
     while not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-        children = [child for child in module.children() if next(child.parameters(), None) is not None]
-        if not children or not (class_of(module) is nn.Sequential or len(list(module.children())) == 1):
+        is_sequence, children = class_of(module) is nn.Sequential, list(module.children())
+        is_wrapper = len(children) == 1 and not any(True for _ in module.parameters(recurse=False))
+        weighted = [child for child in children if any(True for _ in child.parameters())]
+        if not weighted or not (is_sequence or is_wrapper):
             return None
-        follows_others = follows_others or class_of(module) is nn.Sequential
-        module = children[-1]
-    return module if follows_others else None
+        module, in_sequence = weighted[-1], in_sequence or is_sequence
+    return module if in_sequence else None
 
 
 def _last_linear(module: nn.Module) -> nn.Module | None:

@@ -102,16 +102,14 @@ def test_power_zero_equals_torch_muon_within_bfloat16(shape: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("power", [0.0, 0.25, 0.5])
-@pytest.mark.parametrize("momentum_space", ["raw", "whitened"])
+@pytest.mark.parametrize("space", ["raw", "whitened"])
 def test_gradient_scale_does_not_matter_to_the_last_bit(power: float, space: str) -> None:
     gradients = replayed_gradients((8, 12), 7, torch.float32)
 
     def run(scale: float) -> Tensor:
         return displacement(
             [G * scale for G in gradients],
-            lambda p: FISMO(
-                p, 0.1, metric=FisherMetric(power=power, momentum_space=momentum_space), compute_dtype="float32"
-            ),
+            lambda p: FISMO(p, 0.1, metric=FisherMetric(power=power, momentum_space=space), compute_dtype="float32"),
             torch.float32,
         )
 

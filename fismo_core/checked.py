@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["Checked", "OptionError", "option", "to_plain"]
+__all__ = ["Checked", "OptionError", "leaves", "option", "to_plain"]
 
 
 class OptionError(ValueError):
@@ -49,6 +49,16 @@ def to_plain(options: Any) -> Any:
     """Options as a dictionary of plain values, such as a checkpoint or a preset holds; anything else as it is."""
     is_options = dataclasses.is_dataclass(options) and not isinstance(options, type)
     return dataclasses.asdict(options) if is_options else options
+
+
+def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of all options that have no options of their own, such as `metric.damping`."""
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", value
 
 
 def _out_of_bounds(options: Any) -> Iterator[tuple[str, str]]:

@@ -5,9 +5,9 @@ Imports no torch, so that a tool can read settings without it; pydantic reads th
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from fismo_core.checked import Checked, option
+from fismo_core.checked import Checked, leaves, option
 
 __all__ = [
     "DENSE",
@@ -150,6 +150,11 @@ class Form:
 
     options: FismoOptions
     fixed: tuple[str, ...]
+
+    def changes(self) -> dict[str, Any]:
+        """Names and values of all options that it fixes, or of which it has another default."""
+        usual = dict(leaves(FismoOptions()))
+        return {name: value for name, value in leaves(self.options) if name in self.fixed or value != usual[name]}
 
 
 PAPER = FismoOptions(

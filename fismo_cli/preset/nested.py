@@ -1,9 +1,9 @@
 """Nested dictionaries by dotted names, such as `metric.damping`. Nothing given is changed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MISSING", "leaf", "leaves", "merged", "put", "without"]
+__all__ = ["MISSING", "leaf", "put", "without"]
 
 MISSING = object()
 """What `leaf` gives for a name that is not there, if asked to."""
@@ -16,24 +16,6 @@ def leaf(values: Any, name: str, default: Any = None) -> Any:
             return default
         values = values[part]
     return values
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All names and values that are no sections themselves."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, section by section; what `over` has wins."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        result[key] = merged(base[key], value) if both else value
-    return result
 
 
 def put(values: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
-from fismo_cli.preset.nested import MISSING, leaf, leaves, without
+from fismo_cli.preset.nested import MISSING, leaf, without
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.preset.schema_data import unused_keys
 from fismo_cli.preset.schema_tune import SearchedConfig
-from fismo_core.checked import to_plain
 from fismo_core.config import FORMS
 
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
@@ -22,13 +21,7 @@ SHARED_OPTIMIZER_KEYS = frozenset(
 )
 """What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 
-_USUAL = dict(leaves(to_plain(FORMS["default"].options)))
-FORM_KEYS = frozenset(
-    name
-    for form in FORMS.values()
-    for name, value in leaves(to_plain(form.options))
-    if name in form.fixed or value != _USUAL[name]
-)
+FORM_KEYS = frozenset(name for form in FORMS.values() for name in form.changes())
 """What a preset's optimizer section does not keep when an override chooses another form of FISMO."""
 
 
@@ -128,13 +121,11 @@ def _drop(layered: Layered, section: str, keys: Set[str], chosen: dict[str, Any]
     if not isinstance(before, dict):
         return
     gone = []
-    for key in keys:
+    for key in sorted(keys):
         if (value := leaf(before, key, MISSING)) is not MISSING:
             layered.values[section] = without(layered.values[section], key)
             if key not in chosen and value not in (None, {}):
                 gone.append(f"{section}.{key}")
-    order = [f"{section}.{name}" for name, _ in leaves(before)]
-    gone.sort(key=lambda name: next((i for i, other in enumerate(order) if other.startswith(name)), len(order)))
     if gone:
         layered.notes.append(f"left out of {source}: {', '.join(gone)} ({reason})")
 

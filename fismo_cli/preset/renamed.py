@@ -99,4 +99,6 @@ def _fismo_sections(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
 
 def _modern_name(name: str) -> str:
     section, _, key = name.partition(".")
+    if name == "optimizer.polar":
+        return "optimizer.polar.method"
     return f"optimizer.{RENAMED[key]}" if section == "optimizer" and key in RENAMED else name

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
-from fismo_cli.preset.nested import MISSING, leaf, merged
+from fismo_cli.preset.nested import MISSING, leaf, put
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES, driven_argument, is_optimizer_name, why_refused
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 from fismo_core.checked import to_plain
@@ -119,11 +119,14 @@ class FismoConfig(Config):
         form, given = FORMS[name], dict(values)
         if "polar" in given:
             given["polar"] = _polar_section(given["polar"])
-        options = {key: value for key, value in to_plain(form.options).items() if key in cls.model_fields}
+        changes = form.changes()
         message = f"must be {{}}, as optimizer.form: {name} fixes it"
-        wrong = [key for key in form.fixed if leaf(given, key, MISSING) not in (MISSING, leaf(options, key))]
-        refuse(*((True, key, message.format(_yaml(leaf(options, key))), ("form",)) for key in wrong))
-        return merged(options, given)
+        wrong = [key for key in form.fixed if leaf(given, key, MISSING) not in (MISSING, changes[key])]
+        refuse(*((True, key, message.format(_yaml(changes[key])), ("form",)) for key in wrong))
+        for key, value in changes.items():
+            if leaf(given, key, MISSING) is MISSING:
+                given = put(given, key, value)
+        return given
 
 
 def fismo_options(config: FismoConfig) -> FismoOptions:

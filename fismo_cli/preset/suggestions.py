@@ -45,13 +45,14 @@ def unknown_key(
     other_task = next(other for other in TASKS if other != task)
     if path in reference(other_task, optimizer):
         return f"unknown key: it belongs to the task {other_task}", []
+    if optimizer == "baseline" and path in reference(task, "fismo"):
+        return f"unknown key for {optimizer_name}: it belongs to fismo", []
     meant = _meant(path, keys)
     if meant:
         return f"unknown key.{did_you_mean(map(dotted, meant))}", meant
     if path[0] == "optimizer" and len(path) == 2 and optimizer == "baseline":
-        owner = "it belongs to fismo" if path in reference(task, "fismo") else "other arguments go under optimizer.args"
-        return f"unknown key for {optimizer_name}: {owner}", []
-    if path in reference(task, "baseline" if optimizer == "fismo" else "fismo"):
+        return f"unknown key for {optimizer_name}: other arguments go under optimizer.args", []
+    if path in reference(task, "baseline"):
         return f"unknown key for {optimizer_name}: it belongs to other optimizers", []
     return f"unknown key; {_listed(path[:-1], keys)}", []
 

@@ -104,7 +104,7 @@ def test_validate_says_what_will_be_run(capsys):
     code, out, err = run(capsys, "validate", "digits-vit", "optimizer.name=muon", "optimizer.lr=0.07", "train.steps=77")
     assert (code, out) == (0, "")
     assert "ok: presets/digits-vit.yaml" in err
-    for words in ("muon, lr 0.07", "77 steps", "left out of presets/digits-vit.yaml: optimizer.lr"):
+    for words in ("muon, lr 0.07", "77 steps", "left out of presets/digits-vit.yaml: train.epochs"):
         assert words in err
 
 

@@ -38,7 +38,7 @@ def test_an_override_is_one_where_there_is_no_such_file(here):
 
 
 @pytest.mark.parametrize("command", ["tune", "compare", "train", "validate"])
-@pytest.mark.parametrize("missing", ["lr=0.1/my.yaml", "optimizer.lr=mine.yaml"])
+@pytest.mark.parametrize("missing", ["lr=0.1/my.yaml", "optimizer.rate=mine.yaml"])
 def test_a_file_that_is_missing(here, capsys, command, missing):
     with pytest.raises(SystemExit) as leaving:
         main([command, missing, *(["--baselines", "adam"] if command == "compare" else [])])

@@ -74,7 +74,11 @@ def test_the_good_preset_is_good(write):
             "name: fismo\n  dampng: 1",
             "10  optimizer.dampng: unknown key. Did you mean optimizer.metric.damping?",
         ),
-        ("name: fismo", "name: fismo\n  lr: 1", "10  optimizer.lr: unknown key. Did you mean optimizer.lr?"),
+        (
+            "name: fismo",
+            "name: fismo\n  learning_rate: 1",
+            "10  optimizer.learning_rate: unknown key. Did you mean optimizer.lr?",
+        ),
         (
             "name: fismo",
             "name: fismo\n  betas: [0, 0]",
@@ -82,13 +86,13 @@ def test_the_good_preset_is_good(write):
         ),
         (
             "name: fismo",
-            "name: adam\n  damping: 1",
-            "10  optimizer.metric.damping: unknown key for adam: it belongs to fismo",
+            "name: adam\n  metric: {damping: 1}",
+            "10  optimizer.metric: unknown key for adam: it belongs to fismo",
         ),
         (
             "name: fismo",
             "name: adam\n  trust_radius: 1",
-            "10  optimizer.lr: unknown key. Did you mean optimizer.lr?",
+            "10  optimizer.trust_radius: unknown key. Did you mean optimizer.lr?",
         ),
         (
             "name: fismo",
@@ -171,7 +175,7 @@ def test_polynomial_roots_need_a_power_and_damping_they_can_do(write):
     ]
     load_preset(write(text), ["optimizer.metric.roots=eigh"])
     steps = write(GOOD.replace("name: fismo", "name: fismo\n  polar_steps: 5"))
-    assert problems_of(steps) == ["10  optimizer.polar.steps: must be 2 where optimizer.polar is composite"]
+    assert problems_of(steps) == ["10  optimizer.polar.steps: must be 2 where method is composite"]
     load_preset(steps, ["optimizer.polar=quintic"])
     load_preset(write(text.replace("0.3", "0")))  # Muon has no roots
 

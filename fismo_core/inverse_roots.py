@@ -42,7 +42,7 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
         A^-power and A^-1/2, shaped like A in its dtype, and a boolean `(B,)`: which matrices gave finite numbers.
     """
     shift = BFLOAT16_SHIFT if A.dtype == torch.bfloat16 else 0.0
-    schedule, _ = _schedule(power, min(condition, 1 / shift) if shift else condition)
+    schedule = _coefficients(power, min(condition, 1 / shift) if shift else condition)
     square = A @ A
     scale = frobenius_norm(square).to(accumulation_dtype(A.dtype)).sqrt()
     scale = torch.where(scale > 0, scale, 1)
@@ -69,6 +69,12 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
     for _ in range(round(math.log2(0.5 / power))):
         inverse_sqrt = inverse_sqrt @ inverse_sqrt
     return root, inverse_sqrt, frobenius_norm(inverse_sqrt).isfinite().flatten()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _coefficients(power: float, condition: float) -> list[list[float]]:
+    """The polynomials of `_schedule`; a compiled step has them as constants."""
+    return _schedule(power, condition)[0]
 
 
 def polynomial_error(power: float, condition: float) -> float:

@@ -5,7 +5,6 @@ Pure functions of tensors.
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import get_args
 
 import torch
@@ -124,7 +123,6 @@ def _even_part(C: Tensor, coefficients: Polynomial) -> tuple[float, Tensor]:
     return a, torch.baddbmm(C, square, inner, beta=b, alpha=e)
 
 
-@lru_cache
 def _expanded_at(center: float, coefficients: Polynomial) -> Polynomial:
     """The coefficients of q(t) = c0 + c1 t + ... as a polynomial in t - center."""
     size = len(coefficients)

@@ -19,7 +19,7 @@ from fismo_core.dtensors import distributed_like
 from fismo_core.groups import names_of, structure_of
 from fismo_core.layout import Bucket, MatrixLayout, Slot, make_buckets
 from fismo_core.placement import Move, Placement
-from fismo_core.precision import full_precision_matmul
+from fismo_core.precision import accumulation_dtype, full_precision_matmul
 
 __all__ = ["Entry", "MatrixStacks", "Stack", "fetch", "gathered"]
 
@@ -181,7 +181,9 @@ def _apply(moves: Sequence[Move], group: Mapping[str, Any]) -> None:
         return
     lr, matrices, directions = float(group["lr"]), [move.values for move in moves], [move.direction for move in moves]
     if group["weight_decay"]:
-        shares = [1 - lr * group["weight_decay"] * move.taken for move in moves]
+        decay = lr * group["weight_decay"]
+        # A boolean times a number would have torch's default dtype: too coarse for float64, or if that is bfloat16.
+        shares = [1 - decay * move.taken.to(accumulation_dtype(move.values.dtype)) for move in moves]
         if group["cautious"]:
             for W, D, share in zip(matrices, directions, shares, strict=True):
                 W.mul_(torch.where(W * D > 0, share, 1))

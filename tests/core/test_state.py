@@ -133,7 +133,7 @@ def test_torch_s_default_dtype_changes_nothing(dtype: torch.dtype, kind: str, st
         _schedule.cache_clear()
         torch.set_default_dtype(torch.float32 if net is model else dtype)
         try:
-            stepped = FISMO(split_parameters(net, KINDS[kind]))
+            stepped = FISMO(split_parameters(net, KINDS[kind]), weight_decay=0.1)
             for x in inputs:
                 stepped.zero_grad()
                 net(x).square().mean().backward()

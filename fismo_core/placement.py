@@ -4,7 +4,7 @@ Three ways with one interface: all in this process, each by the rank that owns i
 rows that FSDP2 has sharded are brought.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,15 +51,17 @@ class Whole:
         """Whole gradients of what is stepped here, from this process's gradients, by index of the parameter."""
         return gradients
 
-    def moves(self, directions: Directions, gradients: Mapping[int, Tensor]) -> list[Move]:
-        """What is to be changed in this process.
+    def moves(self, directions: Iterable[Directions], gradients: Mapping[int, Tensor]) -> Iterator[list[Move]]:
+        """What is to be changed in this process, part by part: so that few directions take memory at once.
 
         Args:
             directions: of what was stepped here.
             gradients: as `gather` got them.
         """
-        self._touched = {index: self._parts(index) for index in {slot.parameter: None for slot in directions}}
-        return [Move(self._touched[slot.parameter][slot.part], *found) for slot, found in directions.items()]
+        for found in directions:
+            for index in {slot.parameter for slot in found} - self._touched.keys():
+                self._touched[index] = self._parts(index)
+            yield [Move(self._touched[slot.parameter][slot.part], *pair) for slot, pair in found.items()]
 
     def publish(self) -> None:
         """After the moves: bring the new values to where they are not yet."""
@@ -135,11 +137,12 @@ class ShardedRows:
         """See `Whole`."""
         return self._rows.to_owners({index: local_part(gradient) for index, gradient in gradients.items()})
 
-    def moves(self, directions: Directions, gradients: Mapping[int, Tensor]) -> list[Move]:
+    def moves(self, directions: Iterable[Directions], gradients: Mapping[int, Tensor]) -> Iterator[list[Move]]:
         """See `Whole`. A parameter takes part if all of its matrices do: rows know nothing of matrices."""
+        found = {slot: pair for part in directions for slot, pair in part.items()}
         by_parameter: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for slot in sorted(directions, key=lambda slot: (slot.parameter, slot.part)):
-            by_parameter.setdefault(slot.parameter, []).append(directions[slot])
+        for slot in sorted(found, key=lambda slot: (slot.parameter, slot.part)):
+            by_parameter.setdefault(slot.parameter, []).append(found[slot])
         joined = {
             index: (
                 self._layouts[index].join([D for D, _ in parts], self._parameters[index].shape),
@@ -149,10 +152,11 @@ class ShardedRows:
         }
         here = {index: local_part(gradient) for index, gradient in gradients.items()}
         moved = self._rows.to_shards(joined, here)
-        return [
-            Move(local_part(self._parameters[index]), D.to(here[index].dtype), taken)
-            for index, (D, taken) in moved.items()
-        ]
+        if moved:
+            yield [
+                Move(local_part(self._parameters[index]), D.to(here[index].dtype), taken)
+                for index, (D, taken) in moved.items()
+            ]
 
     def publish(self) -> None:
         """Nothing: each rank has changed its own rows."""

@@ -83,7 +83,7 @@ def polar_factor(X: Tensor, *, method: PolarMethod, steps: int) -> Tensor:
     if method == "composite":
         if steps != len(COMPOSITE):
             raise ValueError(f"the composite polar factor has 2 steps, not {steps}")
-        return _odd_polynomials(X, COMPOSITE)
+        return _odd_polynomials(X, _CENTERED_COMPOSITE)
     raise ValueError(f"unknown polar method {method!r}; choose one of {', '.join(get_args(PolarMethod))}")
 
 
@@ -111,11 +111,14 @@ def _odd_polynomials(X: Tensor, schedule: Sequence[Polynomial], bound: float = 1
 
 
 def _even_part(C: Tensor, coefficients: Polynomial) -> tuple[float, Tensor]:
-    """The polynomial over X, as a polynomial in C = X X^T: its constant and the rest. Degree nine overwrites C."""
+    """The polynomial over X, as a polynomial in C = X X^T: its constant and the rest.
+
+    Five coefficients are those about `NONIC_CENTER`; C is overwritten then.
+    """
     if len(coefficients) == 3:
         a, b, c = coefficients
         return a, torch.baddbmm(C, C, C, beta=b, alpha=c)
-    a, b, c, d, e = _expanded_at(NONIC_CENTER, coefficients)
+    a, b, c, d, e = coefficients
     C.diagonal(dim1=-2, dim2=-1).sub_(NONIC_CENTER)
     square = C @ C
     inner = torch.add(square, C, alpha=d / e)
@@ -129,6 +132,9 @@ def _expanded_at(center: float, coefficients: Polynomial) -> Polynomial:
     return tuple(
         sum(coefficients[k] * math.comb(k, j) * center ** (k - j) for k in range(j, size)) for j in range(size)
     )
+
+
+_CENTERED_COMPOSITE = (COMPOSITE[0], _expanded_at(NONIC_CENTER, COMPOSITE[1]))
 
 
 def _composition_of_gram(C: Tensor, schedule: Sequence[Polynomial]) -> Tensor:

@@ -4,7 +4,7 @@ torch's `optimizer.state` is the truth: a tensor that someone has put there in p
 step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,8 +17,8 @@ from fismo_core.arithmetic import Arithmetic, arithmetic_of
 from fismo_core.config import FisherMetric
 from fismo_core.dtensors import distributed_like
 from fismo_core.groups import names_of, structure_of
-from fismo_core.layout import Bucket, MatrixLayout, Slot, make_buckets
-from fismo_core.placement import Move, Placement
+from fismo_core.layout import Bucket, MatrixLayout, make_buckets
+from fismo_core.placement import Directions, Move, Placement
 from fismo_core.precision import accumulation_dtype, full_precision_matmul
 
 __all__ = ["Entry", "MatrixStacks", "Stack", "fetch", "gathered"]
@@ -115,7 +115,8 @@ class MatrixStacks:
         self._follow(entries, names_of(group))
         gradients = {i: p.grad for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()}
         directions = self._directions(group, placement.gather(gradients), entries)
-        _apply(placement.moves(directions, gradients), group)
+        for moves in placement.moves(directions, gradients):
+            _apply(moves, group)
 
     def _check_structure(self, group: Mapping[str, Any]) -> None:
         """Raise a RuntimeError if options that decide which state there is were changed since it was allocated."""
@@ -135,19 +136,18 @@ class MatrixStacks:
 
     def _directions(
         self, group: Mapping[str, Any], gradients: Mapping[int, Tensor], entries: Sequence[Entry]
-    ) -> dict[Slot, tuple[Tensor, Tensor]]:
-        """One step of the states of all matrices that have a gradient.
+    ) -> Iterator[Directions]:
+        """One step of the states of all matrices that have a gradient, bucket by bucket.
 
         Args:
             group: whose options are used.
             gradients: whole ones, by index of the parameter.
             entries: of the parameters, with the number of steps that each has taken; counted on by this.
 
-        Returns:
-            Of each of these matrices the direction `(m, n)`, to be applied as W <- W - lr D, and whether it takes part.
+        Yields:
+            Of each matrix the direction `(m, n)`, to be applied as W <- W - lr D, and whether it takes part.
         """
         parts = {index: self.layouts[index].split(gradient) for index, gradient in gradients.items()}
-        found: dict[Slot, tuple[Tensor, Tensor]] = {}
         for stack in self.stacks:
             bucket = stack.bucket
             present = [slot.parameter in parts for slot in bucket.slots]
@@ -168,17 +168,14 @@ class MatrixStacks:
             if refresh is not False and group["metric"].power > 0:
                 _check_roots(stack)
             results = zip(bucket.slots, present, D, taken, strict=True)
-            found |= {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}
+            yield {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}
         for index in parts:
             if entries[index]:
                 entries[index]["step"] += 1
-        return found
 
 
 def _apply(moves: Sequence[Move], group: Mapping[str, Any]) -> None:
     """W <- (1 - lr weight_decay) W - lr radius_scale D in place."""
-    if not moves:
-        return
     lr, matrices, directions = float(group["lr"]), [move.values for move in moves], [move.direction for move in moves]
     if group["weight_decay"]:
         decay = lr * group["weight_decay"]

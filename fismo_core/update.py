@@ -94,16 +94,17 @@ def fismo_update(
     M = state["momentum"]
     M.lerp_(G, mask.to(M.dtype) * (1 - options.momentum))
     U = G.lerp_(M, options.momentum) if options.nesterov else M
-    return Step(_direction(U, state, options, mask), taken)
+    return Step(_direction(U, state, options, mask, G), taken)
 
 
 def direction(U: Tensor, state: State, options: Arithmetic) -> Tensor:
     """The step D `(B, m, n)`, in the dtype of U, that momentum U and the roots in `state` give."""
-    return _direction(U, state, options, torch.ones(len(U), 1, 1, dtype=torch.bool, device=U.device))
+    everything = torch.ones(len(U), 1, 1, dtype=torch.bool, device=U.device)
+    return _direction(U, state, options, everything, torch.empty_like(U))
 
 
-def _direction(U: Tensor, state: State, options: Arithmetic, mask: Tensor) -> Tensor:
-    """`direction`, and zero where the mask `(B, 1, 1)` is false."""
+def _direction(U: Tensor, state: State, options: Arithmetic, mask: Tensor, buffer: Tensor) -> Tensor:
+    """`direction`, and zero where the mask `(B, 1, 1)` is false; `buffer`, which may be U, may be overwritten."""
     X = normalize_scale(U, options.compute_dtype)
     if options.metric.momentum_space == "raw":
         X = _whiten(X, state, options)
@@ -111,7 +112,9 @@ def _direction(U: Tensor, state: State, options: Arithmetic, mask: Tensor) -> Te
         Z = polar_factor(X, method=options.polar.method, steps=options.polar.steps)
     else:
         Z = options.polar(X).to(X.dtype)
-    D = _whiten(Z, state, options).to(U.dtype)  # un-whitening is by the same roots
+    D = _whiten(Z, state, options)  # un-whitening is by the same roots
+    if D.dtype != U.dtype:
+        D = buffer.copy_(D)
     length = mask.to(U.dtype) * shape_factor(D.shape[-2], D.shape[-1], options.scale)
     if options.graft and options.metric.power > 0:
         norm = frobenius_norm(D)

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 TEXT = (
-    *("stdlib-gpt2", "train.steps=50", "train.batch_size=8", "train.log_every=1", "train.threads=1"),
+    *("stdlib-gpt2", "train.steps=30", "train.batch_size=8", "train.log_every=1", "train.threads=1"),
     *("optimizer.compute_dtype=float32", "evaluate.every=null", "checkpoint.every=null"),
     *("data.validation_fraction=0.004", "data.test_fraction=0", "evaluate.batch_size=4"),
 )
 # Without augmentation, dropout and batch norm, which depend on who sees which samples.
 IMAGES = (
-    *("digits-vit", "train.epochs=null", "train.steps=50", "train.log_every=1", "train.threads=1"),
+    *("digits-vit", "train.epochs=null", "train.steps=30", "train.log_every=1", "train.threads=1"),
     *("optimizer.compute_dtype=float32", "data.mixup_alpha=0", "evaluate.every=null", "checkpoint.every=null"),
 )
 
@@ -37,7 +37,7 @@ def losses(cli: Cli, run_dir: str) -> list[float]:
 
 
 def largest_gap(one: list[float], other: list[float]) -> float:
-    assert len(one) == len(other) == 50
+    assert len(one) == len(other) == 30
     return max(abs(a - b) / a for a, b in zip(one, other, strict=True))
 
 
@@ -65,24 +65,24 @@ def test_saved_by_four_processes_and_resumed_by_two_and_by_one(cli, parallel):
     """Weights, their average, FISMO's state and AdamW's come back whole, whoever had them; the model is that of one."""
     tiny = ("model.args.n_layer=2", "model.args.n_embd=48", "model.args.n_head=2", "data.block_size=32")
     settings = (*TEXT, *tiny, f"train.parallel={parallel}", "train.ema_decay=0.9", "train.clip_grad_norm=1")
-    four = cli.run("train", *settings, "checkpoint.every=25", "--nproc", 4, "--json").json
+    four = cli.run("train", *settings, "checkpoint.every=15", "--nproc", 4, "--json").json
     run = cli.folder / four["run_dir"]
-    assert len(list(run.glob("checkpoints/step-25/shard-*.safetensors"))) == 4
+    assert len(list(run.glob("checkpoints/step-15/shard-*.safetensors"))) == 4
     measured = cli.run("evaluate", run, "--json").json["metrics"]["validation"]
     assert measured["loss"] == pytest.approx(four["metrics"]["validation"]["loss"], rel=1e-6)
     exported = cli.run("export", run, "weights.safetensors", "--json")
-    assert exported.json["step"] == 50
+    assert exported.json["step"] == 30
     kept, weights = load_file(run / "model.safetensors"), load_file(cli.folder / "weights.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in kept.items())
     again = cli.run("train", *settings, "train.steps=1", "model.pretrained=weights.safetensors", "--json")
     assert again.json["metrics"]["train"]["loss"] < 0.7 * losses(cli, run)[0]
-    shutil.rmtree(run / "checkpoints" / "step-50")
+    shutil.rmtree(run / "checkpoints" / "step-30")
     (run / "summary.json").unlink()
     for processes in (("--nproc", 2), ()):
         copy = Path(shutil.copytree(run, cli.folder / f"copy{len(processes)}"))
         resumed = cli.run("train", copy / "preset.yaml", "--resume", copy, *processes, "--json")
         assert resumed.code == 0, resumed.err
-        assert resumed.json["resumed_from_step"] == 25
+        assert resumed.json["resumed_from_step"] == 15
         assert largest_gap(losses(cli, run), losses(cli, copy)) < 1e-5
         assert resumed.json["metrics"]["validation"]["loss"] == pytest.approx(measured["loss"], rel=1e-5)
 

@@ -5,7 +5,6 @@ step.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fismo_core import update
-from fismo_core.arithmetic import Arithmetic, arithmetic_of
+from fismo_core.arithmetic import arithmetic_of
 from fismo_core.config import FisherMetric
 from fismo_core.dtensors import distributed_like
 from fismo_core.groups import names_of, structure_of
@@ -30,16 +29,32 @@ Entry = dict[str, Any]
 """The state of one parameter, as `optimizer.state` has it: `step`, and `momentum.0`, `P.0`, ... of its first matrix."""
 
 
-@dataclass
 class Stack:
-    """The stacked states `(B, ...)` of a bucket's matrices; `views` are what `optimizer.state` has of them.
+    """The stacked states `(B, ...)` of a bucket's matrices, and the views of them that `optimizer.state` has.
 
-    Each view is with the index of its parameter and its name there.
+    Args:
+        bucket: the matrices.
+        tensors: their states.
+
+    Attributes:
+        bucket: as given.
+        tensors: as given; renewed by steps.
+        views: by the index of the parameter and the name in its entry.
     """
 
-    bucket: Bucket
-    tensors: update.State
-    views: list[tuple[int, str, Tensor]]
+    def __init__(self, bucket: Bucket, tensors: update.State) -> None:
+        self.bucket, self.tensors = bucket, tensors
+        self._viewed: update.State = {}
+        self.views: dict[tuple[int, str], Tensor] = {}
+
+    def put_views(self, entries: Sequence[Entry]) -> None:
+        """Put views into the entries: all at first, later those of tensors that steps have put in others' place."""
+        for name, tensor in self.tensors.items():
+            if self._viewed.get(name) is not tensor:
+                self._viewed[name] = tensor
+                for slot, view in zip(self.bucket.slots, tensor, strict=True):
+                    key = f"{name}.{slot.part}"
+                    self.views[slot.parameter, key] = entries[slot.parameter][key] = view
 
 
 class MatrixStacks:
@@ -76,27 +91,18 @@ class MatrixStacks:
         self._placed = _places(parameters)
         self._structure = structure_of(group)
         for bucket in make_buckets(parameters, self.layouts, placement.owns):
-            self.stacks.append(self._stacked(bucket, arithmetic_of(group, bucket.dtype, bucket.device)))
-            self._fill(self.stacks[-1], saved, complete=complete)
+            sizes = len(bucket.slots), bucket.m, bucket.n
+            arithmetic = arithmetic_of(group, bucket.dtype, bucket.device)
+            stack = Stack(bucket, update.initial_state(*sizes, arithmetic, bucket.dtype, bucket.device))
+            stack.put_views(self.entries)
+            self.stacks.append(stack)
+            for (index, key), view in stack.views.items():
+                before, called = saved[index]
+                if complete or key in before:
+                    view.copy_(fetch(before, called, key, view))
         for entry, (before, _) in zip(self.entries, saved, strict=True):
             if entry:
                 entry["step"] = int(before.get("step", 0))
-
-    def _stacked(self, bucket: Bucket, arithmetic: Arithmetic) -> Stack:
-        state = update.initial_state(len(bucket.slots), bucket.m, bucket.n, arithmetic, bucket.dtype, bucket.device)
-        views = [
-            (slot.parameter, f"{name}.{slot.part}", tensor[row])
-            for row, slot in enumerate(bucket.slots)
-            for name, tensor in state.items()
-        ]
-        return Stack(bucket, state, views)
-
-    def _fill(self, stack: Stack, saved: Sequence[tuple[Mapping[str, Any], str]], *, complete: bool) -> None:
-        for index, key, view in stack.views:
-            before, called = saved[index]
-            if complete or key in before:
-                view.copy_(fetch(before, called, key, view))
-            self.entries[index][key] = view
 
     def fits(self, parameters: Sequence[Tensor], entries: Sequence[Entry]) -> bool:
         """False if parameters were moved or converted, or someone has cleared their state."""
@@ -129,7 +135,7 @@ class MatrixStacks:
     def _follow(self, entries: Sequence[Entry], names: Sequence[str]) -> None:
         """Take in what stands in `optimizer.state` in place of the views."""
         for stack in self.stacks:
-            for index, key, view in stack.views:
+            for (index, key), view in stack.views.items():
                 if entries[index].get(key) is not view:
                     view.copy_(fetch(entries[index], names[index], key, view))
                     entries[index][key] = view
@@ -165,6 +171,7 @@ class MatrixStacks:
                     refresh=refresh,
                     sides=sides,
                 )
+            stack.put_views(entries)
             if refresh is not False and group["metric"].power > 0:
                 _check_roots(stack)
             results = zip(bucket.slots, present, D, taken, strict=True)

@@ -66,7 +66,9 @@ def fismo_update(
     refresh: Mask = True,
     sides: tuple[Mask, Mask] = (True, True),
 ) -> Step:
-    """The step direction D of each matrix, to be applied as W <- W - lr D; the state is renewed in place.
+    """The step direction D of each matrix, to be applied as W <- W - lr D; the state is renewed.
+
+    In place, but for new roots, which are new tensors.
 
     Nothing here waits for the device, except for roots from eigenvalues.
 
@@ -192,5 +194,5 @@ def _refresh_roots(letter: str, state: State, options: Arithmetic, refresh: Mask
     renewed = good & refresh
     for name, root in zip(powers, roots, strict=True):
         before = state[name]
-        before.copy_(torch.where(fisher.expand(renewed, root), root.to(before.dtype), before))
+        state[name] = torch.where(fisher.expand(renewed, root), root.to(before.dtype), before)
     return good

@@ -2,6 +2,10 @@
 
     python benchmarks/step_time.py
 
+heavyball's and Emerging-Optimizers' Muon and SOAP take part if these packages are installed (pip install heavyball;
+Emerging-Optimizers is not on PyPI: https://github.com/NVIDIA-NeMo/Emerging-Optimizers); it says which are missing.
+torch's Muon computes in bfloat16, which is emulated, slowly, where the hardware has none: so there is one in float32.
+
 All contenders of a set take turns in one process, each with fresh random gradients in every step (made outside of the
 timed part), so that a ratio compares steps taken within the same seconds. The means hold whole refresh intervals of
 FISMO. Slow contenders take part in fewer rounds and are compared with Muon in those rounds. Prints tables in Markdown
@@ -9,6 +13,7 @@ and writes everything to a JSON file.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -28,8 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fismo_cli.environment import environment
 from fismo_cli.optimizers import optimizer_state_bytes
-from fismo_core import FISMO, optimizer, split_parameters, stacks, update
-from fismo_core.routing import layout_from_plain
+from fismo_core import DENSE as DENSE_FORM
+from fismo_core import FISMO, FisherMetric, split_parameters, stacks, update
+from fismo_core.layout import MatrixLayout
 
 Shapes = list[tuple[int, int]]
 
@@ -55,7 +61,7 @@ def resnet18() -> Shapes:
         shape
         for group in groups
         for (_, parameter), plain in zip(group["params"], group["layouts"], strict=True)
-        for shape in layout_from_plain(plain).shapes(parameter)
+        for shape in MatrixLayout.from_plain(plain).shapes(parameter)
     ]
 
 
@@ -89,20 +95,57 @@ DENSE = "FISMO, all sides dense, roots every 40"
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
+
+class Float32Muon(torch.optim.Muon):
+    """torch's Muon without its cast to bfloat16."""
+
+    def step(self, closure: Any = None) -> Any:
+        with mock.patch.object(Tensor, "bfloat16", lambda tensor: tensor.float().clone()):
+            return super().step(closure)
+
+
+def heavyball(name: str, parameters: list[nn.Parameter], **options: Any) -> Optimizer:
+    import heavyball
+
+    heavyball.utils.compile_mode = None  # all others are measured as they are, too
+    return getattr(heavyball, name)(parameters, **options)
+
+
+def emerging(module: str, name: str, parameters: list[nn.Parameter], **options: Any) -> Optimizer:
+    return getattr(importlib.import_module(f"emerging_optimizers.{module}"), name)(parameters, **options)
+
+
 CONTENDERS: dict[str, Make] = {
     MUON: lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.0),
     "Muon, QKV as one matrix": lambda p: torch.optim.Muon(p, lr=0.02, weight_decay=0.0),
     DEFAULT: FISMO,
-    DENSE: lambda p: FISMO(p, max_factor_ratio=None, refresh_interval=40),
-    "FISMO.dense": FISMO.dense,
-    "FISMO.paper": FISMO.paper,
+    "Muon, float32": lambda p: Float32Muon(p, lr=0.02, weight_decay=0.0),
+    "FISMO, float32": lambda p: FISMO(p, compute_dtype="float32"),
+    DENSE: lambda p: FISMO(p, metric=FisherMetric(max_ratio=None, refresh_every=40)),
+    "FISMO, dense form": lambda p: FISMO.of(p, DENSE_FORM),
+    "FISMO, paper's form": FISMO.paper,
     "AdamW, foreach": lambda p: torch.optim.AdamW(p, foreach=True),
     "AdamW, fused": lambda p: torch.optim.AdamW(p, fused=True),
     "SOAP, every 10 steps": lambda p: pytorch_optimizer.SOAP(p, precondition_frequency=10),
     "Shampoo, every 10 steps": lambda p: pytorch_optimizer.ScalableShampoo(p, preconditioning_compute_steps=10),
+    "heavyball's Muon": lambda p: heavyball("Muon", p),
+    "heavyball's SOAP, every 10 steps": lambda p: heavyball(
+        "SOAP", p, precondition_frequency=10, use_precond_schedule=False
+    ),
+    "Emerging-Optimizers' Muon": lambda p: emerging("orthogonalized_optimizers", "Muon", p),
+    "Emerging-Optimizers' SOAP, every 10 steps": lambda p: emerging("soap", "SOAP", p, precondition_frequency=10),
 }
+PACKAGES = ("heavyball", "emerging_optimizers")
+"""Of contenders that take part if they are installed."""
 
-QUICK = (MUON, DEFAULT, DENSE, "AdamW, foreach", "AdamW, fused")
+
+def missing(name: str) -> str | None:
+    """The package that a contender needs and that is not installed."""
+    package = next((package for package in PACKAGES if name.lower().replace("-", "_").startswith(package)), None)
+    return package if package and importlib.util.find_spec(package) is None else None
+
+
+QUICK = (MUON, "Muon, float32", DEFAULT, "FISMO, float32", DENSE, "AdamW, foreach", "AdamW, fused")
 """The contenders that take part at every width; the others would take minutes a step at the larger ones."""
 
 
@@ -186,12 +229,12 @@ def clocked(seconds: dict[str, float]) -> Iterator[None]:
         return timed
 
     with (
-        mock.patch.object(stacks.MatrixStacks, "gather", clock("gather", stacks.MatrixStacks.gather)),
+        mock.patch.object(stacks, "gathered", clock("gather", stacks.gathered)),
         mock.patch.object(update, "_update_factors", clock("statistics", update._update_factors)),
         mock.patch.object(update, "_refresh_roots", clock("roots", update._refresh_roots)),
         mock.patch.object(update, "_whiten", clock("whitening", update._whiten)),
         mock.patch.object(update, "polar_factor", clock("polar factor", update.polar_factor)),
-        mock.patch.object(optimizer, "_apply", clock("apply", optimizer._apply)),
+        mock.patch.object(stacks, "_apply", clock("apply", stacks._apply)),
     ):
         yield
 
@@ -244,12 +287,14 @@ def main() -> None:
     torch.manual_seed(0)
     peak = matmul_peak()
     record: dict[str, Any] = {"environment": environment(), "threads": arguments.threads, "matmul_peak": peak}
+    record["not_installed"] = sorted({package for name in CONTENDERS if (package := missing(name))})
     record["sets"] = {}
     summary, parts = [], []
     for name in arguments.sets:
         shapes = SETS[name]()
         numbers = sum(m * n for m, n in shapes)
         names = list(CONTENDERS) if max(map(max, shapes)) <= 1024 and not arguments.quick else list(QUICK)
+        names = [contender for contender in names if missing(contender) is None]
         contenders = {c.name: c for c in measure(shapes, names, arguments.intervals, arguments.budget)}
         rows, entry = [], {}
         for contender in contenders.values():
@@ -302,6 +347,8 @@ def main() -> None:
     head = ["matrices", "FISMO / Muon, mean", "median", "all sides dense / Muon, mean", "FISMO / fused AdamW"]
     print(f"\n### Summary\n\n{table(head, summary)}")
     print(f"\n### Where FISMO's step spends its time\n\n{table(['matrices', *spent], parts)}")
+    absent = sorted({package for name in CONTENDERS if (package := missing(name))})
+    print(f"\nnot installed, and so not measured: {', '.join(absent) or 'nothing'}")
     print(f"\nmatmul peak: {peak['float32'] / 1e9:.0f} GFLOP/s float32, {peak['bfloat16'] / 1e9:.0f} bfloat16")
     print(f"results written to {arguments.output}", file=sys.stderr)
 

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from fismo_core.decay import undecayed_parameters
     from fismo_core.diagnostics import MatrixDiagnostics, diagnose
     from fismo_core.groups import split_parameters
-    from fismo_core.noise import fisher_square_norms, signal_and_noise
+    from fismo_core.noise import Noise, NoiseMeter, fisher_square_norms, signal_and_noise
     from fismo_core.optimizer import FISMO
     from fismo_core.plan import Plan, PlanRow, plan_parameters
+    from fismo_core.probe import StepProbe, StepReport
+    from fismo_core.radius import AdaptiveRadius, RadiusControl
     from fismo_core.variance_reduction import Mars
 
 __version__ = "0.1.0"
@@ -21,13 +23,19 @@ __all__ = [
     "FISMO",
     "PAPER",
     "AdamW",
+    "AdaptiveRadius",
     "FisherMetric",
     "FismoOptions",
     "Mars",
     "MatrixDiagnostics",
+    "Noise",
+    "NoiseMeter",
     "Plan",
     "PlanRow",
     "Polar",
+    "RadiusControl",
+    "StepProbe",
+    "StepReport",
     "diagnose",
     "fisher_square_norms",
     "plan_parameters",
@@ -39,7 +47,9 @@ __all__ = [
 _MODULES = {
     **dict.fromkeys(("MatrixDiagnostics", "diagnose"), "diagnostics"),
     **dict.fromkeys(("Plan", "PlanRow", "plan_parameters"), "plan"),
-    **dict.fromkeys(("fisher_square_norms", "signal_and_noise"), "noise"),
+    **dict.fromkeys(("Noise", "NoiseMeter", "fisher_square_norms", "signal_and_noise"), "noise"),
+    **dict.fromkeys(("StepProbe", "StepReport"), "probe"),
+    **dict.fromkeys(("AdaptiveRadius", "RadiusControl"), "radius"),
     "FISMO": "optimizer",
     "Mars": "variance_reduction",
     "split_parameters": "groups",

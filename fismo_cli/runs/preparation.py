@@ -21,9 +21,9 @@ from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.loading import read_batch
-from fismo_cli.training.probe import untouched
 from fismo_cli.training.seeding import configure_torch, seed_everything
 from fismo_cli.training.spreading import check_parallel, spread_out
+from fismo_cli.training.step_start import untouched
 from fismo_cli.training.trainer import RunName, Trainer
 from fismo_cli.training.world import World
 

@@ -18,15 +18,14 @@ from fismo_cli.preset.schema import TrainConfig
 from fismo_cli.tasks.base import Batch, Task
 from fismo_cli.training.device import OptimizerClock, autocast, move
 from fismo_cli.training.events import NoiseMeasured
-from fismo_cli.training.noise import NoiseMeter
-from fismo_cli.training.probe import StepProbe, StepStart, untouched
+from fismo_cli.training.noise import RunNoise
 from fismo_cli.training.schedule import factor
 from fismo_cli.training.seeding import derive_seed
 from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import RunState
-from fismo_cli.training.trust_region import RadiusControl
+from fismo_cli.training.step_start import StepStart, untouched
 from fismo_cli.training.world import World
-from fismo_core import Mars
+from fismo_core import Mars, RadiusControl, StepProbe
 from fismo_core.dtensors import full_tensor, local_part
 
 __all__ = ["Stepper"]
@@ -79,7 +78,7 @@ class Stepper:
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._matrices = {p for group in optimizer.param_groups if "radius_scale" in group for p in group["params"]}
         names = {parameter: name for name, parameter in model.named_parameters()}
-        self._noise = NoiseMeter(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
+        self._noise = RunNoise(optimizer, [names[p] for p in self._parameters], every=train.noise_every, world=world)
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
         self._scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         self._mixing = torch.Generator()
@@ -89,6 +88,7 @@ class Stepper:
         self.gradient_norm: Tensor | None = None
         self.notes: list[str] = []
         self._noted: set[str] = set()
+        self._pieces: list[Batch] = []  # of the step's batch, if what it achieves is measured
 
     def join_replicas(self) -> None:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
@@ -126,6 +126,7 @@ class Stepper:
         measured = self._spread is None and (measure or self._noise.due(state.step))
         number, samples = state.step + 1, taken * config.batch_size
         noise = probe = None
+        self._pieces = []
         with self._undone_if_it_fails():
             if self.radius.due(state.step, share):
                 with self._optional(MEASURED_RADIUS):
@@ -136,7 +137,7 @@ class Stepper:
             if measured:
                 scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
                 with self._optional(MEASURED_NOISE):
-                    noise = self._noise.finish(number, samples, pieces=max(2, count * self._world.size), scale=scale)
+                    noise = self._noise.measured(number, samples, pieces=max(2, count * self._world.size), scale=scale)
             if config.clip_grad_norm is not None or probe is not None:
                 self._scaler.unscale_(self._optimizer)
             if probe is not None:
@@ -153,6 +154,7 @@ class Stepper:
         if probe is not None:
             with self._optional(MEASURED_RADIUS):
                 self._adapt_radius(probe, state.step, loss)
+            self._pieces = []
         self._optimizer.zero_grad(set_to_none=True)
         state.step, state.batches, state.batches_before = number, state.batches + taken, state.batches
         return noise
@@ -227,7 +229,7 @@ class Stepper:
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             if probe is not None:
-                probe.pieces.append(batch)
+                self._pieces.append(batch)
         return torch.stack(losses).sum()
 
     @contextmanager
@@ -275,25 +277,19 @@ class Stepper:
     def _adapt_radius(self, probe: StepProbe, step: int, loss: Tensor) -> None:
         """See what the step did to the loss of its own samples, and set the radius for the next one."""
 
+        def mean_loss() -> Tensor:
+            return torch.stack([self._training_loss(self._model, piece) for piece in self._pieces]).mean()
+
         def look() -> Tensor:
-            return probe.loss_again(lambda piece: self._training_loss(self._model, piece))
+            return probe.loss_again(mean_loss)
 
         after = look() if self._spread is not None else self._world.together(look)
         # All ranks must come to the same: where each has seen its own rows, and where last digits differ between hosts.
         before, after = (self._world.mean(value.float()) for value in (loss, after))
-        promised = self._world.mean(probe.promised_changes(self._matrices))
+        sums = self._world.mean(probe.sums(self._matrices))
         if self._spread is not None:
-            promised = promised * self._world.size
-        predicted, of_matrices = (-promised).tolist()
-        moved, size = self._world.mean(probe.square_norms(self._matrices))
-        self.radius.update(
-            step,
-            actual=(before - after).item(),
-            predicted=predicted,
-            of_matrices=of_matrices,
-            loss=before.item(),
-            change=math.sqrt(moved.item() / size.item()) if size > 0 else 0.0,
-        )
+            sums = sums * self._world.size
+        self.radius.update(step, probe.report(before, after, self._matrices, sums))
 
     def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""

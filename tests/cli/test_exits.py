@@ -24,10 +24,10 @@ from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.training import signals, stepping
 from fismo_cli.training.events import CheckpointSaved, Finished, Noticed, StepLogged
 from fismo_cli.training.loading import fetch
-from fismo_cli.training.probe import StepProbe
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.state import LossWindow
 from fismo_cli.training.world import World
+from fismo_core import StepProbe
 from tests.cli.training_fakes import PointsPart, PointsTask, make_trainer, store_in, weights
 
 MAIN = os.getpid()
@@ -273,10 +273,10 @@ def test_a_measurement_that_fails_is_noted_once_and_changes_nothing(monkeypatch,
     plain = make_trainer(**settings)
     events_of(plain)
     if broken == "signal":  # where whole batches of two go through batch norm well, and the arithmetic fails
-        monkeypatch.setattr("fismo_cli.training.noise.signal_and_noise", throw(torch.linalg.LinAlgError("singular")))
+        monkeypatch.setattr("fismo_core.noise.signal_and_noise", throw(torch.linalg.LinAlgError("singular")))
         monkeypatch.setattr(stepping.Stepper, "_measure_half", lambda stepper, batch: stepper._noise.add_piece({}))
     if broken == "probe":
-        monkeypatch.setattr(StepProbe, "square_norms", throw(torch.linalg.LinAlgError("singular")))
+        monkeypatch.setattr(StepProbe, "sums", throw(torch.linalg.LinAlgError("singular")))
         measured = make_trainer(**settings, adapt_radius=2)
     else:
         measured = make_trainer(**settings, noise_every=3)

@@ -1,9 +1,10 @@
 """Signal, noise and their metric, against sampling and formulas written out."""
 
+import pytest
 import torch
 from torch import nn
 
-from fismo_core import FISMO, FisherMetric, fisher_square_norms, signal_and_noise, split_parameters
+from fismo_core import FISMO, FisherMetric, NoiseMeter, fisher_square_norms, signal_and_noise, split_parameters
 
 
 def test_signal_and_noise_are_unbiased():
@@ -59,3 +60,32 @@ def test_without_factors_the_metric_is_euclidean():
     optimizer = FISMO([weight], metric=FisherMetric(power=0.0))
     G = torch.randn(3, 4)
     torch.testing.assert_close(fisher_square_norms(optimizer, {weight: G})[weight], G.square().sum())
+
+
+def test_the_meter_in_a_loop_of_ones_own():
+    """Pieces of two batches against their gradients written out, averaged with a decay of 0.8."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2)
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.0)
+    meter = NoiseMeter(optimizer)
+    expected, found = [], None
+    for _ in range(2):
+        x = torch.randn(12, 6)
+        losses = [model(part).square().sum(1).mean() for part in x.chunk(4)]
+        each = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for loss in losses]
+        flat = torch.stack([torch.cat([g.flatten() for g in gradients]) for gradients in each]).double()
+        piece, whole = flat.square().sum(1).mean(), flat.mean(0).square().sum()
+        expected.append(torch.stack([(4 * whole - piece) / 3, (piece - whole) * 12 / 3]))
+        optimizer.zero_grad()
+        for part in x.chunk(4):
+            with meter.piece(4):
+                (model(part).square().sum(1).mean() / 4).backward()
+        found = meter.finish(12, pieces=4)
+    assert found is not None
+    average = (0.8 * 0.2 * expected[0] + 0.2 * expected[1]) / (0.8 * 0.2 + 0.2)
+    assert [found.signal, found.noise] == pytest.approx(average.tolist(), rel=1e-5)
+    assert found.by_parameter.keys() == {"weight", "bias"}
+    assert found.scale == pytest.approx(found.noise / found.signal)
+    again = NoiseMeter(optimizer)
+    again.load_state_dict(meter.state_dict())
+    assert again.finish(12, pieces=4) is None  # nothing was measured

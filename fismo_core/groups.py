@@ -14,12 +14,8 @@ from fismo_core.layout import MatrixLayout
 from fismo_core.plan import PlanRow, plan_parameters
 
 __all__ = [
-    "ADAMW_KEYS",
-    "MATRIX_KEYS",
     "Group",
     "Route",
-    "as_polar",
-    "check_group",
     "check_options",
     "completed",
     "described",
@@ -27,6 +23,7 @@ __all__ = [
     "names_of",
     "one_rate_warning",
     "requested_groups",
+    "settle",
     "split_parameters",
     "structure_of",
     "to_plain_group",
@@ -159,18 +156,24 @@ def names_of(group: Mapping[str, Any]) -> list[str]:
     return group.get("param_names") or [f"parameter {index}" for index in range(len(group["params"]))]
 
 
-def as_polar(polar: Any) -> Any:
+def _as_polar(polar: Any) -> Any:
     """A word as the method that it names; all else as it is."""
     return Polar(method=polar) if isinstance(polar, str) else polar  # type: ignore[arg-type]  # it checks itself
 
 
-def check_group(group: Mapping[str, Any]) -> None:
-    """Look at a complete group's parameters and options.
+def settle(group: Group) -> None:
+    """Bring a group with all of an optimizer's defaults into the form of its rule, in place, and check it.
 
     Raises:
         ValueError: an option that is missing or out of range, or a parameter that is no matrix.
         TypeError: a complex or integer parameter.
     """
+    if group["rule"] == "adamw":
+        for key in {*MATRIX_KEYS, "radius_scale"} - set(ADAMW_KEYS):
+            group.pop(key, None)
+    else:
+        group["polar"] = _as_polar(group["polar"])
+        group.setdefault("layouts", [MatrixLayout().to_plain() for _ in group["params"]])
     for name, parameter in zip(names_of(group), group["params"], strict=True):
         if parameter.dtype not in REAL_DTYPES:
             raise TypeError(f"{name} is {parameter.dtype}; FISMO needs real parameters of 16, 32 or 64 bits")
@@ -180,7 +183,7 @@ def check_group(group: Mapping[str, Any]) -> None:
                 "model.named_parameters(), so that such parameters go to AdamW; or put it into a group with "
                 "rule='adamw'."
             )
-    if len(group.get("layouts", group["params"])) != len(group["params"]):
+    if len(group["layouts"] if group["rule"] == "matrix" else group["params"]) != len(group["params"]):
         raise ValueError("a parameter group has one layout for each of its parameters")
     check_options(group)
 

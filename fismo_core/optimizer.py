@@ -13,25 +13,19 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from fismo_core.arithmetic import PolarFunction
 from fismo_core.checked import to_plain
 from fismo_core.config import PAPER, AdamW, ComputeDtype, FisherMetric, FismoOptions, Polar, PolarMethod, Rule, Scale
-from fismo_core.dtensors import full_tensor, local_part, process_group_of
+from fismo_core.dtensors import local_part
+from fismo_core.group_state import GroupState, read_state, state_of
 from fismo_core.groups import (
-    ADAMW_KEYS,
-    MATRIX_KEYS,
     Group,
-    as_polar,
-    check_group,
-    check_options,
     completed,
     described,
-    from_plain_group,
     names_of,
     one_rate_warning,
     requested_groups,
+    settle,
     to_plain_group,
 )
-from fismo_core.layout import MatrixLayout
-from fismo_core.moments import Moments
-from fismo_core.placement import Placement, placement_of
+from fismo_core.placement import Placement, placement_of, ranks_of
 from fismo_core.plan import Plan, plan_of_groups
 from fismo_core.ranks import Ranks
 from fismo_core.stacks import Entry, MatrixStacks, Stack
@@ -126,7 +120,7 @@ class FISMO(Optimizer):
         self._adamw = adamw
         self._ranks = None if process_group is None else Ranks(process_group)
         self._placements: list[Placement] = []  # of each group
-        self._states: list[MatrixStacks | Moments] = []  # of each group
+        self._states: list[GroupState] = []  # of each group
         decays: dict[Rule, float] = {"matrix": weight_decay, "adamw": adamw.weight_decay}
         groups, self._routes = requested_groups(params, rules, [rule for rule, decay in decays.items() if decay])
         self._given_rates: list[float] = []
@@ -188,14 +182,8 @@ class FISMO(Optimizer):
         super().add_param_group(group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
-            if rule == "adamw":
-                for key in set(MATRIX_KEYS) - set(ADAMW_KEYS) | {"radius_scale"}:
-                    group.pop(key, None)
-            else:
-                group["polar"] = as_polar(group["polar"])
-                group.setdefault("layouts", [MatrixLayout().to_plain() for _ in group["params"]])
-            check_group(group)
-            self._find_ranks(group["params"])
+            settle(group)
+            self._ranks = ranks_of(group["params"], self._ranks)
             self._placements.append(placement_of(group, self._ranks))
             self._allocate(index, group, [({}, name) for name in names_of(group)])
         except Exception:
@@ -204,21 +192,11 @@ class FISMO(Optimizer):
             raise
         self._given_rates.append(float(group["lr"]))
 
-    def _find_ranks(self, parameters: list[Tensor]) -> None:
-        """Take the ranks over which FSDP2 has sharded parameters for those that share the work."""
-        group = process_group_of(parameters)
-        if group is None:
-            return
-        if self._ranks is None:
-            self._ranks = Ranks(group)
-        elif self._ranks.group != group:
-            raise ValueError("all parameters of an optimizer, and its process_group, must be on the same ranks")
-
     def _allocate(self, index: int, group: Group, saved: Sequence[tuple[Entry, str]]) -> None:
         """All state of a group at once, so that checkpoints are complete from the start; from what there is of it."""
-        self._put(index, _state_of(group, self._placements[index], saved))
+        self._put(index, state_of(group, self._placements[index], saved))
 
-    def _put(self, index: int, state: MatrixStacks | Moments) -> None:
+    def _put(self, index: int, state: GroupState) -> None:
         """Make this the state of a group."""
         self._states[index : index + 1] = [state]
         # An entry for every parameter, empty where another rank has the state: whoever finds `state` empty (torch's
@@ -317,18 +295,8 @@ class FISMO(Optimizer):
         own = self.state_dict()
         if self._ranks is None:
             return own
-        moved = {
-            key: {name: full_tensor(v).cpu() if isinstance(v, Tensor) else v for name, v in entry.items()}
-            for key, entry in own["state"].items()
-        }
-        gathered = self._ranks.gather_to_first(moved)
-        if gathered is None:
-            return None
-        state: dict[Any, dict[str, Any]] = {}
-        for part in gathered:
-            for key, entry in part.items():
-                state.setdefault(key, {}).update(entry)
-        return {**own, "state": dict(sorted(state.items()))}
+        state = self._ranks.merged_on_first(own["state"])
+        return None if state is None else {**own, "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, bit for bit: state keeps its own dtype whatever the parameter's is.
@@ -336,13 +304,13 @@ class FISMO(Optimizer):
         Raises:
             ValueError: if groups, parameters, or shapes do not fit, or entries are missing. Nothing is changed then.
         """
-        loaded: list[MatrixStacks | Moments] = []
+        loaded: list[GroupState] = []
 
         # torch would cast floating-point state to the parameter's dtype (pytorch issue 43706), which loses the float32
         # state of bfloat16 models. So torch loads the groups; the tensors are taken after all other hooks that come
         # before, and put in place before those that come after.
         def take_out(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            groups, states = self._read(given)
+            groups, states = read_state(given, self.param_groups, self._placements)
             loaded.extend(states)
             return {**given, "param_groups": groups, "state": {}}
 
@@ -360,25 +328,6 @@ class FISMO(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _read(self, state_dict: dict[str, Any]) -> tuple[list[Group], list[MatrixStacks | Moments]]:
-        """A state's groups, and the state of each, copied; the optimizer is not changed."""
-        saved_groups, saved = state_dict["param_groups"], state_dict["state"]
-        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
-            raise ValueError("the state has other parameter groups than the optimizer")
-        groups: list[Group] = []
-        states = []
-        for index, (own, plain) in enumerate(zip(self.param_groups, saved_groups, strict=True)):
-            if plain.get("rule") != own["rule"] or plain.get("layouts") != own.get("layouts"):
-                raise ValueError(
-                    f"parameter group {index} of the state was treated by other rules than the optimizer's"
-                )
-            groups.append(from_plain_group(plain, own))
-            check_options(groups[-1])
-            entries = [(saved.get(key, {}), f"parameter {key}") for key in plain["params"]]
-            group = {**groups[-1], "params": own["params"]}
-            states.append(_state_of(group, self._placements[index], entries, complete=True))
-        return groups, states
-
     def __getstate__(self) -> dict[str, Any]:
         if self._ranks is not None:
             raise RuntimeError("an optimizer that shares its work with other ranks cannot be copied or pickled")
@@ -394,10 +343,3 @@ class FISMO(Optimizer):
         for index, group in enumerate(self.param_groups):
             entries = [self.state[parameter] for parameter in group["params"]]
             self._allocate(index, group, list(zip(entries, names_of(group), strict=True)))
-
-
-def _state_of(
-    group: Group, placement: Placement, saved: Sequence[tuple[Entry, str]], *, complete: bool = False
-) -> MatrixStacks | Moments:
-    kind = MatrixStacks if group["rule"] == "matrix" else Moments
-    return kind(group, placement, saved, complete=complete)

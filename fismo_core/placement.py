@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fismo_core.dtensors import is_dtensor, local_part
+from fismo_core.dtensors import is_dtensor, local_part, process_group_of
 from fismo_core.fisher import is_diagonal
 from fismo_core.layout import MatrixLayout, Slot, shares_memory
 from fismo_core.ranks import Ranks, RowExchange, elementwise_cost, matrix_cost
 
-__all__ = ["Directions", "Move", "OwnedByRanks", "Placement", "ShardedRows", "Whole", "placement_of"]
+__all__ = ["Directions", "Move", "OwnedByRanks", "Placement", "ShardedRows", "Whole", "placement_of", "ranks_of"]
 
 
 class Move(NamedTuple):
@@ -164,6 +164,20 @@ class ShardedRows:
 
 Placement = Whole | ShardedRows
 """Where a group is stepped: see `Whole` for the interface."""
+
+
+def ranks_of(parameters: Sequence[Tensor], known: Ranks | None) -> Ranks | None:
+    """The ranks that share the work: those over which FSDP2 has sharded parameters, if it has; else those known.
+
+    Raises:
+        ValueError: if these are others.
+    """
+    group = process_group_of(parameters)
+    if group is None:
+        return known
+    if known is not None and known.group != group:
+        raise ValueError("all parameters of an optimizer, and its process_group, must be on the same ranks")
+    return known or Ranks(group)
 
 
 def placement_of(group: Mapping[str, Any], ranks: Ranks | None) -> Placement:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, distributed
 
+from fismo_core.dtensors import full_tensor
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
@@ -130,12 +132,22 @@ class Ranks:
         distributed.all_reduce(tensor, group=self.group)
         return int(tensor)
 
-    def gather_to_first(self, value: Any) -> list[Any] | None:
-        """Every rank's value, on the first rank; None on the others."""
-        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+    def merged_on_first(self, state: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]] | None:
+        """The entries of an optimizer's state that any rank has, whole and on the CPU; None but on the first rank."""
+        own = {
+            key: {name: full_tensor(v).cpu() if isinstance(v, Tensor) else v for name, v in entry.items()}
+            for key, entry in state.items()
+        }
+        everyone: list[Any] | None = [None] * self.size if self.rank == 0 else None
         first = distributed.get_global_rank(self.group, 0)
-        distributed.gather_object(value, values, dst=first, group=self.group)
-        return values
+        distributed.gather_object(own, everyone, dst=first, group=self.group)
+        if everyone is None:
+            return None
+        merged: dict[Any, dict[str, Any]] = {}
+        for part in everyone:
+            for key, entry in part.items():
+                merged.setdefault(key, {}).update(entry)
+        return dict(sorted(merged.items()))
 
 
 class RowExchange:

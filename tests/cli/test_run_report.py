@@ -11,7 +11,7 @@ from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.runs.directory import RunDirectory, write_json
 from fismo_cli.runs.record import read_run
 from fismo_cli.training.events import Evaluated, NoiseMeasured, RunStarted, StepLogged
-from tests.end_to_end.conftest import open_browser
+from tests.end_to_end.conftest import browser, open_page
 
 SUMMARY = {
     "preset": "p", "optimizer": "fismo", "seed": 0, "status": "completed", "reason": None, "steps": 20,
@@ -150,13 +150,8 @@ def test_the_page_in_a_browser(make_run):
     first, second = make_run("r1", {}), make_run("r2", {"optimizer": "muon"}, loss=1.75)
     assert report(first.path) == 0
     assert report(first.path, second.path) == 0
-    browser = open_browser()
-    try:
+    with browser() as driver:
         for name, lines in (("report.html", 2), ("side-by-side.html", 4)):
-            browser.get((first.path / name).as_uri())
-            assert len(browser.find_elements("css selector", ".js-plotly-plot")) == 6
-            assert len(browser.find_elements("css selector", "#loss .scatterlayer .trace")) == lines
-            assert "completed after 20 of 20 steps" in browser.find_element("css selector", "table").text
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
+            assert open_page(driver, first.path / name, 6, "#loss", least=lines) == lines
+            assert "completed after 20 of 20 steps" in driver.find_element("css selector", "table").text
+        assert driver.get_log("browser") == []

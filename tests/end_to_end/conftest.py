@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,8 +124,16 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: f
         time.sleep(0.005)
 
 
-def open_browser() -> Any:
-    """A headless Chromium that keeps its console's messages; the test is skipped where there is none."""
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A headless Chromium whose console must stay without an error; the test is skipped where there is none."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver_path is None:
@@ -134,7 +143,23 @@ def open_browser() -> Any:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    try:
+        yield driver
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+    finally:
+        driver.quit()
+
+
+def open_page(driver: Any, page: Path, figures: int, first: str, least: int) -> int:
+    """Opens a page and waits until its figures are drawn; the first one then has these many lines, `least` at least."""
+    driver.get(page.as_uri())
+    drawn = "return document.querySelectorAll('.js-plotly-plot .main-svg').length > 0 && "
+    drawn += f"document.querySelectorAll('.js-plotly-plot').length == {figures}"
+    wait_until(lambda: driver.execute_script(drawn))
+    lines = f"return document.querySelectorAll('{first} .scatterlayer .trace').length"
+    wait_until(lambda: driver.execute_script(lines) >= least)
+    return driver.execute_script(lines)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.running import stored_results
-from tests.end_to_end.conftest import Cli, HereCli, open_browser
+from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_until
 
 pytestmark = pytest.mark.slow
 SHORT = ["train.steps=10", "train.log_every=2"]
@@ -42,13 +42,6 @@ def compared(tmp_path_factory):
         done = cli.run("compare", *COMPARED)
     assert done.code == 0, done.err
     return cli, done
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def verdicts(summary) -> dict:
@@ -125,40 +118,32 @@ def test_a_missing_run_is_not_reported_over(compared):
 
 def test_the_page_in_a_browser(compared):
     cli, done = compared
-    browser = open_browser()
     from selenium.webdriver import ActionChains
 
-    try:
-        browser.get((cli.folder / done.json["report"]).as_uri())
-        assert "fismo against" in browser.find_element("tag name", "h1").text
-        assert "equivalent" in browser.find_element("css selector", ".verdict").text
-        assert len(browser.find_elements("css selector", ".js-plotly-plot")) == 5
-        legend = "#loss-by-steps .legend .traces"
+    with browser() as driver:
+        # A mean and a band for three optimizers that did not diverge.
+        before = open_page(driver, cli.folder / done.json["report"], 5, "#loss-by-steps", least=6)
+        assert "fismo against" in driver.find_element("tag name", "h1").text
+        assert "equivalent" in driver.find_element("css selector", ".verdict").text
         shown = "return document.querySelectorAll('#loss-by-steps .scatterlayer .trace').length"
-        before = browser.execute_script(shown)
-        assert before >= 6  # a mean and a band for three optimizers that did not diverge
-        browser.execute_script("document.querySelector('#loss-by-steps').scrollIntoView()")
-        ActionChains(browser).move_to_element(
-            browser.find_element("css selector", f"{legend} .legendtoggle")
-        ).click().perform()
-        wait_until(lambda: browser.execute_script(shown) < before)
-        assert browser.execute_script(shown) == before - 2
-        links = [link.get_attribute("href") for link in browser.find_elements("css selector", "td a")]
+        driver.execute_script("document.querySelector('#loss-by-steps').scrollIntoView()")
+        toggle = driver.find_element("css selector", "#loss-by-steps .legend .traces .legendtoggle")
+        ActionChains(driver).move_to_element(toggle).click().perform()
+        wait_until(lambda: driver.execute_script(shown) < before)
+        assert driver.execute_script(shown) == before - 2
+        links = [link.get_attribute("href") for link in driver.find_elements("css selector", "td a")]
         assert len(links) == 28
         assert all(Path(link.removeprefix("file://")).is_dir() for link in links)
-        browser.set_window_size(400, 800)
+        driver.set_window_size(400, 800)
         fits = "return document.documentElement.scrollWidth <= window.innerWidth"
-        wait_until(lambda: browser.execute_script(fits))  # figures are drawn anew
+        wait_until(lambda: driver.execute_script(fits))  # figures are drawn anew
         colour = "return getComputedStyle(document.body).backgroundColor"
         colours = set()
         for scheme in ("light", "dark"):
             feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
-            colours.add(browser.execute_script(colour))
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+            colours.add(driver.execute_script(colour))
         assert len(colours) == 2
-        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    finally:
-        browser.quit()
 
 
 def settings(trials: int = 2) -> list:

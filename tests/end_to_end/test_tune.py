@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Cli, HereCli, open_browser, wait_for
+from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_for, wait_until
 from tests.postgresql import postgresql_server
 
 pytestmark = pytest.mark.slow
@@ -75,33 +75,23 @@ def test_best_yaml_reproduces_the_best_value_and_the_report_is_rebuilt(cli):
 def test_the_page_in_a_browser(cli):
     done = cli.run("tune", "digits-vit", *SHORT, "train.steps=4", "--trials", 4, "--workers", 2, "--json")
     assert done.code == 0, done.err
-    browser = open_browser()
-    try:
-        browser.get((cli.folder / done.json["report"]).as_uri())
-        assert "best: validation loss" in browser.find_element("css selector", ".verdict").text
-        assert len(browser.find_elements("css selector", ".js-plotly-plot")) == 5
-        drawn = "return document.querySelectorAll('#history .scatterlayer .trace').length"
-        assert browser.execute_script(drawn) >= 2
-        links = [link.get_attribute("href") for link in browser.find_elements("css selector", "td a")]
+    with browser() as driver:
+        open_page(driver, cli.folder / done.json["report"], 5, "#history", least=2)
+        assert "best: validation loss" in driver.find_element("css selector", ".verdict").text
+        links = [link.get_attribute("href") for link in driver.find_elements("css selector", "td a")]
         assert len(links) == 4
         assert all(Path(link.removeprefix("file://")).is_dir() for link in links)
-        browser.set_window_size(400, 800)
+        driver.set_window_size(400, 800)
         fits = "return document.documentElement.scrollWidth <= window.innerWidth"
-        deadline = time.monotonic() + 20
-        while not browser.execute_script(fits):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    finally:
-        browser.quit()
+        wait_until(lambda: driver.execute_script(fits))  # figures are drawn anew
 
 
 def test_a_bad_preset_is_tuned_to_beat_the_shipped_settings(cli):
-    """A learning rate 30 times too large, and 12 trials that are told nothing else."""
-    budget = ("train.epochs=6", "train.threads=1")
+    """A learning rate 30 times too large, and 16 trials that are told nothing else."""
+    budget = ("train.epochs=8", "train.threads=1")
     shipped = cli.run("train", "digits-vit", *budget, "--json").json["metrics"]["validation"]["loss"]
     bad = cli.run("train", "digits-vit", *budget, "optimizer.lr=0.6", "--json").json
-    done = cli.run("tune", "digits-vit", *budget, "optimizer.lr=0.6", "--trials", 12, "--workers", 2, "--json")
+    done = cli.run("tune", "digits-vit", *budget, "optimizer.lr=0.6", "--trials", 16, "--workers", 2, "--json")
     assert done.code == 0, done.err
     start = next(trial for trial in done.json["trial_list"] if trial["number"] == 0)
     assert start["value"] == bad["metrics"]["validation"]["loss"]

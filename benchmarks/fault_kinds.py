@@ -136,14 +136,15 @@ class Sandbox:
             )
 
     def processes(self) -> dict[int, str]:
-        """What is left of this case's processes, wherever in the tree: pid -> command line."""
+        """What is left of this case's processes, wherever in the tree: pid -> name and command line."""
         mark = f"FISMO_CASE={self.name}".encode()
         found = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 ours = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
                 if ours and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":  # no zombie
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    line = (entry / "comm").read_bytes() + (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(entry.name)] = line.decode()
         return found
 
     def lines(self) -> int:
@@ -163,14 +164,19 @@ def parent_of(pid: int) -> int:
 
 
 def runs_of(sandbox: Sandbox) -> set[int]:
-    """Processes that train."""
-    return {pid for pid, line in sandbox.processes().items() if "fismo_cli train" in line}
+    """Processes that train: `fismo train` itself, or forked for a study or a comparison, which gives them that name."""
+    training = {
+        pid for pid, line in sandbox.processes().items() if "fismo_cli train" in line or line.startswith("fismo train")
+    }
+    return {pid for pid in training if parent_of(pid) not in training}
 
 
 def data_workers(sandbox: Sandbox) -> list[int]:
-    """Children of a process that trains: forked, with its own command line."""
+    """Children of a process that trains."""
     runs = runs_of(sandbox)
-    return sorted(pid for pid in runs if parent_of(pid) in runs)
+    return sorted(
+        pid for pid, line in sandbox.processes().items() if parent_of(pid) in runs and "resource_tracker" not in line
+    )
 
 
 def strike(case: Case, sandbox: Sandbox, process: subprocess.Popen[bytes], wait_until: Callable[[float], bool]) -> None:
@@ -188,7 +194,7 @@ def strike(case: Case, sandbox: Sandbox, process: subprocess.Popen[bytes], wait_
                 if "worker" in case.kind:
                     victims = data_workers(sandbox)
                 else:
-                    victims = sorted(runs_of(sandbox) - set(data_workers(sandbox)))
+                    victims = sorted(runs_of(sandbox))
                 time.sleep(0.01)
             if victims:
                 kill(victims[int(case.moment * 997) % len(victims)], signal.SIGKILL)

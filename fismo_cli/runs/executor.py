@@ -1,24 +1,21 @@
 """Carries out runs in processes of their own: each is `fismo train` on a preset file, continued where it was cut off.
 
-A process a run costs a start-up, and buys memory figures that are the run's own, no state that leaks from one run
-into the next, and a crash that stays where it happened. Knows nothing of what the runs are for; never imports torch.
+A process a run buys memory figures that are the run's own, no state that leaks from one run into the next, and a
+crash that stays where it happened. Knows nothing of what the runs are for; never imports torch.
 """
 
 import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.processes import end_with_parent, killed_by
+from fismo_cli.processes import killed_by
+from fismo_cli.runs import forked
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
 from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import Identity, changes
@@ -76,24 +73,21 @@ class RunProcess:
         self._runs = runs_dir / loaded.name
         write_preset(preset_file, loaded)
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = _fismo("train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto")
+        command = ["train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto", *_several(nproc)]
         command += ["--same-data", str(same_data)] if same_data is not None else []
-        command += _several(nproc)
         with log.open("ab") as messages:
-            self._process = subprocess.Popen(
+            self._process = forked.start(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=messages,
-                env=_environment(loaded, gpus),
-                start_new_session=True,  # Ctrl-C is for the parent, which asks the run to stop
-                preexec_fn=end_with_parent,
-                pass_fds=keep_open,
+                loaded.preset,
+                stdout=None,
+                stderr=messages.fileno(),
+                environment=_environment(loaded, gpus),
+                keep_open=keep_open,
             )
 
     def poll(self) -> RunDirectory | Failure | None:
         """The finished run, a failure, or None while it goes on."""
-        code = self._process.poll()
+        code = self._process.exitcode
         if code is None:
             return None
         found = finished_run(self._runs.parent, self._loaded, self._data)
@@ -102,7 +96,7 @@ class RunProcess:
     @property
     def running(self) -> bool:
         """Whether the process has not ended."""
-        return self._process.poll() is None
+        return self._process.exitcode is None
 
     def step(self) -> int:
         """The last step that it logged; 0 before any."""
@@ -139,8 +133,7 @@ class RunProcess:
 
     def stop(self) -> None:
         """Ask it to save and leave."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
 
     def kill(self) -> None:
         """Make it end at once."""
@@ -148,7 +141,7 @@ class RunProcess:
 
     def wait(self) -> None:
         """Until it has ended."""
-        self._process.wait()
+        self._process.join()
 
 
 def finished_run(runs_dir: Path, loaded: LoadedPreset, data: Identity | None) -> RunDirectory | None:
@@ -183,31 +176,27 @@ def dry_run_elsewhere(
     write_preset(preset_file, loaded)
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as messages:
         # Into files: a pipe would be waited for as long as any process that the run has left behind holds it.
-        process = subprocess.Popen(
-            _fismo("train", str(preset_file), "--dry-run", "--json") + _several(nproc),
-            stdin=subprocess.DEVNULL,
-            stdout=answer,
-            stderr=messages,
-            env=_environment(loaded),
-            preexec_fn=end_with_parent,
+        process = forked.start(
+            ["train", str(preset_file), "--dry-run", "--json", *_several(nproc)],
+            loaded.preset,
+            stdout=answer.fileno(),
+            stderr=messages.fileno(),
+            environment=_environment(loaded),
         )
         try:
-            while process.poll() is None and not leave():
-                time.sleep(_POLL_SECONDS)
+            while process.exitcode is None and not leave():
+                process.join(_POLL_SECONDS)
         finally:
-            if process.poll() is None:
+            if process.exitcode is None:
                 process.kill()
-        code = process.wait()
+            process.join()
+        code = process.exitcode or 0
         answer.seek(0)
         messages.seek(0)
         if code != 0:
             return Failure(code, _why(code, _what_it_said(messages.read())))
         result: dict[str, Any] = json.loads(answer.read())
     return result
-
-
-def _fismo(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "fismo_cli", *arguments]
 
 
 def _several(nproc: int) -> list[str]:

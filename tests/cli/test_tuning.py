@@ -1,5 +1,6 @@
 """Search spaces, sampling, the ledger of trials and storages: all of tuning that trains nothing."""
 
+import contextlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.search_checks import space_notes
 from fismo_cli.preset.settings import get_setting, with_settings
 from fismo_cli.reporting.tuning_words import notes
-from fismo_cli.runs import executor
+from fismo_cli.runs import executor, forked
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning import ledger as ledgers
@@ -538,23 +539,54 @@ def test_trials_side_by_side_have_gpus_of_their_own(monkeypatch):
     assert executor._environment(loaded, [1, 2])["CUDA_VISIBLE_DEVICES"] == "1,2"
 
 
-def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
-    left = "sleep 60 & echo 'error: no such file: x.png' >&2; echo 'kept: nothing' >&2; exit 2"
-    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sh", "-c", left])
+def test_a_dry_run_says_what_is_wrong_or_is_ended(tmp_path):
+    wrong = load_preset("digits-vit", ["model.name=no_such_model"])
+    failure = executor.dry_run_elsewhere(wrong, tmp_path / "preset.yaml")
+    assert isinstance(failure, executor.Failure)
+    assert (failure.code, failure.killed) == (2, False)
+    assert failure.message.startswith("model.name: timm has no model no_such_model")
     begun = time.monotonic()
-    failure = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml")
-    assert failure == executor.Failure(2, "no such file: x.png")
-    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sleep", "60"])
-    killed = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml", leave=lambda: True)
+    endless = load_preset("digits-vit", ["train.batch_size=900", "train.accumulate=900"])
+    killed = executor.dry_run_elsewhere(endless, tmp_path / "preset.yaml", leave=lambda: True)
     assert killed == executor.Failure(-9, "its process was killed by SIGKILL, as the system does when memory runs out")
     assert time.monotonic() - begun < 20
 
 
+def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
+    def left(arguments, preset, *, stdout, stderr, **_):
+        script = "sleep 60 & echo 'error: no such file: x.png' >&2; echo 'kept: nothing' >&2; exit 2"
+        return _Shell(script, stdout=stdout, stderr=stderr)
+
+    monkeypatch.setattr(forked, "start", left)
+    begun = time.monotonic()
+    failure = executor.dry_run_elsewhere(load_preset("digits-vit"), tmp_path / "preset.yaml")
+    assert failure == executor.Failure(2, "no such file: x.png")
+    assert time.monotonic() - begun < 20
+
+
 def test_a_try_that_is_killed_is_not_the_presets_fault(monkeypatch):
-    monkeypatch.setattr(executor, "_fismo", lambda *arguments: ["sh", "-c", "echo preparing >&2; kill -KILL $$"])
+    def shot(arguments, preset, *, stdout, stderr, **_):
+        return _Shell("echo preparing >&2; kill -KILL $$", stdout=stdout, stderr=stderr)
+
+    monkeypatch.setattr(forked, "start", shot)
     with pytest.raises(FismoError, match="a try of a few steps: its process was killed by SIGKILL") as caught:
         try_out(load_preset("digits-vit"), 1, 1)
     assert caught.value.exit_code == ExitCode.FAILED
+
+
+class _Shell(subprocess.Popen):
+    """A shell script in the place of a process that `multiprocessing` started."""
+
+    def __init__(self, script, **streams):
+        super().__init__(["sh", "-c", script], **streams)
+
+    @property
+    def exitcode(self):
+        return self.poll()
+
+    def join(self, seconds=None):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(seconds)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", " ", "a/b", "a\nb", "a\0b", "ü" * 101, "a\udcff"])

@@ -5,20 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from fismo_cli.app import main
-from fismo_cli.runs import executor
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["train.threads=1", "train.epochs=null", "train.steps=24", "train.log_every=4"]
@@ -62,7 +59,7 @@ class Cli:
 
 
 class HereCli(Cli):
-    """Commands of `run` in this process, and in it also the runs that they start: imports take longer than most runs.
+    """Commands of `run` in this process, which has the imports of the runs that they start: they take longer than most.
 
     `start` and several processes (`--nproc`) are processes still: for kills, signals, and what goes on side by side.
     """
@@ -74,45 +71,15 @@ class HereCli(Cli):
         with (
             contextlib.chdir(self.folder),
             mock.patch.dict(os.environ, self.env),
-            mock.patch.object(executor, "subprocess", _INSTEAD_OF_SUBPROCESS),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.object(sys, "argv", ["fismo", *map(str, arguments)]),
+            pytest.raises(SystemExit) as leaving,
         ):
-            code = _run_here([str(argument) for argument in arguments], out, err)
+            main([str(argument) for argument in arguments])
+        code = int(leaving.value.code or 0)
         assert "Traceback" not in err.getvalue(), err.getvalue()
         return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def _run_here(arguments: list[str], out: Any, err: Any) -> int:
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", ["fismo", *arguments]),
-        pytest.raises(SystemExit) as leaving,
-    ):
-        main(arguments)
-    return int(leaving.value.code or 0)
-
-
-_one_at_a_time = threading.Lock()
-
-
-class _EndedHere:
-    """In the place of `subprocess.Popen` and `run` of `python -m fismo_cli ...`: it ends before it can be asked."""
-
-    def __init__(self, command: list[str], *, stdout: Any, stderr: Any, **_: Any) -> None:
-        out, err = io.StringIO(), io.StringIO()
-        with _one_at_a_time:
-            self.returncode = _run_here(command[3:], out, err)
-        for file, said in ((stdout, out), (stderr, err)):
-            if file != subprocess.DEVNULL:
-                file.write(said.getvalue().encode())
-
-    def poll(self) -> int:
-        return self.returncode
-
-    wait = poll
-
-
-_INSTEAD_OF_SUBPROCESS = SimpleNamespace(run=_EndedHere, Popen=_EndedHere, DEVNULL=subprocess.DEVNULL)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -59,8 +59,12 @@ def compare(
         list[str] | None,
         typer.Option("--baselines", metavar="NAME...", help="Optimizers, or labels under `compare` in the preset."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Paired runs of each optimizer.")] = 8,
-    tune_trials: Annotated[int, typer.Option(help="Tuning trials of each optimizer; 0: nothing is tuned.")] = 0,
+    seeds: Annotated[int | None, typer.Option(help="Paired runs of each optimizer: 8 if not given.")] = None,
+    tune_trials: Annotated[int, typer.Option(help="Trials of a tuning study; 0: nothing is tuned.")] = 0,
+    studies: Annotated[
+        int | None,
+        typer.Option(help="Tuning studies of each optimizer: one for each seed, or 1 for all of them."),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +97,7 @@ def compare(
         root=directory,
         seeds=seeds,
         tune_trials=tune_trials,
+        studies=studies,
         target=target,
         margin=margin,
         workers=workers,

@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from fismo_cli.comparison.budget import by_budget
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record
-from fismo_cli.comparison.running import Results, Tuned, best_settings
+from fismo_cli.comparison.running import Results, Tuned, judged
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
@@ -66,6 +67,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "candidate": plan.candidate.label,
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
+        "studies": plan.studies,
         "margin": plan.margin,
         "target": _target(target, given=plan.target is not None),
         "target_missed": target is not None and _missed(records[plan.candidate.label], target),
@@ -77,13 +79,12 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "declarations": plan.declarations,
         "verdicts": _verdicts(plan, records, target),
         "contenders": [
-            _contender(contender, plan, records[contender.label], target, results.tuned.get(contender.label))
-            for contender in plan.contenders
+            _contender(contender, plan, records[contender.label], target, results) for contender in plan.contenders
         ],
         "tuning": [
-            _tuning(contender, results.tuned[contender.label], plan)
+            _tuning(contender, [results.tuned[contender.label, study] for study in range(plan.studies)], plan, records)
             for contender in plan.contenders
-            if contender.label in results.tuned
+            if plan.studies
         ],
         "runs": [
             {"label": record.label, **{key: value for key, value in record.summary.items() if key != "identity"}}
@@ -196,9 +197,12 @@ def _untreated(contender: Contender) -> Any:
     return (config.adamw, config.rules) if config.name in ("fismo", *MATRIX_NAMES) else None
 
 
-def _settings(contender: Contender, plan: Plan, records: Sequence[Record], tuned: Tuned | None) -> dict[str, Any]:
-    """The settings that the judged runs had: tuned ones, and the rate that a library chose where none was given."""
-    loaded = contender.run(plan.seeds[0], None if tuned is None else best_settings(tuned))
+def _settings(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> dict[str, Any]:
+    """The settings that the first judged run had: tuned ones, and the rate that a library chose where none was given.
+
+    Where every seed has a study of its own, the others differ in what was tuned.
+    """
+    loaded = judged(plan, contender, plan.seeds[0], results)
     settings: dict[str, Any] = loaded.preset.optimizer.model_dump(mode="json")
     rates = next((rates for record in records if (rates := record.summary.get("peak_lr"))), None)
     if settings.get("lr", 0.0) is None and rates is not None:
@@ -207,7 +211,7 @@ def _settings(contender: Contender, plan: Plan, records: Sequence[Record], tuned
 
 
 def _contender(
-    contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None, tuned: Tuned | None
+    contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None, results: Results
 ) -> dict[str, Any]:
     done = [record for record in records if not record.diverged]
     summaries = [record.summary for record in done]
@@ -216,7 +220,7 @@ def _contender(
     total, optimizer = sum(s["seconds"] for s in summaries), sum(s["optimizer_seconds"] for s in summaries)
     return {
         "label": contender.label,
-        "settings": _settings(contender, plan, records, tuned),
+        "settings": _settings(contender, plan, records, results),
         "same_adamw": _untreated(contender) in (None, _untreated(plan.candidate)),
         "completed": len(done),
         "diverged": len(records) - len(done),
@@ -248,16 +252,30 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": statistics.mean(values), "standard_deviation": deviation}
 
 
-def _tuning(contender: Contender, tuned: Tuned, plan: Plan) -> dict[str, Any]:
-    best = None if tuned.best is None else tuned.trials[tuned.best]
-    failed = sum(record.diverged for _, record in tuned.trials)
+def _tuning(
+    contender: Contender, studies: Sequence[Tuned], plan: Plan, records: dict[str, list[Record]]
+) -> dict[str, Any]:
+    """All studies of a contender; with one for each seed, also what more trials would have brought."""
+    failed = sum(record.diverged for tuned in studies for _, record in tuned.trials)
+    budgets = []
+    if plan.studies > 1:
+        found = [math.inf if tuned.best is None else tuned.trials[tuned.best][1].loss for tuned in studies]
+        budgets = by_budget(found, [record.loss for record in records[contender.label]], plan.tune_trials)
     return {
         "label": contender.label,
-        "seed": plan.tuning_seed,
         "space": {name: vars(where) for name, where in contender.space.items()},
-        "study": str(plan.tuning_dir(contender)),
-        "storage": None,
-        "trials": {"finished": len(tuned.trials) - failed, "failed": failed, "pruned": 0},
+        "trials": {"finished": sum(len(tuned.trials) for tuned in studies) - failed, "failed": failed},
+        "studies": [_study(contender, number, tuned, plan) for number, tuned in enumerate(studies)],
+        "budgets": [{**vars(budget), "mean": _number(budget.mean)} for budget in budgets],
+    }
+
+
+def _study(contender: Contender, number: int, tuned: Tuned, plan: Plan) -> dict[str, Any]:
+    best = None if tuned.best is None else tuned.trials[tuned.best]
+    return {
+        "seed": plan.tuning_seed(number),
+        "judged_with": [seed for seed in plan.seeds if plan.study_of(seed) == number],
+        "directory": str(plan.tuning_dir(contender, number)),
         "trial_list": [
             {
                 "settings": settings,

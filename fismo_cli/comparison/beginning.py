@@ -32,6 +32,9 @@ from fismo_cli.words import counted
 
 __all__ = ["Asked", "ask", "opened"]
 
+DEFAULT_SEEDS = 8
+"""Paired runs of each optimizer; fewer than 7 decide nothing for two baselines."""
+
 EVALUATIONS = 50
 """Evaluations a run at the least: every 2 % of the budget."""
 
@@ -45,7 +48,8 @@ class Asked:
             runs of baselines that were compared before are used again, whatever else is compared now.
         contenders: the candidate first, then the baselines.
         seeds: of the runs that are judged.
-        tune_trials: trials for each contender; 0: none is tuned.
+        tune_trials: trials of a study of a contender; 0: none is tuned.
+        studies: of each contender: one for each seed, or one for all.
         margin: share of a baseline's mean loss below which a difference does not matter.
         target: what was asked for.
         workers: runs side by side.
@@ -56,6 +60,7 @@ class Asked:
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     tune_trials: int
+    studies: int
     margin: float
     target: Target | None
     workers: int
@@ -78,8 +83,9 @@ def ask(
     baselines: Sequence[str],
     *,
     root: Path,
-    seeds: int,
+    seeds: int | None,
     tune_trials: int,
+    studies: int | None,
     target: str | None,
     margin: float,
     workers: int,
@@ -87,25 +93,32 @@ def ask(
 ) -> Asked:
     """Check what was asked for, without trying or writing anything.
 
+    Without `seeds` there are as many as studies; without `studies` each seed has one, if anything is tuned.
+
     Raises:
         UsageError: with every problem of the arguments at once.
     """
     wanted = None if target is None else parse_target(target, loaded.preset.task)
+    if seeds is None:
+        seeds = studies if studies is not None and studies > 1 else DEFAULT_SEEDS
     problems = _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
+    problems += _study_problems(seeds, tune_trials, studies)
+    studies = 0 if tune_trials == 0 else seeds if studies is None else studies
     first = loaded.preset.train.seed
-    problems += _seed_problems(first, max(1, seeds), tune_trials)
+    problems += _seed_problems(first, max(1, seeds), studies)
     contenders, wrong = make_contenders(loaded, baselines)
     problems += wrong
     if tune_trials > 0:
         problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:
         raise UsageError("\n       ".join(problems))
-    text = json.dumps([run_identity(contenders[0].loaded.preset), tune_trials])
+    text = json.dumps([run_identity(contenders[0].loaded.preset), tune_trials, "one study" if studies == 1 else ""])
     return Asked(
         directory=root / f"{loaded.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
         contenders=tuple(contenders),
         seeds=tuple(range(first, first + seeds)),
         tune_trials=tune_trials,
+        studies=studies,
         margin=margin,
         target=wanted,
         workers=workers,
@@ -138,6 +151,7 @@ def opened(
             contenders=tuple(_fixed(contender, environment) for contender in asked.contenders),
             seeds=asked.seeds,
             tune_trials=asked.tune_trials,
+            studies=asked.studies,
             margin=asked.margin,
             target=asked.target,
             environment=environment,
@@ -161,14 +175,27 @@ def _argument_problems(*, seeds: int, tune_trials: int, margin: float, workers: 
     return [message for wrong, message in checks if wrong]
 
 
-def _seed_problems(first: int, seeds: int, tune_trials: int) -> list[str]:
+def _study_problems(seeds: int, tune_trials: int, studies: int | None) -> list[str]:
+    if studies is None:
+        return []
+    if tune_trials < 1:
+        return [f"--studies {studies}: nothing is tuned; say by how many trials: --tune-trials 5"]
+    if studies not in (1, seeds):
+        return [
+            f"--studies {studies}: must be the number of seeds, {seeds} (what a study finds is judged with a seed of "
+            "its own), or 1 (what one study finds is judged with every seed)"
+        ]
+    return []
+
+
+def _seed_problems(first: int, seeds: int, studies: int) -> list[str]:
     """Seeds that cannot be had: past the largest one, or for judging what they were used to choose."""
     if seeds > TUNING_SEED_OFFSET:
         return [f"--seeds {seeds}: must be at most {TUNING_SEED_OFFSET:,}"]
-    last = first + (max(seeds - 1, TUNING_SEED_OFFSET) if tune_trials > 0 else seeds - 1)
+    last = first + (max(seeds, TUNING_SEED_OFFSET + studies) if studies > 0 else seeds) - 1
     if last <= MAX_SEED:
         return []
-    which = "the seed of tuning" if tune_trials > 0 else f"the last of {seeds} seeds"
+    which = "the seed of tuning" if studies > 0 else f"the last of {seeds} seeds"
     return [f"train.seed {first}: {which} would be {last}, and the largest there is is {MAX_SEED}"]
 
 
@@ -267,7 +294,7 @@ def _environment(asked: Asked, result: Mapping[str, Any], threads: int) -> dict[
     own = asked.contenders[0].loaded.preset.evaluate.every
     kept = (
         *("device", "total_steps", "total_samples", "batch_grows"),
-        *("parameters", "train_samples", "validation_samples", "data"),
+        *("parameters", "train_samples", "validation_samples", "data", "step_seconds"),
     )
     return {
         "threads": threads,

@@ -20,7 +20,7 @@ from fismo_cli.preset.overrides import FORM_KEYS
 from fismo_cli.preset.schema import FismoConfig, Preset, plain, preset_adapter
 from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.suggestions import did_you_mean, near
-from fismo_cli.tuning.search_space import Space, default_space
+from fismo_cli.tuning.search_space import Space, compared_space
 
 __all__ = ["Contender", "folder_name", "make_contenders"]
 
@@ -42,9 +42,9 @@ class Contender:
     @property
     def space(self) -> Space:
         """Where its settings are tuned."""
-        return default_space(self.loaded.preset.optimizer)
+        return compared_space(self.loaded.preset.optimizer)
 
-    def run(self, seed: int, settings: Mapping[str, float] | None = None) -> LoadedPreset:
+    def run(self, seed: int, settings: Mapping[str, Any] | None = None) -> LoadedPreset:
         """The preset of one run, with settings that were drawn from its space, where there are some."""
         values = self.loaded.preset.model_dump()
         values["train"]["seed"] = seed

@@ -17,7 +17,7 @@ from fismo_cli.runs.directory import read_json, write_json, write_preset
 __all__ = ["PLAN_FILE", "TUNING_SEED_OFFSET", "Plan", "read_plan", "stored_plan", "write_plan"]
 
 TUNING_SEED_OFFSET = 10_000
-"""Tuning runs have the preset's seed plus this one: no seed is used for both choosing and judging."""
+"""Tuning runs have the preset's seed plus this one or more: no seed is used for both choosing and judging."""
 
 
 PLAN_FILE = "plan.json"
@@ -32,7 +32,8 @@ class Plan:
         directory: where everything of it is.
         contenders: the candidate first, then the baselines.
         seeds: of the runs that are judged.
-        tune_trials: trials for each contender; 0: none is tuned.
+        tune_trials: trials of a study of a contender; 0: none is tuned.
+        studies: of each contender. As many as seeds: each seed judges what its own study found. 1: all judge the same.
         margin: share of a baseline's mean loss below which a difference does not matter.
         target: what was asked for; None: the median final loss of the best baseline.
         environment: threads, device, steps, how often is evaluated, the identity of the data: the same in every run.
@@ -44,6 +45,7 @@ class Plan:
     contenders: tuple[Contender, ...]
     seeds: tuple[int, ...]
     tune_trials: int
+    studies: int
     margin: float
     target: Target | None
     environment: dict[str, Any]
@@ -70,10 +72,18 @@ class Plan:
         """The identity of the data; None for a comparison that an earlier version began."""
         return self.environment.get("data")
 
+    def tuning_seed(self, study: int) -> int:
+        """Seed of the tuning runs of a study, and of its sampler: the same for every contender."""
+        return self.candidate.loaded.preset.train.seed + TUNING_SEED_OFFSET + study
+
+    def study_of(self, seed: int) -> int:
+        """The study whose best settings are judged with a seed."""
+        return self.seeds.index(seed) if self.studies > 1 else 0
+
     @property
-    def tuning_seed(self) -> int:
-        """Seed of all tuning runs."""
-        return self.candidate.loaded.preset.train.seed + TUNING_SEED_OFFSET
+    def total_runs(self) -> int:
+        """Tuning trials and judged runs of all contenders."""
+        return len(self.contenders) * (self.studies * self.tune_trials + len(self.seeds))
 
     def order(self) -> list[tuple[Contender, int]]:
         """All runs that are judged, in an order that is random, the same every time and whoever else is compared."""
@@ -83,9 +93,10 @@ class Plan:
 
         return sorted(((contender, seed) for seed in self.seeds for contender in self.contenders), key=place)
 
-    def tuning_dir(self, contender: Contender) -> Path:
-        """Under which the tuning runs of a contender are."""
-        return self.directory / "tuning" / contender.folder
+    def tuning_dir(self, contender: Contender, study: int) -> Path:
+        """Under which the tuning runs of a study of a contender are."""
+        folder = self.directory / "tuning" / contender.folder
+        return folder / str(study) if self.studies > 1 else folder
 
     def runs_dir(self, contender: Contender) -> Path:
         """Under which the judged runs of a contender are."""
@@ -111,6 +122,7 @@ def read_plan(directory: Path) -> Plan:
             ),
             seeds=tuple(stored["seeds"]),
             tune_trials=stored["tune_trials"],
+            studies=stored.get("studies", min(1, stored["tune_trials"])),
             margin=stored["margin"],
             target=None if stored["target"] is None else parse_target(stored["target"], task),
             environment=stored["environment"],
@@ -139,6 +151,7 @@ def write_plan(plan: Plan) -> None:
         "folders": {contender.label: contender.folder for contender in plan.contenders},
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
+        "studies": plan.studies,
         "margin": plan.margin,
         "target": None if plan.target is None else plan.target.text,
         "environment": plan.environment,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import PLAN_FILE, Plan
@@ -16,26 +17,31 @@ from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedErro
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
-from fismo_cli.tuning.sampling import Sampling
+from fismo_cli.tuning.sampling import RandomSearch, TreeSearch
 
-__all__ = ["Results", "Status", "Tuned", "best_settings", "carry_out", "stored_results"]
+__all__ = ["Results", "Status", "Tuned", "carry_out", "judged", "stored_results"]
 
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning one contender came to: each trial's settings and record, and the best one (None: all failed)."""
+    """What a study of a contender came to: each trial's settings and record, and the best one (None: all failed)."""
 
-    trials: tuple[tuple[dict[str, float], Record], ...]
-    best: int | None
+    trials: tuple[tuple[dict[str, Any], Record], ...] = ()
+    best: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What was chosen; None if every trial failed."""
+        return None if self.best is None else self.trials[self.best][0]
 
 
 @dataclass
 class Results:
-    """Everything that has been run: tuning by label, records by (label, seed)."""
+    """Everything that has been run: tuning by (label, study), records by (label, seed)."""
 
-    tuned: dict[str, Tuned] = field(default_factory=dict)
+    tuned: dict[tuple[str, int], Tuned] = field(default_factory=dict)
     runs: dict[tuple[str, int], Record] = field(default_factory=dict)
 
 
@@ -44,7 +50,7 @@ class Status:
     """How far a comparison is, told at every change and a few times a second.
 
     Attributes:
-        tuning: trials done, by label.
+        tuning: trials done, by (label, study).
         runs: records of judged runs, by (label, seed).
         active: what runs now, with the step each is at.
         done: runs done in all.
@@ -54,7 +60,7 @@ class Status:
         finished: what has just finished, as a line of text.
     """
 
-    tuning: dict[str, int]
+    tuning: dict[tuple[str, int], int]
     runs: dict[tuple[str, int], Record]
     active: tuple[tuple[str, int], ...]
     done: int
@@ -70,6 +76,7 @@ class _Job:
     loaded: LoadedPreset
     runs_dir: Path
     name: str
+    file: str
 
 
 def carry_out(plan: Plan, *, workers: int, lock: int, tell: Callable[[Status], None]) -> Results:
@@ -98,35 +105,36 @@ def stored_results(plan: Plan) -> Results:
     """What the directories hold, without running anything; unfinished runs are left out."""
     results = Results()
     for contender in plan.contenders:
-        settings = None
-        if plan.tune_trials:
-            results.tuned[contender.label] = tuned = _replay(plan, contender)[0]
-            settings = best_settings(tuned)
+        for study in range(plan.studies):
+            results.tuned[contender.label, study] = _replay(plan, contender, study)[0]
         for seed in plan.seeds:
-            found = finished_run(plan.runs_dir(contender), contender.run(seed, settings), plan.data)
+            found = finished_run(plan.runs_dir(contender), judged(plan, contender, seed, results), plan.data)
             if found is not None:
                 results.runs[contender.label, seed] = read_record(found, contender.label)
     return results
 
 
-def _replay(plan: Plan, contender: Contender) -> tuple[Tuned, dict[str, float] | None]:
-    """Tell a new sampler all finished trials; returns also the settings of the first that is not."""
-    sampling = Sampling(contender.space, trials=plan.tune_trials, seed=plan.tuning_seed)
-    trials: list[tuple[dict[str, float], Record]] = []
-    while not sampling.done:
-        settings = sampling.ask()
-        found = finished_run(plan.tuning_dir(contender), contender.run(plan.tuning_seed, settings), plan.data)
+def _replay(plan: Plan, contender: Contender, study: int) -> tuple[Tuned, dict[str, Any] | None]:
+    """Tell a new search all finished trials; returns also the settings of the first that is not."""
+    kind = RandomSearch if plan.studies > 1 else TreeSearch
+    search = kind(contender.space, trials=plan.tune_trials, seed=plan.tuning_seed(study))
+    trials: list[tuple[dict[str, Any], Record]] = []
+    while not search.done:
+        settings = search.ask()
+        loaded = contender.run(plan.tuning_seed(study), settings)
+        found = finished_run(plan.tuning_dir(contender, study), loaded, plan.data)
         if found is None:
-            return Tuned(tuple(trials), sampling.best), settings
+            return Tuned(tuple(trials), search.best), settings
         record = read_record(found, contender.label)
-        sampling.tell(settings, record.loss)
+        search.tell(settings, record.loss)
         trials.append((settings, record))
-    return Tuned(tuple(trials), sampling.best), None
+    return Tuned(tuple(trials), search.best), None
 
 
-def best_settings(tuned: Tuned) -> dict[str, float] | None:
-    """What tuning chose; None if every trial failed."""
-    return None if tuned.best is None else tuned.trials[tuned.best][0]
+def judged(plan: Plan, contender: Contender, seed: int, results: Results) -> LoadedPreset:
+    """The preset of a judged run: with what its study found; with the starting point if all of its trials failed."""
+    tuned = results.tuned.get((contender.label, plan.study_of(seed)), Tuned())
+    return contender.run(seed, tuned.settings)
 
 
 class _Pool:
@@ -143,7 +151,7 @@ class _Pool:
     ) -> None:
         self.plan, self.workers, self.tell, self.results = plan, workers, tell, results
         self.stop, self.lock = stop, lock
-        self.tuning = {contender.label: 0 for contender in plan.contenders} if plan.tune_trials else {}
+        self.tuning = {(contender.label, study): 0 for contender in plan.contenders for study in range(plan.studies)}
         self.fresh = 0
         self.started = time.monotonic()
         self._told = 0.0
@@ -186,12 +194,11 @@ class _Pool:
             raise failure
 
     def _start(self, job: _Job) -> RunProcess:
-        kind, stem = job.runs_dir.parent.name, f"{job.contender.folder}-{job.name.rsplit(' ', 1)[1]}"
         return RunProcess(
             job.loaded,
-            preset_file=self.plan.directory / "presets" / kind / f"{stem}.yaml",
+            preset_file=self.plan.directory / "presets" / f"{job.file}.yaml",
             runs_dir=job.runs_dir,
-            log=self.plan.directory / "logs" / kind / f"{stem}.log",
+            log=self.plan.directory / "logs" / f"{job.file}.log",
             keep_open=(self.lock,),
             same_data=self.plan.directory / PLAN_FILE,
             data=self.plan.data,
@@ -220,7 +227,7 @@ class _Pool:
                 runs=dict(self.results.runs),
                 active=tuple((job.name, process.step()) for process, job, _ in active),
                 done=sum(self.tuning.values()) + len(self.results.runs) + (finished is not None),
-                total=len(plan.contenders) * (plan.tune_trials + len(plan.seeds)),
+                total=plan.total_runs,
                 fresh=self.fresh,
                 seconds=now - self.started,
                 finished=finished,
@@ -229,34 +236,41 @@ class _Pool:
 
 
 def _tuning_jobs(plan: Plan, results: Results, pool: _Pool) -> list[Iterator[_Job]]:
-    """One stream a contender: its trials depend on those before."""
+    """One stream a study of a contender: its trials may depend on those before. Studies by turns of the contenders."""
 
-    def stream(contender: Contender) -> Iterator[_Job]:
+    def stream(contender: Contender, study: int) -> Iterator[_Job]:
+        label = contender.label
         while True:
-            tuned, settings = _replay(plan, contender)
-            pool.tuning[contender.label] = len(tuned.trials)
+            tuned, settings = _replay(plan, contender, study)
+            pool.tuning[label, study] = len(tuned.trials)
             if settings is None:
-                results.tuned[contender.label] = tuned
+                results.tuned[label, study] = tuned
                 return
-            name = f"tuning {contender.label}, trial {len(tuned.trials) + 1}"
-            loaded = contender.run(plan.tuning_seed, settings)
-            yield _Job(contender, loaded, plan.tuning_dir(contender), name)
+            number = len(tuned.trials) + 1
+            which = f"study {study + 1}, " if plan.studies > 1 else ""
+            yield _Job(
+                contender,
+                contender.run(plan.tuning_seed(study), settings),
+                plan.tuning_dir(contender, study),
+                f"tuning {label}, {which}trial {number}",
+                f"tuning/{contender.folder}-{f'{study}-' if plan.studies > 1 else ''}{number}",
+            )
 
-    return [stream(contender) for contender in plan.contenders]
+    return [stream(contender, study) for study in range(plan.studies) for contender in plan.contenders]
 
 
 def _final_jobs(plan: Plan, results: Results) -> list[Iterator[_Job]]:
-    """One stream a run, in random order. A contender that failed in every trial runs with its starting point."""
+    """One stream a run, in random order."""
 
     def stream(contender: Contender, seed: int) -> Iterator[_Job]:
-        tuned = results.tuned.get(contender.label)
-        loaded = contender.run(seed, None if tuned is None else best_settings(tuned))
-        found = finished_run(plan.runs_dir(contender), loaded, plan.data)
+        label, place = contender.label, plan.runs_dir(contender)
+        loaded = judged(plan, contender, seed, results)
+        found = finished_run(place, loaded, plan.data)
         if found is None:
-            yield _Job(contender, loaded, plan.runs_dir(contender), f"{contender.label}, seed {seed}")
-            found = finished_run(plan.runs_dir(contender), loaded, plan.data)
+            yield _Job(contender, loaded, place, f"{label}, seed {seed}", f"runs/{contender.folder}-{seed}")
+            found = finished_run(place, loaded, plan.data)
         assert found is not None
-        results.runs[contender.label, seed] = read_record(found, contender.label)
+        results.runs[label, seed] = read_record(found, label)
 
     return [stream(contender, seed) for contender, seed in plan.order()]
 

@@ -53,7 +53,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     if summary["tuning"]:
         made["tuning"] = (
             _tuning(summary),
-            "Tuning: the best validation loss so far against trials; points are trials.",
+            "Tuning: the best validation loss so far against trials (of several studies the mean); points are trials.",
         )
     made["cost"] = (_cost(summary), "Time of a training step: the optimizer's part, and the rest.")
     return made
@@ -160,18 +160,19 @@ def _tuning(summary: Mapping[str, Any]) -> Any:
     figure = go.Figure()
     styles = {style.label: style for style in _styles(summary)}
     for tuning in summary["tuning"]:
-        losses = [trial["loss"] for trial in tuning["trial_list"]]
-        numbers = list(range(1, len(losses) + 1))
+        studies = [[trial["loss"] for trial in study["trial_list"]] for study in tuning["studies"]]
+        numbers = list(range(1, summary["tune_trials"] + 1))
         infinite = float("inf")
-        best = [
-            None if low == infinite else low for low in accumulate((infinite if x is None else x for x in losses), min)
-        ]
+        lowest = [list(accumulate((infinite if x is None else x for x in losses), min)) for losses in studies]
+        means = [sum(column) / len(column) for column in zip(*lowest, strict=True)]
+        best = [None if mean == infinite else mean for mean in means]
         name: dict[str, Any] = {"name": tuning["label"], "legendgroup": tuning["label"]}
         style = styles[tuning["label"]]
         line = {"color": style.colour, "dash": style.dash, "shape": "hv"}
         marker = {"color": style.colour, "symbol": style.symbol}
         figure.add_scatter(x=numbers, y=best, mode="lines", line=line, **name)
-        figure.add_scatter(x=numbers, y=losses, mode="markers", marker=marker, showlegend=False, **name)
+        points = {"x": numbers * len(studies), "y": [loss for losses in studies for loss in losses]}
+        figure.add_scatter(**points, mode="markers", marker=marker, showlegend=False, **name)
     figure.update_yaxes(type="log")
     return _styled(figure, "trial", "validation loss")
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.reporting.comparison_figures import figures
-from fismo_cli.reporting.comparison_tables import cost_table, quality_table
+from fismo_cli.reporting.comparison_tables import budget_table, cost_table, quality_table
 from fismo_cli.reporting.comparison_words import MANY, caveats, opening, opponents, verdict_lines, verdict_sentence
 from fismo_cli.reporting.page import document, figure, link, table
+from fismo_cli.words import counted
 
 __all__ = ["page"]
 
@@ -104,25 +105,39 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
     if not summary["tuning"]:
         return
     yield "<h2>Tuning</h2>"
+    if summary["studies"] > 1:
+        yield table(*budget_table(summary))
+        yield '<p class="soft">The judged loss to be expected of a number of tuning trials: studies put together make '
+        yield "longer ones, of which there are fewer.</p>"
     for tuning in summary["tuning"]:
-        best = tuning["best"]
-        ending = "every trial failed" if best is None else f"best {best['value']:.4f} in trial {best['trial'] + 1}"
-        yield f"<details><summary>{escape(tuning['label'])}: {len(tuning['trials'])} trials, {ending}</summary>"
+        studies = tuning["studies"]
+        amount = counted(sum(len(study["trial_list"]) for study in studies), "trial")
+        inside = f" in {len(studies)} studies" if len(studies) > 1 else ""
+        yield f"<details><summary>{escape(tuning['label'])}: {amount}{inside}</summary>"
         names = list(tuning["space"])
         rows = [
             [
+                *([str(number)] if len(studies) > 1 else []),
                 link(Path(trial["run_dir"]), directory, str(index)),
-                "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}",
+                f"{_loss(trial)}{' (best)' if study['best'] and study['best']['trial'] == index - 1 else ''}",
                 *(f"{trial['settings'][name]:.3g}" for name in names),
             ]
-            for index, trial in enumerate(tuning["trial_list"], start=1)
+            for number, study in enumerate(studies, start=1)
+            for index, trial in enumerate(study["trial_list"], start=1)
         ]
-        yield table(["trial", "validation loss", *map(escape, names)], rows)
+        which = ["study", "trial"] if len(studies) > 1 else ["trial"]
+        yield table([*which, "validation loss", *map(escape, names)], rows)
         yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"
+
+
+def _loss(trial: Mapping[str, Any]) -> str:
+    return "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}"
 
 
 def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "<h2>Settings</h2>"
+    if summary["studies"] > 1:
+        yield f'<p class="soft">Of the runs with seed {summary["seeds"][0]}; what was tuned differs between seeds.</p>'
     for contender in summary["contenders"]:
         yield f"<details><summary>{escape(contender['label'])}</summary>"
         yield f"<pre>{escape(json.dumps(contender['settings'], indent=1))}</pre></details>"

@@ -10,7 +10,7 @@ from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.running import Status
 from fismo_cli.reporting.console import say
 from fismo_cli.reporting.live import left, live_progress
-from fismo_cli.words import counted
+from fismo_cli.words import counted, duration
 
 __all__ = ["comparison_progress"]
 
@@ -20,8 +20,23 @@ def comparison_progress(console: Console, plan: Plan, workers: int) -> Iterator[
     """Give a function that shows a status."""
     each = counted(plan.environment["threads"], "CPU thread")
     say(console, f"comparison: {plan.directory} ({workers} at a time, {each} a run)")
+    say(console, _amount(plan, workers))
     with live_progress(console, _line, lambda status: _table(plan, status)) as show:
         yield show
+
+
+def _amount(plan: Plan, workers: int) -> str:
+    """How many runs there are, and about how long they take."""
+    seconds = plan.environment.get("step_seconds")
+    own = (
+        [f"{counted(plan.studies, 'study', 'studies')} of {counted(plan.tune_trials, 'trial')}"] if plan.studies else []
+    )
+    parts = " and ".join([*own, f"{counted(len(plan.seeds), 'judged run')}"])
+    runs = f"{counted(plan.total_runs, 'run')}: {parts} for each of {len(plan.contenders)} optimizers"
+    if seconds is None or plan.environment.get("batch_grows"):
+        return runs
+    whole = plan.total_runs * plan.environment["total_steps"] * seconds / workers
+    return f"{runs}; about {duration(whole)} of training, going by the first steps of {plan.candidate.label}"
 
 
 def _line(status: Status) -> str | None:
@@ -35,7 +50,7 @@ def _left(status: Status) -> str:
 def _table(plan: Plan, status: Status) -> Table:
     table = Table(box=None, pad_edge=False, caption=f"{status.done} of {status.total} runs{_left(status)}")
     table.add_column("optimizer")
-    if plan.tune_trials:
+    if plan.studies:
         table.add_column("tuning", justify="right")
     table.add_column("runs", justify="right")
     table.add_column("mean validation loss", justify="right")
@@ -51,9 +66,10 @@ def _table(plan: Plan, status: Status) -> Table:
             for name, step in status.active
             if name.startswith((f"{contender.label}, ", f"tuning {contender.label}, "))
         ]
+        trials = sum(status.tuning[contender.label, study] for study in range(plan.studies))
         table.add_row(
             contender.label,
-            *([f"{status.tuning[contender.label]}/{plan.tune_trials}"] if plan.tune_trials else []),
+            *([f"{trials}/{plan.studies * plan.tune_trials}"] if plan.studies else []),
             f"{len(records)}/{len(plan.seeds)}",
             f"{mean} ({diverged} diverged)" if diverged else mean,
             ", ".join(active),

@@ -8,7 +8,7 @@ from rich.console import Console
 from fismo_cli.reporting.comparison_words import MANY, caveats, number, opening, verdict_lines
 from fismo_cli.reporting.console import print_rows, say
 
-__all__ = ["cost_table", "print_comparison", "quality_table"]
+__all__ = ["budget_table", "cost_table", "print_comparison", "quality_table"]
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings, and one row an optimizer."""
@@ -66,6 +66,21 @@ def cost_table(summary: Mapping[str, Any]) -> Rows:
     return _without_empty(headings, rows)
 
 
+def budget_table(summary: Mapping[str, Any]) -> Rows:
+    """What more tuning would have brought: mean judged loss by trials, one row a number of trials."""
+    tunings = summary["tuning"]
+    headings = ("tuning trials", "studies", *(tuning["label"] for tuning in tunings))
+    rows = [
+        (str(budgets[0]["trials"]), str(budgets[0]["searches"]), *map(_budget, budgets))
+        for budgets in zip(*(tuning["budgets"] for tuning in tunings), strict=True)
+    ]
+    return headings, rows
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    return "diverged" if budget["standard_deviation"] is None else _spread(budget)
+
+
 def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Rows:
     kept = [index for index in range(len(headings)) if any(row[index] for row in rows)]
     return tuple(headings[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
@@ -76,7 +91,8 @@ def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
     say(console, opening(summary))
     for line in verdict_lines(summary):
         say(console, line, style="bold")
-    for headings, rows in (quality_table(summary), cost_table(summary)):
+    tables = [quality_table(summary), cost_table(summary), *([budget_table(summary)] if summary["studies"] > 1 else [])]
+    for headings, rows in tables:
         print_rows(console, headings, rows)
     seconds = {contender["label"]: 0.0 for contender in summary["contenders"]}
     for run in summary["runs"]:

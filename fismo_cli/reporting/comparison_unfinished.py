@@ -55,7 +55,7 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
                 "finished": len(records),
                 "diverged": len(records) - len(losses),
                 "missing": len(plan.seeds) - len(records),
-                "tuning_trials": len(results.tuned[label].trials) if label in results.tuned else 0,
+                "tuning_trials": sum(len(tuned.trials) for (own, _), tuned in results.tuned.items() if own == label),
                 "mean_validation_loss": statistics.mean(losses) if losses else None,
             }
         )
@@ -67,6 +67,7 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
             "complete": False,
             "seeds": plan.seeds,
             "tune_trials": plan.tune_trials,
+            "studies": plan.studies,
             "verdicts": [],
             "contenders": contenders,
             "runs": [
@@ -90,7 +91,7 @@ def _missing(summary: Mapping[str, Any]) -> str:
     trials = [
         f"{count} tuning trials of {entry['label']}"
         for entry in summary["contenders"]
-        if (count := summary["tune_trials"] - entry["tuning_trials"]) > 0
+        if (count := summary["studies"] * summary["tune_trials"] - entry["tuning_trials"]) > 0
     ]
     return (
         f"Not complete, so there is no verdict: runs are missing: {', '.join(parts)}"
@@ -100,7 +101,7 @@ def _missing(summary: Mapping[str, Any]) -> str:
 
 def _progress(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row for each contender. Means over different seeds compare nothing: they are no result."""
-    total, tuned = len(summary["seeds"]), summary["tune_trials"]
+    total, tuned = len(summary["seeds"]), summary["studies"] * summary["tune_trials"]
     rows = [
         [
             entry["label"],

@@ -14,11 +14,13 @@ MANY = 8
 
 def opening(summary: Mapping[str, Any]) -> str:
     """What was compared, and whether anything was tuned."""
-    tuned = (
-        f"each tuned by {summary['tune_trials']} trials on another seed"
-        if summary["tune_trials"]
-        else "nothing was tuned: the preset's own settings, its `compare` values, or built-in defaults"
-    )
+    trials, studies = counted(summary["tune_trials"], "trial"), summary["studies"]
+    if studies > 1:
+        tuned = f"for each seed every optimizer was tuned anew, by {trials} at random on yet another seed"
+    elif studies == 1:
+        tuned = f"each tuned once, by {trials} on another seed"
+    else:
+        tuned = "nothing was tuned: the preset's own settings, its `compare` values, or built-in defaults"
     environment = summary["environment"]
     grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
     amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
@@ -44,6 +46,7 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
     kinds = dict.fromkeys(verdict["verdict"] for verdict in verdicts)
     groups = {kind: [entry["baseline"] for entry in verdicts if entry["verdict"] == kind] for kind in kinds}
     return [
+        f"{_about(summary)}"
         f"{_start(summary['candidate'], f'{len(labels)} baselines', kind, len(summary['seeds']), len(verdicts))}: "
         f"{', '.join(labels)}."
         for kind, labels in groups.items()
@@ -53,12 +56,19 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
 def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     """The verdict on one baseline: by how much, with what certainty, how much faster."""
     own, other = summary["candidate"], verdict["baseline"]
-    start = _start(own, other, verdict["verdict"], len(summary["seeds"]), len(summary["verdicts"]))
+    start = _about(summary) + _start(own, other, verdict["verdict"], len(summary["seeds"]), len(summary["verdicts"]))
     within = f" of {number(verdict['margin'])}" if verdict["verdict"] == "equivalent" else ""
     parts = [f"{start}{within}: {_difference(verdict)}"]
     if verdict["steps_speedup"] is not None:
         parts.append(_how_soon(summary["target"], other, verdict))
     return "; ".join(parts) + "."
+
+
+def _about(summary: Mapping[str, Any]) -> str:
+    """What a verdict is about."""
+    if summary["studies"] > 1:
+        return f"Tuned by {counted(summary['tune_trials'], 'trial')} and then trained, "
+    return "With the settings that one search found, " if summary["studies"] == 1 else ""
 
 
 def _start(own: str, other: str, verdict: str, seeds: int, baselines: int) -> str:
@@ -85,14 +95,26 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
             f"Baselines, seeds, margin, target or workers were changed {counted(changes, 'time')} after the first "
             "start; the tests assume that they were declared beforehand."
         )
+    if summary["studies"] == 1:
+        found.append(
+            "One search for each optimizer: verdicts are about the settings that it found, and another finds others. "
+            "Without --studies 1 each seed has a search of its own, and verdicts are about the optimizers."
+        )
     for tuning in summary["tuning"]:
-        if tuning["at_bound"]:
+        edges = tuning["studies"][0]["at_bound"] if summary["studies"] == 1 else ()
+        if edges:
             found.append(
                 f"The best settings found for {tuning['label']} lie at the edge of what was searched "
-                f"({', '.join(tuning['at_bound'])}): better ones may lie beyond."
+                f"({', '.join(edges)}): better ones may lie beyond."
             )
-        if tuning["best"] is None:
-            found.append(f"Every tuning trial of {tuning['label']} diverged; it ran with the settings it started from.")
+        empty = sum(study["best"] is None for study in tuning["studies"])
+        if empty:
+            which = (
+                "Every tuning trial"
+                if empty == len(tuning["studies"])
+                else f"Every trial of {counted(empty, 'study', 'studies')}"
+            )
+            found.append(f"{which} of {tuning['label']} diverged; it ran with the settings it started from.")
     found += [
         f"{contender['label']} diverged on {contender['diverged']} of {len(summary['seeds'])} seeds, which count as "
         "the worst of their seed; means are over the others."

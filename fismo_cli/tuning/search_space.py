@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, NO_WEIGHT_DECAY
+from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, MATRIX_NAMES, NO_WEIGHT_DECAY
 from fismo_cli.preset.reference import shown
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig, Preset
 from fismo_cli.preset.schema_tune import SearchedConfig
@@ -23,6 +23,7 @@ __all__ = [
     "Range",
     "Space",
     "Value",
+    "compared_space",
     "default_space",
     "near_bounds",
     "short_name",
@@ -91,6 +92,23 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
         for name in fixed.get(key, (key,)):
             space.pop(name, None)
     return _in_section(space)
+
+
+def compared_space(config: FismoConfig | BaselineConfig) -> Space:
+    """Where an optimizer is tuned for a comparison: four settings of each, where it has so many.
+
+    Learning rate and weight decay; momentum or the first beta; and, of an optimizer of matrices, the learning rate of
+    the AdamW that treats all other parameters, of others the second beta. What else FISMO has (its damping) stays.
+
+    Raises:
+        ValueError: as `default_space`.
+    """
+    space = default_space(config)
+    space.pop("optimizer.metric.damping", None)
+    if config.name in ("fismo", *MATRIX_NAMES):
+        space.pop("1 - optimizer.beta2", None)
+        space["optimizer.adamw.lr"] = _around(config.adamw.lr)
+    return space
 
 
 def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:

@@ -19,6 +19,7 @@ from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.executor import Failure
 
 RESULT = {
+    "step_seconds": 0.1,
     **{"device": "cpu", "total_steps": 100, "total_samples": 6400, "batch_grows": False},
     **{"parameters": 10, "train_samples": 1222, "validation_samples": 216},
     "data": {"train": {"0": {"count": 178, "sha256": "a"}}},
@@ -53,7 +54,15 @@ def tries(monkeypatch):
 
 
 def asked(root: Path, *baselines: str, overrides: tuple[str, ...] = (), **changes) -> Asked:
-    usual = {"seeds": 3, "tune_trials": 0, "target": None, "margin": 0.005, "workers": 1, "omp_threads": "1"}
+    usual = {
+        "seeds": 3,
+        "tune_trials": 0,
+        "studies": None,
+        "target": None,
+        "margin": 0.005,
+        "workers": 1,
+        "omp_threads": "1",
+    }
     return ask(load_preset("digits-vit", overrides), baselines, root=root, **{**usual, **changes})
 
 

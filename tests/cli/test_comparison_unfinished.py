@@ -24,11 +24,11 @@ def record(label: str, run: Path, loss: float | None) -> Record:
 
 def test_there_is_a_page_without_a_verdict(tmp_path):
     found, _ = make_contenders(load_preset("digits-vit"), ("muon", "adam"))
-    plan = Plan(tmp_path, tuple(found), (0, 1), 3, 0.005, None, {"total_steps": 20}, [])
+    plan = Plan(tmp_path, tuple(found), (0, 1), 3, 1, 0.005, None, {"total_steps": 20}, [])
     results = Results()
     for label, seed, loss in (("fismo", 0, 0.25), ("fismo", 1, 0.75), ("muon", 1, None)):
         results.runs[label, seed] = record(label, tmp_path / "runs" / label / f"run {seed}", loss)
-    results.tuned = {"fismo": Tuned((({}, results.runs["fismo", 0]),) * 3, 0), "adam": Tuned((), None)}
+    results.tuned = {("fismo", 0): Tuned((({}, results.runs["fismo", 0]),) * 3, 0), ("adam", 0): Tuned((), None)}
     assert not is_complete(plan, results)
     summary = write_unfinished(plan, results)
     assert json.loads(json.dumps(summary)) == summary

@@ -80,6 +80,7 @@ def summary(**changes) -> dict:
         "candidate": "fismo",
         "seeds": [0, 1],
         "tune_trials": 0,
+        "studies": 0,
         "margin": 0.005,
         "target": {"metric": "loss", "value": 0.25, "given": False},
         "timing": "alone",
@@ -114,7 +115,14 @@ def test_verdicts_in_words():
     unknown = verdict(steps_speedup={"median": None, "ci95": [0.0, "inf"]})
     assert "too few runs" in verdict_sentence(summary(), unknown)
     assert "nothing was tuned" in opening(summary())
-    assert "each tuned by 5 trials" in opening(summary(tune_trials=5))
+    assert "each tuned once, by 5 trials" in opening(summary(tune_trials=5, studies=1))
+    anew = summary(tune_trials=5, studies=2)
+    assert "for each seed every optimizer was tuned anew, by 5 trials at random" in opening(anew)
+    assert verdict_sentence(anew, verdict()).startswith(
+        "Tuned by 5 trials and then trained, fismo is better than muon:"
+    )
+    once = verdict_sentence(summary(tune_trials=1, studies=1), verdict())
+    assert once.startswith("With the settings that one search found, fismo is better than muon:")
     assert "paired seeds of 20 steps with 1 CPU thread;" in opening(summary())
     grown = {"total_steps": 20, "total_samples": 1280, "batch_grows": True, "threads": 2}
     assert "paired seeds of 1,280 samples with 2 CPU threads;" in opening(summary(environment=grown))
@@ -122,17 +130,28 @@ def test_verdicts_in_words():
 
 def test_caveats_name_what_weakens_a_result():
     assert caveats(summary()) == []
-    tuning = {"label": "muon", "at_bound": ["lr"], "best": {"value": 1.0, "params": {}, "trial": 0}}
+    study = {"at_bound": ["lr"], "best": {"value": 1.0, "params": {}, "trial": 0}}
+    tuning = {"label": "muon", "studies": [study]}
     weak = summary(
         timing="shared",
         cpus=["a", "b"],
         declarations=[{}, {}],
         target=None,
-        tuning=[tuning, {**tuning, "at_bound": [], "best": None}],
+        studies=1,
+        tune_trials=5,
+        tuning=[tuning, {**tuning, "studies": [{"at_bound": [], "best": None}]}],
         contenders=[contender("fismo"), contender("muon", diverged=1, same_adamw=False)],
     )
     found = " ".join(caveats(weak))
-    for part in ("side by side", "same machine", "changed 1 time after", "edge", "Every tuning trial", "1 of 2 seeds"):
+    for part in (
+        "side by side",
+        "same machine",
+        "changed 1 time after",
+        "edge",
+        "Every tuning trial",
+        "One search",
+        "1 of 2 seeds",
+    ):
         assert part in found
     assert "other AdamW settings" in found
     assert "no speed-up" in found
@@ -168,9 +187,9 @@ def test_the_page_escapes_what_users_name():
 
 def test_live_progress_draws_a_table():
     found, _ = make_contenders(load_preset("digits-vit"), ("muon",))
-    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 0.005, None, {"total_steps": 20, "threads": 1}, [])
+    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 1, 0.005, None, {"total_steps": 20, "threads": 1}, [])
     status = Status(
-        tuning={"fismo": 2, "muon": 3},
+        tuning={("fismo", 0): 2, ("muon", 0): 3},
         runs={},
         active=(("muon, seed 1", 7),),
         done=5,

@@ -1,4 +1,4 @@
-"""Processes that are forked from one with all imports: what they get, what they hold, and what has been touched before."""
+"""Processes that are forked from one with all imports: what they get and hold, and that nothing was touched before."""
 
 import os
 import subprocess

@@ -1,5 +1,6 @@
 """`fismo compare` in real processes: verdicts, pairing, the page in a browser, kill and rerun."""
 
+import contextlib
 import fcntl
 import json
 import math
@@ -11,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.running import stored_results
+from fismo_cli.preset.settings import get_setting
 from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_until
 
 pytestmark = pytest.mark.slow
@@ -155,7 +158,11 @@ def settings(trials: int = 2) -> list:
 
 def final_numbers(summary) -> tuple:
     runs = sorted((run["label"], run["seed"], run["metrics"]["validation"]["loss"]) for run in summary["runs"])
-    tuned = [[(trial["settings"], trial["loss"]) for trial in tuning["trial_list"]] for tuning in summary["tuning"]]
+    tuned = [
+        [(trial["settings"], trial["loss"]) for trial in study["trial_list"]]
+        for tuning in summary["tuning"]
+        for study in tuning["studies"]
+    ]
     tests = [(v["difference"], v["p_value"], v["steps_speedup"]) for v in summary["verdicts"]]
     return runs, tuned, tests
 
@@ -177,7 +184,7 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
     (tmp_path / "whole").mkdir()
     killed, whole = Cli(tmp_path / "killed"), HereCli(tmp_path / "whole")
     process = killed.start(*settings())
-    for wanted in ("tuning/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
+    for wanted in ("tuning/*/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
         deadline = time.monotonic() + 240
         while not list(killed.folder.glob(f"comparisons/*/{wanted}")):
             assert process.poll() is None, process.communicate()
@@ -195,7 +202,43 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
     undisturbed = whole.run(*settings())
     assert undisturbed.code == 0, undisturbed.err
     assert final_numbers(resumed.json) == final_numbers(undisturbed.json)
+    assert "12 runs: 2 studies of 2 trials and 2 judged runs for each of 2 optimizers; about" in undisturbed.err
     assert any(run["resumed_from_step"] for run in resumed.json["runs"])
+    with contextlib.chdir(whole.folder):
+        check_studies(undisturbed.json, 2)
+
+
+def check_studies(summary, studies: int) -> None:
+    """Every study has draws of its own, and each seed is judged with what its own study found best."""
+    assert summary["studies"] == studies
+    for tuning in summary["tuning"]:
+        assert len(tuning["studies"]) == studies
+        drawn = [trial["settings"] for study in tuning["studies"] for trial in study["trial_list"]]
+        assert len({json.dumps(settings, sort_keys=True) for settings in drawn}) == len(drawn)
+        for study in tuning["studies"]:
+            losses = [trial["loss"] for trial in study["trial_list"]]
+            assert study["best"]["value"] == min(losses)
+            for seed in study["judged_with"]:
+                (run,) = [r for r in summary["runs"] if (r["label"], r["seed"]) == (tuning["label"], seed)]
+                preset = yaml.safe_load((Path(run["run_dir"]) / "preset.yaml").read_text())
+                for name, value in study["best"]["params"].items():
+                    assert get_setting(preset, name) == pytest.approx(value, rel=1e-12)
+        assert sorted(seed for study in tuning["studies"] for seed in study["judged_with"]) == summary["seeds"]
+
+
+def test_one_search_for_all_seeds(cli):
+    given = [*settings(3), "--studies", 1]
+    given[given.index("train.steps=40")] = "train.steps=4"
+    done = cli.run(*given)
+    assert done.code == 0, done.err
+    with contextlib.chdir(cli.folder):
+        check_studies(done.json, 1)
+    assert "With the settings that one search found, fismo against muon is underpowered" in done.err.replace("\n", " ")
+    assert "10 runs: 1 study of 3 trials and 2 judged runs for each of 2 optimizers; about" in done.err
+    first = done.json["tuning"][0]["studies"][0]["trial_list"][0]["settings"]
+    assert first["optimizer.lr"] == 0.02  # where it starts
+    again = cli.run("report", done.json["comparison"], "--json")
+    assert again.json["tuning"] == done.json["tuning"]
 
 
 def test_ctrl_c_saves_and_leaves(cli):

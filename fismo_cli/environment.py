@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PACKAGES", "environment", "run_threads", "usable_cores"]
+__all__ = ["PACKAGES", "environment", "gpu_count", "run_threads", "usable_cores"]
 
 PACKAGES = (
     "fismo",
@@ -69,6 +69,13 @@ def _cpu_model() -> str | None:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or None
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
+
+
+def gpu_count() -> int:
+    """CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def usable_cores() -> int | None:

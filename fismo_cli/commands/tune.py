@@ -67,9 +67,10 @@ def tune(
     The same command again goes on, also on other hosts that share the storage.
     """
     loaded, by_default = load_arguments(preset, overrides or ())
+    from fismo_cli.campaigns.judging import Judging
     from fismo_cli.preset.schema_base import MAX_SEED
     from fismo_cli.preset.search_checks import space_notes
-    from fismo_cli.tuning.plan import PRUNERS, SAMPLERS, Judging
+    from fismo_cli.tuning.plan import PRUNERS, SAMPLERS
 
     last_seed = loaded.preset.train.seed + repeats - 1
     _check(
@@ -97,14 +98,14 @@ def tune(
     with contextlib.suppress(OSError, ValueError):
         chosen = " (the default preset)" if by_default else ""
         print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
+    from fismo_cli.campaigns.pool import carry_out
+    from fismo_cli.campaigns.storage import storage_errors
     from fismo_cli.reporting.console import say, stderr_console
     from fismo_cli.reporting.tuning_progress import tuning_progress
     from fismo_cli.reporting.tuning_report import print_study, write_study
     from fismo_cli.tuning.analysis import summarise_study
     from fismo_cli.tuning.plan import default_workers
-    from fismo_cli.tuning.running import carry_out
-    from fismo_cli.tuning.storage import storage_errors
-    from fismo_cli.tuning.studies import open_study
+    from fismo_cli.tuning.studies import open_study, site_of, source_of
 
     console = stderr_console()
     judging = Judging(loaded.preset.tune.metric, repeats, pruner, max_step_seconds, max_memory, nproc)
@@ -128,7 +129,7 @@ def tune(
     for line in (*(f"note: {note}" for note in (*loaded.notes, *space_notes(loaded.preset))), begun):
         say(console, line)
     with tuning_progress(console, plan) as tell:
-        carry_out(plan, optuna_study, trials=trials, workers=side_by_side, tell=tell)
+        carry_out(site_of(plan), [[source_of(plan, optuna_study, trials)]], workers=side_by_side, tell=tell)
     with storage_errors(plan.url, plan.directory):
         summary = write_study(plan, summarise_study(plan, optuna_study))
     print_study(console, summary)

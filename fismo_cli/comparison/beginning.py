@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.lock import alone
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan, stored_plan, write_plan
@@ -26,7 +27,6 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import run_identity
-from fismo_cli.runs.executor import Failure, dry_run_elsewhere
 from fismo_cli.runs.same_data import refuse_other_data
 from fismo_cli.words import counted
 

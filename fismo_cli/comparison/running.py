@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.campaigns.executor import Failure, RunProcess, finished_run
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import PLAN_FILE, Plan
 from fismo_cli.comparison.records import Record, read_record
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.runs.executor import Failure, RunProcess, finished_run
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.tuning.sampling import RandomSearch, TreeSearch
 

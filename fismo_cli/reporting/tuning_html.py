@@ -60,8 +60,8 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
     import optuna
     from optuna import visualization
 
+    from fismo_cli.campaigns.storage import quiet_optuna
     from fismo_cli.tuning.samplers import frozen
-    from fismo_cli.tuning.storage import quiet_optuna
 
     quiet_optuna()
     metric = summary["plan"]["judging"]["metric"]

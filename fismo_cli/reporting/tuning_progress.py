@@ -7,9 +7,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
+from fismo_cli.campaigns.jobs import Status
+from fismo_cli.campaigns.ledger import best_of
 from fismo_cli.reporting.live import left, live_progress
-from fismo_cli.tuning.jobs import Status
-from fismo_cli.tuning.ledger import best_of
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.search_space import short_name, short_value
 
@@ -22,16 +22,16 @@ def tuning_progress(console: Console, plan: StudyPlan) -> AbstractContextManager
 
 
 def _line(status: Status) -> str | None:
-    done = f"{len(status.ledger.counted)}/{status.trials}"
+    done = f"{status.done}/{status.trials}"
     return None if status.finished is None else f"{done}  {status.finished}{_left(status)}"
 
 
 def _left(status: Status) -> str:
-    return left(status.trials - len(status.ledger.counted), status.fresh, status.seconds)
+    return left(status.trials - status.done, status.fresh, status.seconds)
 
 
 def _table(plan: StudyPlan, status: Status) -> Table:
-    ledger, metric = status.ledger, plan.judging.metric
+    (ledger,), metric = status.ledgers, plan.judging.metric
     states = {"done": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
     counts = ", ".join(f"{len(ledger.of(state))} {name}" for name, state in states.items() if ledger.of(state))
     elsewhere = f", {status.elsewhere} elsewhere" if status.elsewhere else ""
@@ -47,5 +47,5 @@ def _table(plan: StudyPlan, status: Status) -> Table:
         table.add_row(f"best: {best.number}", f"{best.value:.4f}", *settings)
     for active in status.active:
         settings = [short_value(active.settings[name]) for name in plan.space]
-        table.add_row(f"{active.number}", f"{active.step}/{active.total}", *settings)
+        table.add_row(active.title, f"{active.step}/{active.total}", *settings)
     return table

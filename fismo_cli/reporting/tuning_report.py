@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fismo_cli.campaigns.storage import journal_file, storage_errors
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import resolved_yaml
@@ -18,7 +19,6 @@ from fismo_cli.reporting.tuning_words import best_table, importance_table, notes
 from fismo_cli.runs.directory import found_again, json_safe, write_json
 from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.plan import StudyPlan
-from fismo_cli.tuning.storage import journal_file, storage_errors
 from fismo_cli.tuning.studies import read_study
 
 __all__ = ["print_study", "rebuild_study_page", "write_study"]

@@ -9,11 +9,11 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from fismo_cli.campaigns.ledger import FAILURE, SAME_AS, best_of, read_ledger, root
+from fismo_cli.campaigns.storage import journal_file, shown_url
 from fismo_cli.runs.directory import found_again
-from fismo_cli.tuning.ledger import FAILURE, SAME_AS, best_of, read_ledger, root
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.search_space import near_bounds
-from fismo_cli.tuning.storage import journal_file, shown_url
 
 __all__ = ["summarise_study"]
 

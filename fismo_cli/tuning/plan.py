@@ -8,27 +8,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fismo_cli.environment import run_threads, usable_cores
+from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
+from fismo_cli.campaigns.judging import REPORTS, Judging
+from fismo_cli.environment import gpu_count, run_threads, usable_cores
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.document import dotted
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TuneConfig
 from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.validation import validate
-from fismo_cli.runs.executor import Failure, dry_run_elsewhere
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
 
 __all__ = [
     "PRUNERS",
-    "REPORTS",
     "SAMPLERS",
     "STUDY_FILE",
     "Environment",
-    "Judging",
     "StudyPlan",
     "default_workers",
-    "gpu_count",
     "make_study_plan",
     "space_from_plain",
     "study_identity",
@@ -41,37 +39,8 @@ STUDY_FILE = "study.json"
 SAMPLERS = ("tpe", "gp", "random")
 PRUNERS = ("none", "median", "halving")
 
-REPORTS = 10
-"""Into how many parts the budget of a trial is cut for a pruner."""
-
 MOST_WORKERS = 4
 """Workers that are started on a CPU without being asked for."""
-
-
-@dataclass(frozen=True)
-class Judging:
-    """How a trial is judged.
-
-    Attributes:
-        metric: of the validation part, after the last step.
-        repeats: runs of a trial, on seeds one after the other; their mean counts.
-        pruner: one of `PRUNERS`.
-        max_step_seconds: a trial with a slower training step is not eligible.
-        max_memory_gib: nor is one that took more memory.
-        nproc: processes that train each run together.
-    """
-
-    metric: str = "loss"
-    repeats: int = 1
-    pruner: str = "none"
-    max_step_seconds: float | None = None
-    max_memory_gib: float | None = None
-    nproc: int = 1
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher value of the metric is the better one."""
-        return self.metric.startswith("top")
 
 
 @dataclass(frozen=True)
@@ -180,13 +149,6 @@ def default_workers(device: str, nproc: int) -> int:
     if device.startswith("cuda"):
         return max(1, gpu_count() // nproc)
     return max(1, min(MOST_WORKERS, (usable_cores() or 1) // nproc)) if device == "cpu" else 1
-
-
-def gpu_count() -> int:
-    """CUDA devices that this process may use."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: str | None = None) -> Environment:

@@ -1,12 +1,8 @@
-"""What the runs of a trial came to: its value, its limits, and what is recorded of it. From their summaries alone."""
+"""What run directories tell of a study, and which models of it are kept."""
 
 import json
-import math
 import shutil
-import socket
-import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +10,16 @@ import optuna
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from fismo_cli.campaigns.judging import RunResult, run_value, trial_result
+from fismo_cli.campaigns.ledger import Ledger, best_of
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import get_setting
 from fismo_cli.runs.directory import RunDirectory, found_again
-from fismo_cli.tuning.ledger import Ledger, best_of
-from fismo_cli.tuning.plan import Judging, StudyPlan
+from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.samplers import distributions
 from fismo_cli.tuning.search_space import Range
 
-__all__ = ["RunResult", "TrialResult", "keep_the_best_model", "run_value", "study_of_runs", "trial_result"]
-
-RunResult = tuple[RunDirectory, dict[str, Any]]
-"""A finished run and its summary."""
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """A trial that completed.
-
-    Attributes:
-        value: the mean of its runs'.
-        limits: by name; one above 0 was broken.
-        attributes: what else is recorded of it.
-    """
-
-    value: float
-    limits: dict[str, float]
-    attributes: dict[str, Any]
-
-
-def run_value(summary: dict[str, Any], metric: str) -> float | None:
-    """The final validation metric of a run; None if it diverged or the metric is not finite."""
-    metrics = summary["metrics"]["validation"] or {}
-    value = metrics.get(metric)
-    if summary["status"] != "completed" or value is None or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def trial_result(judging: Judging, runs: Sequence[RunResult]) -> TrialResult:
-    """What the runs of a trial, of which each has a value, came to."""
-    summaries = [summary for _, summary in runs]
-    step_seconds = statistics.fmean(summary["seconds"] / summary["steps"] for summary in summaries)
-    scales = [scale for summary in summaries if (scale := summary.get("noise_scale")) is not None]
-    memory = max((summary["peak_memory_bytes"] or 0 for summary in summaries), default=0) / 2**30
-    measured = (
-        ("step seconds", step_seconds, judging.max_step_seconds),
-        ("memory", memory, judging.max_memory_gib),
-    )
-    return TrialResult(
-        value=statistics.fmean(run_value(summary, judging.metric) or 0.0 for summary in summaries),
-        limits={name: value / limit - 1.0 for name, value, limit in measured if limit is not None},
-        attributes={
-            "run_dirs": [str(run.path) for run, _ in runs],
-            "metrics": [summary["metrics"] for summary in summaries],
-            "host": socket.gethostname(),
-            "seconds": sum(summary["seconds"] for summary in summaries),
-            "step_seconds": step_seconds,
-            "memory_gib": memory,
-            "noise_scale": statistics.fmean(scales) if scales else None,
-        },
-    )
+__all__ = ["keep_the_best_model", "study_of_runs"]
 
 
 def keep_the_best_model(plan: StudyPlan, ledger: Ledger) -> None:

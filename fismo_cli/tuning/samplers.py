@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from fismo_cli.tuning.ledger import root
+from fismo_cli.campaigns.ledger import root
 from fismo_cli.tuning.search_space import Choice, Space
 
 __all__ = ["StartThenSample", "distributions", "frozen", "make_pruner"]

@@ -10,15 +10,25 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
+from fismo_cli.campaigns.jobs import Site, Source
+from fismo_cli.campaigns.judging import Judging
+from fismo_cli.campaigns.storage import (
+    journal_file,
+    open_storage,
+    quiet_optuna,
+    read_journal,
+    shown_url,
+    storage_errors,
+)
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.runs.directory import read_json, write_json, write_preset
-from fismo_cli.tuning.plan import STUDY_FILE, Environment, Judging, StudyPlan, make_study_plan, study_identity, try_out
-from fismo_cli.tuning.results import study_of_runs
+from fismo_cli.tuning.plan import STUDY_FILE, Environment, StudyPlan, make_study_plan, study_identity, try_out
+from fismo_cli.tuning.results import keep_the_best_model, study_of_runs
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
-from fismo_cli.tuning.storage import journal_file, open_storage, quiet_optuna, read_journal, shown_url, storage_errors
+from fismo_cli.tuning.search_space import short_settings
 
-__all__ = ["StoredStudy", "open_study", "read_study"]
+__all__ = ["StoredStudy", "open_study", "read_study", "site_of", "source_of"]
 
 _IDENTITY, _ENVIRONMENT = "fismo:identity", "fismo:environment"
 _PRESET = "presets/study.yaml"
@@ -88,6 +98,42 @@ def open_study(
         if "data" not in study.user_attrs[_ENVIRONMENT]:
             notice(f"{directory}: an earlier version of fismo began it, so whether the data is the same is not checked")
     return plan, study
+
+
+def site_of(plan: StudyPlan) -> Site:
+    """Where a study is carried out."""
+    environment = plan.environment
+    return Site(
+        plan.directory,
+        plan.url,
+        same_data=plan.directory / STUDY_FILE,
+        data=environment.data,
+        device=environment.device,
+        nproc=plan.judging.nproc,
+    )
+
+
+def source_of(plan: StudyPlan, study: Study, trials: int) -> Source:
+    """The trials of a study, for a pool.
+
+    Args:
+        plan: of the study.
+        study: where its trials are kept.
+        trials: how many there are in the end.
+    """
+    return Source(
+        study,
+        trials,
+        distributions(plan.space),
+        plan.judging,
+        runs=lambda settings: [plan.trial(settings, repeat) for repeat in range(plan.judging.repeats)],
+        steps=plan.steps,
+        title=lambda settings, number: f"trial {number}",
+        shown=lambda settings: f"  ({short_settings(settings)})",
+        runs_dir=lambda root: plan.directory / "trials" / str(root),
+        file=lambda number: f"trial-{number}",
+        counted=lambda ledger: keep_the_best_model(plan, ledger),
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fismo_cli.campaigns.executor import Failure
 from fismo_cli.comparison.analysis import _own_target, _ratio, _settings, check_pairing
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan
@@ -14,7 +15,6 @@ from fismo_cli.comparison.running import Results, Tuned, _failed
 from fismo_cli.errors import ExitCode, FismoError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.settings import with_settings
-from fismo_cli.runs.executor import Failure
 from fismo_cli.tuning.sampling import TreeSearch
 from fismo_cli.tuning.search_space import Choice, Range, default_space, near_bounds
 

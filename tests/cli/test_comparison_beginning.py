@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from fismo_cli.app import main
+from fismo_cli.campaigns.executor import Failure
 from fismo_cli.comparison import beginning, lock
 from fismo_cli.comparison.beginning import Asked, ask, opened
 from fismo_cli.comparison.contenders import folder_name
 from fismo_cli.comparison.plan import Plan, read_plan
 from fismo_cli.errors import ChangedDataError, FismoError, UsageError
 from fismo_cli.preset.loading import load_preset
-from fismo_cli.runs.executor import Failure
 
 RESULT = {
     "step_seconds": 0.1,

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from fismo_cli.campaigns import forked
 from fismo_cli.preset.loading import load_preset
-from fismo_cli.runs import forked
 
 COUNTED = """
 import importlib, os, sys, threading

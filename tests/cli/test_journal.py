@@ -11,9 +11,9 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages.journal import JournalFileBackend
 
+from fismo_cli.campaigns.journal import readable_part
+from fismo_cli.campaigns.storage import open_storage, read_journal, storage_errors
 from fismo_cli.errors import FismoError, UsageError
-from fismo_cli.tuning.journal import readable_part
-from fismo_cli.tuning.storage import open_storage, read_journal, storage_errors
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "n": IntDistribution(0, 9)}
 

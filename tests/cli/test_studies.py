@@ -11,17 +11,20 @@ from typing import Any, ClassVar
 import optuna
 import pytest
 
+from fismo_cli.campaigns import pool
+from fismo_cli.campaigns.executor import Failure
+from fismo_cli.campaigns.jobs import Status
+from fismo_cli.campaigns.judging import Judging
+from fismo_cli.campaigns.ledger import worker
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
 from fismo_cli.reporting.tuning_words import best_table, notes
 from fismo_cli.runs.directory import RunDirectory, found_again, run_identity, write_json
-from fismo_cli.runs.executor import Failure
-from fismo_cli.tuning import running, studies
+from fismo_cli.tuning import studies
 from fismo_cli.tuning.analysis import summarise_study
-from fismo_cli.tuning.ledger import worker
-from fismo_cli.tuning.plan import Environment, Judging
-from fismo_cli.tuning.studies import open_study
+from fismo_cli.tuning.plan import Environment
+from fismo_cli.tuning.studies import open_study, site_of, source_of
 from tests.postgresql import postgresql_server
 
 NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.lr", "optimizer.momentum", "train.batch_size"))
@@ -75,9 +78,9 @@ class Run:
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
     Run.trained, Run.polls = [], 1
-    monkeypatch.setattr(running, "RunProcess", Run)
-    monkeypatch.setattr(running, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(running, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "RunProcess", Run)
+    monkeypatch.setattr(pool, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.0)
     environment = Environment(threads=1, device="cpu", train_samples=1222)
     monkeypatch.setattr(studies, "try_out", lambda *args, **kwargs: environment)
 
@@ -87,11 +90,11 @@ def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told:
     options: dict[str, Any] = {"name": None, "root": folder, "url": None, "sampler": "random", **rest}
     plan, study = open_study(load_preset("digits-vit", overrides), judging, trials=trials, workers=workers, **options)
 
-    def tell(status: running.Status) -> None:
+    def tell(status: Status) -> None:
         if status.finished is not None and told is not None:
             told.append(status.finished)
 
-    running.carry_out(plan, study, trials=trials, workers=workers, tell=tell)
+    pool.carry_out(site_of(plan), [[source_of(plan, study, trials)]], workers=workers, tell=tell)
     summary = summarise_study(plan, study)
     return write_study(plan, summary) if written else summary
 
@@ -137,7 +140,7 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
                 write_json(run.summary, {**summary, "status": "diverged", "reason": "loss nan at step 3"})
             return run
 
-    monkeypatch.setattr(running, "RunProcess", Odd)
+    monkeypatch.setattr(pool, "RunProcess", Odd)
     summary = tune(tmp_path, *TWO, trials=12)
     reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.metric.damping"] == 0.2]
     assert reasons == ["exit code 1: the disk was full for a moment", *["loss nan at step 3"] * (len(reasons) - 1)]
@@ -153,7 +156,7 @@ def test_a_twin_that_was_pruned_counts(tmp_path, monkeypatch):
         def validations(self):
             return [(0, {"loss": None}), (64 * 190, {"loss": 7.0}), (64 * 380, {"loss": 7.0})]
 
-    monkeypatch.setattr(running, "RunProcess", Slow)
+    monkeypatch.setattr(pool, "RunProcess", Slow)
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.params["optimizer.metric.damping"] == 0.2)
     summary = tune(tmp_path, *TWO, judging=Judging(pruner="median"))
     assert len(Run.trained) == 2
@@ -188,7 +191,7 @@ def test_a_run_whose_directory_is_removed_fails_its_trial_alone(tmp_path, monkey
                 shutil.rmtree(run.path)
             return run
 
-    monkeypatch.setattr(running, "RunProcess", Vanishing)
+    monkeypatch.setattr(pool, "RunProcess", Vanishing)
     summary = tune(tmp_path, *TWO, trials=6)
     assert {t["failure"]["reason"].split(":")[-1] for t in summary["trial_list"] if t["failure"]}
     assert summary["best"]["params"] == {"optimizer.metric.damping": 0.1}
@@ -215,9 +218,10 @@ def test_workers_of_a_host_draw_no_trial_too_many(tmp_path):
 
     def draw(index: int) -> None:
         plan, study = opened[index]
-        pool = running._Pool(plan, study, 5, 5, lambda status: None, workers[index], None)
+        source = source_of(plan, study, 5)
+        mine = pool.Pool(site_of(plan), [source], 5, lambda status: None, workers[index], None)
         begin.wait()
-        while pool._wanted() and pool._start():
+        while mine._wanted() is not None and mine._start(source):
             pass
 
     threads = [threading.Thread(target=draw, args=(index,)) for index in range(3)]
@@ -261,7 +265,7 @@ def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp
         def stop(self):
             self.running = False
 
-    monkeypatch.setattr(running, "RunProcess", Vandal)
+    monkeypatch.setattr(pool, "RunProcess", Vandal)
     with pytest.raises(FismoError, match=r"journal\.log cannot be used any more: No such file") as caught:
         tune(tmp_path, trials=8, workers=2)
     assert caught.value.exit_code == 1
@@ -290,7 +294,7 @@ def test_runs_that_finished_on_other_data_are_not_those_of_a_study_that_begins_a
         Path(tune(tmp_path, *TWO, trials=4)["storage"]).unlink()
         return len(Run.trained) - before
 
-    monkeypatch.setattr(running, "RunProcess", Seeing)
+    monkeypatch.setattr(pool, "RunProcess", Seeing)
     assert [again(), again(), again(count=179), again()] == [2, 0, 2, 0]
 
 
@@ -352,12 +356,12 @@ def interrupt(folder: Path, after: int, **rest: Any) -> None:
                 raise StoppedError(2)
             return super().poll()
 
-    before, running.RunProcess = running.RunProcess, Stopping
+    before, pool.RunProcess = pool.RunProcess, Stopping
     try:
         with pytest.raises(StoppedError):
             tune(folder, **rest)
     finally:
-        running.RunProcess = before
+        pool.RunProcess = before
 
 
 def test_a_study_that_was_cut_off_has_a_page_of_what_there_is(tmp_path):
@@ -452,12 +456,12 @@ def test_a_study_whose_data_has_changed_stops_and_no_trial_is_to_blame(tmp_path,
             super().__init__(loaded, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "RunProcess", Refusing)
+        patch.setattr(pool, "RunProcess", Refusing)
         for _ in range(6):  # more often than a trial's workers may die
             with pytest.raises(ChangedDataError, match=r"text: 3.txt is gone") as caught:
                 tune(tmp_path, trials=4, workers=2)
             assert caught.value.exit_code == ExitCode.USAGE
-    monkeypatch.setattr(running, "RunProcess", Asking)
+    monkeypatch.setattr(pool, "RunProcess", Asking)
     summary = tune(tmp_path, trials=4)
     assert summary["trials"] == {"finished": 4, "failed": 0, "pruned": 0}
     assert "data" in json.loads(asked["same_data"].read_text())["environment"]

@@ -14,18 +14,19 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fismo_cli.campaigns import executor, forked
+from fismo_cli.campaigns.ledger import FAILURE, OWNER, best_of, check_hope, give_up, read_ledger, worker
+from fismo_cli.campaigns.storage import open_storage, shown_url
 from fismo_cli.commands.tune import tune
 from fismo_cli.errors import DivergedError, ExitCode, FismoError, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.search_checks import space_notes
 from fismo_cli.preset.settings import get_setting, with_settings
 from fismo_cli.reporting.tuning_words import notes
-from fismo_cli.runs import executor, forked
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.training.schedule import total_steps
-from fismo_cli.tuning import ledger as ledgers
+from fismo_cli.campaigns import ledger as ledgers
 from fismo_cli.tuning.analysis import summarise_study
-from fismo_cli.tuning.ledger import FAILURE, OWNER, best_of, check_hope, give_up, read_ledger, worker
 from fismo_cli.tuning.plan import (
     Environment,
     Judging,
@@ -37,7 +38,6 @@ from fismo_cli.tuning.plan import (
 )
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
 from fismo_cli.tuning.search_space import Choice, Range, tuning_space
-from fismo_cli.tuning.storage import open_storage, shown_url
 
 ROOT = Path(__file__).parents[2]
 SPACE = {"x": Range(1e-3, 1.0, 0.4), "n": Range(1, 8, 2, log=False, integer=True), "kind": Choice(("a", "b"), "b")}
@@ -437,7 +437,7 @@ def test_workers_know_who_is_gone(tmp_path, study, monkeypatch):
 
 def test_a_killed_worker_is_gone_once_its_runs_are(tmp_path, study):
     code = (
-        "import sys, os, time, subprocess; from pathlib import Path; from fismo_cli.tuning.ledger import worker\n"
+        "import sys, os, time, subprocess; from pathlib import Path; from fismo_cli.campaigns.ledger import worker\n"
         "with worker(Path(sys.argv[1]), 'other') as me:\n"
         "    run = subprocess.Popen(['sleep', '100'], pass_fds=(me.descriptor,)); print(run.pid, flush=True)\n"
         "    time.sleep(100)"

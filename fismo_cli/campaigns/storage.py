@@ -13,9 +13,9 @@ from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
+from fismo_cli.campaigns.journal import Journal, JournalError, StoredJournal
+from fismo_cli.campaigns.ledger import requeue
 from fismo_cli.errors import FismoError, UsageError, first_line
-from fismo_cli.tuning.journal import Journal, JournalError, StoredJournal
-from fismo_cli.tuning.ledger import requeue
 
 __all__ = [
     "HEARTBEAT_SECONDS",

@@ -26,6 +26,7 @@ __all__ = [
     "FAILURE",
     "OWNER",
     "SAME_AS",
+    "SLOT",
     "Ledger",
     "Worker",
     "best_of",
@@ -47,6 +48,9 @@ OWNER = "worker"
 
 SAME_AS = "same_as"
 """User attribute of a trial that was not run: the number of the one with the same settings whose result it has."""
+
+SLOT = "slot"
+"""User attribute of a trial that was queued, not drawn: its place; the first one of a place that ends counts."""
 
 MOST_REPEATS = 3
 """How often a trial is run again after its worker died."""
@@ -131,13 +135,14 @@ def requeue(study: Study, lost: FrozenTrial, *, blamed: bool = True) -> None:
         return
     history = [*lost.system_attrs.get(_HISTORY, ()), *([lost.number] if blamed else [])]
     again = len(history) <= MOST_REPEATS
+    queued = {SLOT: lost.user_attrs[SLOT]} if SLOT in lost.user_attrs else {}
     reason = f"its worker died {len(history)} times (out of memory?)"
     study.add_trial(
         optuna.create_trial(
             state=TrialState.WAITING if again else TrialState.FAIL,
             params=lost.params,
             distributions=lost.distributions,
-            user_attrs={} if again else {FAILURE: {"kind": "error", "reason": reason}},
+            user_attrs={**queued, **({} if again else {FAILURE: {"kind": "error", "reason": reason}})},
             system_attrs={_ORIGINAL: root(lost), _HISTORY: history},
         )
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.campaigns import forked
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.processes import killed_by
-from fismo_cli.runs import forked
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
 from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import Identity, changes

@@ -55,7 +55,7 @@ class Source:
         title: of a trial of such settings and number, as lines and tables have it.
         shown: its settings in one line.
         runs_dir: under which the runs of a trial are, of the number of the first trial that had its settings.
-        file: of a trial's number, the place of its preset (under `presets/`) and log (under `logs/`), without suffix.
+        file: of a trial's settings and number, where its preset and log are in their folders, no suffix.
         queued: all trials are queued from the start; none is drawn.
         in_turn: a trial is drawn when all before it have ended.
         survives_errors: a run that fails fails its trial; else all work ends with its error.
@@ -72,7 +72,7 @@ class Source:
     title: Callable[[Settings, int], str]
     shown: Callable[[Settings], str]
     runs_dir: Callable[[int], Path]
-    file: Callable[[int], str]
+    file: Callable[[Settings, int], str]
     queued: bool = False
     in_turn: bool = False
     survives_errors: bool = True
@@ -100,7 +100,7 @@ class Status:
     """How far a campaign is, told at every change and a few times a second.
 
     Attributes:
-        ledgers: the trials of each source.
+        ledgers: the trials of each source, by its study's name.
         active: what this worker runs now.
         elsewhere: trials that other workers run.
         trials: how many are wanted in all.
@@ -109,7 +109,7 @@ class Status:
         finished: what has just happened, as a line of text.
     """
 
-    ledgers: tuple[Ledger, ...]
+    ledgers: Mapping[str, Ledger]
     active: tuple[Active, ...]
     elsewhere: int
     trials: int
@@ -120,7 +120,7 @@ class Status:
     @property
     def done(self) -> int:
         """Trials that count."""
-        return sum(len(ledger.counted) for ledger in self.ledgers)
+        return sum(len(ledger.counted) for ledger in self.ledgers.values())
 
 
 @dataclass

@@ -291,7 +291,7 @@ class Pool:
             self._fail(job, "error", f"{by}: {outcome.message}")
 
     def _run(self, job: Job) -> RunProcess:
-        file = job.source.file(job.trial.number)
+        file = job.source.file(job.trial.params, job.trial.number)
         return RunProcess(
             job.runs[len(job.done)],
             preset_file=self.site.directory / "presets" / f"{file}.yaml",
@@ -403,7 +403,7 @@ class Pool:
         running = {(name, trial.number) for name, ledger in self.ledgers.items() for trial in ledger.running}
         self.tell(
             Status(
-                ledgers=tuple(self.ledgers.values()),
+                ledgers=dict(self.ledgers),
                 active=tuple(job.active() for job in self.jobs),
                 elsewhere=len(running - ours),
                 trials=sum(source.trials for source in self.sources.values()),

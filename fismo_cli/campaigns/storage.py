@@ -3,7 +3,7 @@
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fismo_cli.errors import FismoError, UsageError, first_line
 
 __all__ = [
     "HEARTBEAT_SECONDS",
+    "check_same_storage",
     "journal_file",
     "open_storage",
     "quiet_optuna",
@@ -33,6 +34,27 @@ GRACE_SECONDS = 60
 
 CONNECT_SECONDS = 10
 ATTEMPTS = 5
+
+
+def check_same_storage(directory: Path, stored: Mapping[str, Any], url: str | None, instead: str) -> None:
+    """Make sure that runs of two storages do not get into one another's folders, as when a URL was forgotten.
+
+    Args:
+        directory: of a study or a comparison.
+        stored: what was written there of it, with the `database` that it is in; empty if nothing was.
+        url: of the database that is to be used; None: a journal file.
+        instead: what else could be given.
+
+    Raises:
+        UsageError: if it is in a database, and a journal file is to be used, or the reverse.
+    """
+    if not stored or (stored.get("database") is None) == (url is None):
+        return
+    if url is None:
+        where, how = stored["database"], "give its URL by FISMO_STORAGE or --storage"
+    else:
+        where, how = journal_file(directory), "leave out FISMO_STORAGE and --storage"
+    raise UsageError(f"{directory} has the trials of a study in {where}: {how}, or give {instead}")
 
 
 def quiet_optuna() -> None:

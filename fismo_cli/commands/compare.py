@@ -76,6 +76,14 @@ def compare(
         float, typer.Option(help="Share of the baseline's loss below which a difference does not matter.")
     ] = 0.005,
     workers: Annotated[int, typer.Option(help="Runs side by side; more than 1 makes seconds uncertain.")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="FISMO_STORAGE",
+            help="A database that several hosts share (postgresql+psycopg://...); by default a file, for one host.",
+        ),
+    ] = None,
     directory: Annotated[
         Path, typer.Option("--comparisons-dir", metavar="DIR", help="Where comparisons are kept.", file_okay=False)
     ] = Path("comparisons"),
@@ -84,10 +92,12 @@ def compare(
 ) -> None:
     """Find out which optimizer is better, and by how much.
 
-    Paired seeds, equal tuning, exact tests, time to a target. The same command again resumes.
+    Paired seeds, equal tuning, exact tests, time to a target.
+
+    The same command again goes on, also on other hosts that share the storage.
     """
     loaded, by_default = load_arguments(preset, overrides or ())
-    from fismo_cli.comparison.beginning import ask, opened
+    from fismo_cli.comparison.beginning import ask, begin
     from fismo_cli.reporting.console import say, stderr_console
 
     console = stderr_console()
@@ -107,28 +117,35 @@ def compare(
     say(console, f"preparing {loaded.name}{chosen} ...")
     for note in (*loaded.notes, *asked.warnings()):
         say(console, f"note: {note}")
-    from fismo_cli.comparison.running import carry_out
+    from fismo_cli.campaigns.pool import carry_out
+    from fismo_cli.campaigns.storage import storage_errors
+    from fismo_cli.comparison.studies import open_studies, site_of
     from fismo_cli.reporting.comparison_progress import comparison_progress
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
 
-    def waiting(seconds: float) -> None:
-        say(console, f"note: another process works on {asked.directory}; waiting up to {seconds:.0f} s for it to leave")
-
-    with opened(asked, tried=lambda line: say(console, line), wait=waiting) as (plan, lock):
-        begun = plan.environment["threads"]
-        if begun != asked.threads:
-            say(
-                console,
-                f"note: this comparison was begun with {begun} CPU threads a run and goes on so; train.threads="
-                f"{asked.threads} begins another one",
-            )
-        if "data" not in plan.environment:
-            earlier = "an earlier version of fismo began it, so whether the data is the same is not checked"
-            say(console, f"note: {plan.directory}: {earlier}")
-        with comparison_progress(console, plan, workers) as tell:
-            results = carry_out(plan, workers=workers, lock=lock, tell=tell)
-        summary = write_report(plan, results)
+    plan, kept = begin(
+        asked,
+        url=storage,
+        tried=lambda line: say(console, line),
+        notice=lambda text: say(console, f"note: {text}"),
+    )
+    begun = plan.environment["threads"]
+    if begun != asked.threads:
+        say(
+            console,
+            f"note: this comparison was begun with {begun} CPU threads a run and goes on so; train.threads="
+            f"{asked.threads} begins another one",
+        )
+    if "data" not in plan.environment:
+        earlier = "an earlier version of fismo began it, so whether the data is the same is not checked"
+        say(console, f"note: {plan.directory}: {earlier}")
+    with storage_errors(storage, plan.directory):
+        opened = open_studies(plan, kept)
+    with comparison_progress(console, opened, workers) as tell:
+        carry_out(site_of(plan, storage), opened.stages(), workers=workers, tell=tell)
+    with storage_errors(storage, plan.directory):
+        summary = write_report(plan, opened.results())
     print_comparison(console, summary)
     if as_json:
         print_json(summary)

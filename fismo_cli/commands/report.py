@@ -24,7 +24,9 @@ def report(
     storage: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", envvar="FISMO_STORAGE", help="The database of a study; else what this host knows of it."
+            metavar="URL",
+            envvar="FISMO_STORAGE",
+            help="The database of a study or comparison; else what is here.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
@@ -39,7 +41,7 @@ def report(
     elif kinds == ["study"]:
         summary = _report_study(directories[0], storage)
     else:
-        summary = _report_comparison(directories[0])
+        summary = _report_comparison(directories[0], storage)
     if as_json:
         print_json(summary)
 
@@ -82,16 +84,16 @@ def _report_study(directory: Path, url: str | None) -> Any:
     return summary
 
 
-def _report_comparison(directory: Path) -> Any:
+def _report_comparison(directory: Path, url: str | None) -> Any:
     from fismo_cli.comparison.plan import read_plan
-    from fismo_cli.comparison.running import stored_results
+    from fismo_cli.comparison.studies import stored_results
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
     from fismo_cli.reporting.comparison_unfinished import is_complete, print_unfinished, write_unfinished
     from fismo_cli.reporting.console import stderr_console
 
     plan = read_plan(directory)
-    results = stored_results(plan)
+    results = stored_results(plan, url)
     if is_complete(plan, results):
         summary = write_report(plan, results)
         print_comparison(stderr_console(), summary)

@@ -12,7 +12,7 @@ from fismo_cli.comparison.budget import by_budget
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record
-from fismo_cli.comparison.running import Results, Tuned, judged
+from fismo_cli.comparison.results import Results, Tuned, judged
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
@@ -82,9 +82,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
             _contender(contender, plan, records[contender.label], target, results) for contender in plan.contenders
         ],
         "tuning": [
-            _tuning(contender, [results.tuned[contender.label, study] for study in range(plan.studies)], plan, records)
-            for contender in plan.contenders
-            if plan.studies
+            _tuning(contender, plan, records[contender.label], results) for contender in plan.contenders if plan.studies
         ],
         "runs": [
             {"label": record.label, **{key: value for key, value in record.summary.items() if key != "identity"}}
@@ -252,15 +250,14 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"mean": statistics.mean(values), "standard_deviation": deviation}
 
 
-def _tuning(
-    contender: Contender, studies: Sequence[Tuned], plan: Plan, records: dict[str, list[Record]]
-) -> dict[str, Any]:
+def _tuning(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> dict[str, Any]:
     """All studies of a contender; with one for each seed, also what more trials would have brought."""
+    studies = [results.tuned.get((contender.label, number), Tuned()) for number in range(plan.studies)]
     failed = sum(record.diverged for tuned in studies for _, record in tuned.trials)
     budgets = []
     if plan.studies > 1:
         found = [math.inf if tuned.best is None else tuned.trials[tuned.best][1].loss for tuned in studies]
-        budgets = by_budget(found, [record.loss for record in records[contender.label]], plan.tune_trials)
+        budgets = by_budget(found, [record.loss for record in records], plan.tune_trials)
     return {
         "label": contender.label,
         "space": {name: vars(where) for name, where in contender.space.items()},

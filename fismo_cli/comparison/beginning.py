@@ -1,7 +1,7 @@
-"""Begins a comparison, or goes on with one: what was asked for is checked, tried out, and only then written.
+"""Begins a comparison, or joins one: what was asked for is checked, tried out, and only then written.
 
-What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next, and the plan
-is written by the one process that holds the comparison's lock. Never imports torch.
+What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next. Never imports
+torch.
 """
 
 import hashlib
@@ -9,28 +9,34 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.storages import BaseStorage
+
 from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
+from fismo_cli.campaigns.storage import check_same_storage, open_storage, quiet_optuna, shown_url, storage_errors
 from fismo_cli.comparison.contenders import Contender, make_contenders
-from fismo_cli.comparison.lock import alone
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan, stored_plan, write_plan
 from fismo_cli.comparison.power import LEVEL, seeds_needed, underpowered
 from fismo_cli.comparison.target import Target, parse_target
 from fismo_cli.environment import run_threads
 from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.files import locked
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.runs.same_data import refuse_other_data
 from fismo_cli.words import counted
 
-__all__ = ["Asked", "ask", "opened"]
+__all__ = ["Asked", "ask", "begin"]
+
+_ENVIRONMENT = "fismo:environment"
+"""User attribute of the study that stands for the whole comparison in its storage."""
 
 DEFAULT_SEEDS = 8
 """Paired runs of each optimizer; fewer than 7 decide nothing for two baselines."""
@@ -126,40 +132,72 @@ def ask(
     )
 
 
-@contextmanager
-def opened(
-    asked: Asked, *, tried: Callable[[str], None], wait: Callable[[float], None] = lambda seconds: None
-) -> Iterator[tuple[Plan, int]]:
-    """Take a comparison for this process alone, and write its plan; gives also the descriptor of its lock.
+def begin(
+    asked: Asked,
+    *,
+    url: str | None = None,
+    tried: Callable[[str], None],
+    notice: Callable[[str], None] = lambda text: None,
+) -> tuple[Plan, BaseStorage]:
+    """Begin a comparison, or join one: its plan, which is written, and the storage of its studies.
 
     Args:
         asked: for what.
+        url: of a database that several hosts share; None: a journal file in the comparison's directory.
         tried: told, as a line of text, each contender with which a few steps were taken.
-        wait: told once, where another process holds the lock, for how many seconds it will be tried.
+        notice: told of what in the journal could not be read.
 
     Raises:
-        UsageError: if contenders do not run, or nothing can be written. Nothing has been written then.
-        FismoError: if another process works on it.
+        UsageError: if contenders do not run, the storage cannot be used, or nothing can be written. Nothing has been
+            written then.
+        FismoError: if the storage goes away.
     """
-    # A new one gets a directory, and its lock, once all contenders have shown that they run.
-    known = {} if stored_plan(asked.directory) else _with_tries(asked, {}, tried)
-    with alone(asked.directory, wait) as lock:
-        stored = _with_tries(asked, stored_plan(asked.directory) or known, tried)
-        environment = stored["environment"]
-        plan = Plan(
-            directory=asked.directory,
-            contenders=tuple(_fixed(contender, environment) for contender in asked.contenders),
-            seeds=asked.seeds,
-            tune_trials=asked.tune_trials,
-            studies=asked.studies,
-            margin=asked.margin,
-            target=asked.target,
-            environment=environment,
-            declarations=_declarations(asked, stored.get("declarations", [])),
-            tried=tuple(stored["tried"]),
-        )
-        write_plan(plan)
-        yield plan, lock
+    quiet_optuna()
+    stored = stored_plan(asked.directory)
+    check_same_storage(asked.directory, stored, url, "another --comparisons-dir")
+    storage = None if url is None else open_storage(url, asked.directory)
+    with storage_errors(url, asked.directory):
+        common = _common(storage, asked)
+        # A new one gets a directory once all contenders have shown that they run.
+        known = _with_tries(asked, {**stored, **({"environment": common} if common else {})}, tried)
+        try:
+            with locked(asked.directory / ".lock"):
+                storage = open_storage(url, asked.directory, notice) if storage is None else storage
+                known["environment"] = _agreed(storage, asked, known["environment"])
+                plan = Plan(
+                    directory=asked.directory,
+                    contenders=tuple(_fixed(contender, known["environment"]) for contender in asked.contenders),
+                    seeds=asked.seeds,
+                    tune_trials=asked.tune_trials,
+                    studies=asked.studies,
+                    margin=asked.margin,
+                    target=asked.target,
+                    environment=known["environment"],
+                    declarations=_declarations(asked, stored_plan(asked.directory).get("declarations", [])),
+                    tried=tuple(sorted({*known["tried"], *stored_plan(asked.directory).get("tried", ())})),
+                    name=asked.directory.name,
+                    database=None if url is None else shown_url(url),
+                )
+                write_plan(plan)
+        except OSError as error:
+            raise UsageError(f"cannot write to {asked.directory}: {error.strerror}") from error
+    return plan, storage
+
+
+def _common(storage: BaseStorage | None, asked: Asked) -> dict[str, Any] | None:
+    """What all runs have in common, as the first host has put it into the database; None if none has."""
+    if storage is None or asked.directory.name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=asked.directory.name, storage=storage).user_attrs.get(_ENVIRONMENT)
+
+
+def _agreed(storage: BaseStorage, asked: Asked, environment: dict[str, Any]) -> dict[str, Any]:
+    """What all runs have in common: of hosts that begin at the same time, all go by what the last of them wrote."""
+    study = optuna.create_study(study_name=asked.directory.name, storage=storage, load_if_exists=True)
+    if _ENVIRONMENT not in study.user_attrs:
+        study.set_user_attr(_ENVIRONMENT, environment)
+    found: dict[str, Any] = study.user_attrs[_ENVIRONMENT]
+    return found
 
 
 def _argument_problems(*, seeds: int, tune_trials: int, margin: float, workers: int) -> list[str]:

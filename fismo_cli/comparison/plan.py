@@ -3,7 +3,6 @@
 Everything but the optimizer is the same for all contenders (points 1 to 4 of the protocol). Never imports torch.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,8 @@ class Plan:
         environment: threads, device, steps, how often is evaluated, the identity of the data: the same in every run.
         declarations: every set of baselines, margin, target, number of seeds and of workers it was ever asked for with.
         tried: identities of the presets with which a few steps were taken before any run.
+        name: of the comparison, in its storage too: its directory's when it began.
+        database: the one that has its studies, as it may be shown; None: a journal file in the directory.
     """
 
     directory: Path
@@ -51,6 +52,8 @@ class Plan:
     environment: dict[str, Any]
     declarations: list[dict[str, Any]]
     tried: tuple[str, ...] = ()
+    name: str = ""
+    database: str | None = None
 
     @property
     def candidate(self) -> Contender:
@@ -84,14 +87,6 @@ class Plan:
     def total_runs(self) -> int:
         """Tuning trials and judged runs of all contenders."""
         return len(self.contenders) * (self.studies * self.tune_trials + len(self.seeds))
-
-    def order(self) -> list[tuple[Contender, int]]:
-        """All runs that are judged, in an order that is random, the same every time and whoever else is compared."""
-
-        def place(run: tuple[Contender, int]) -> bytes:
-            return hashlib.sha256(f"{self.directory.name} {run[1]} {run[0].label}".encode()).digest()
-
-        return sorted(((contender, seed) for seed in self.seeds for contender in self.contenders), key=place)
 
     def tuning_dir(self, contender: Contender, study: int) -> Path:
         """Under which the tuning runs of a study of a contender are."""
@@ -128,6 +123,8 @@ def read_plan(directory: Path) -> Plan:
             environment=stored["environment"],
             declarations=stored["declarations"],
             tried=tuple(stored.get("tried", ())),
+            name=stored.get("name", ""),
+            database=stored.get("database"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{directory}: not a comparison's directory (it has no plan.json of this version)") from error
@@ -140,7 +137,7 @@ def stored_plan(directory: Path) -> dict[str, Any]:
 
 
 def write_plan(plan: Plan) -> None:
-    """Write a plan and the presets of its contenders; only who holds the comparison's lock may.
+    """Write a plan and the presets of its contenders.
 
     Raises:
         UsageError: if it cannot be written.
@@ -157,6 +154,8 @@ def write_plan(plan: Plan) -> None:
         "environment": plan.environment,
         "declarations": plan.declarations,
         "tried": list(plan.tried),
+        "name": plan.name,
+        "database": plan.database,
     }
     try:
         for contender in plan.contenders:

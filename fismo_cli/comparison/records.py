@@ -2,14 +2,15 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.runs.directory import RunDirectory
 
-__all__ = ["Point", "Record", "read_record"]
+__all__ = ["Point", "Record", "as_plain", "from_plain", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ class Record:
         others = {name: value for name, value in self.summary["metrics"]["validation"].items() if name == "top1"}
         accuracy = "".join(f", top1 {100 * value:.2f} %" for value in others.values())
         return f"validation loss {self.loss:.4f}{accuracy}, {self.summary['seconds']:.1f} s"
+
+
+def as_plain(record: Record) -> dict[str, Any]:
+    """A record as JSON can hold it, without its label."""
+    plain = asdict(record)
+    del plain["label"]
+    return plain
+
+
+def from_plain(label: str, plain: Mapping[str, Any]) -> Record:
+    """What `as_plain` gave, with a label."""
+    curve = tuple(Point(**point) for point in plain["curve"])
+    return Record(label=label, **{**plain, "curve": curve})
 
 
 def read_record(run: RunDirectory, label: str) -> Record:

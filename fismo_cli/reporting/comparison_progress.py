@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.table import Table
 
+from fismo_cli.campaigns.jobs import Status
 from fismo_cli.comparison.plan import Plan
-from fismo_cli.comparison.running import Status
+from fismo_cli.comparison.studies import Studies
 from fismo_cli.reporting.console import say
 from fismo_cli.reporting.live import left, live_progress
 from fismo_cli.words import counted, duration
@@ -16,12 +17,13 @@ __all__ = ["comparison_progress"]
 
 
 @contextmanager
-def comparison_progress(console: Console, plan: Plan, workers: int) -> Iterator[Callable[[Status], None]]:
+def comparison_progress(console: Console, studies: Studies, workers: int) -> Iterator[Callable[[Status], None]]:
     """Give a function that shows a status."""
+    plan = studies.plan
     each = counted(plan.environment["threads"], "CPU thread")
     say(console, f"comparison: {plan.directory} ({workers} at a time, {each} a run)")
     say(console, _amount(plan, workers))
-    with live_progress(console, _line, lambda status: _table(plan, status)) as show:
+    with live_progress(console, _line, lambda status: _table(studies, status)) as show:
         yield show
 
 
@@ -40,15 +42,17 @@ def _amount(plan: Plan, workers: int) -> str:
 
 
 def _line(status: Status) -> str | None:
-    return None if status.finished is None else f"{status.done}/{status.total}  {status.finished}{_left(status)}"
+    return None if status.finished is None else f"{status.done}/{status.trials}  {status.finished}{_left(status)}"
 
 
 def _left(status: Status) -> str:
-    return left(status.total - status.done, status.fresh, status.seconds)
+    return left(status.trials - status.done, status.fresh, status.seconds)
 
 
-def _table(plan: Plan, status: Status) -> Table:
-    table = Table(box=None, pad_edge=False, caption=f"{status.done} of {status.total} runs{_left(status)}")
+def _table(studies: Studies, status: Status) -> Table:
+    plan, elsewhere = studies.plan, f", {status.elsewhere} elsewhere" if status.elsewhere else ""
+    caption = f"{status.done} of {status.trials} runs{elsewhere}{_left(status)}"
+    table = Table(box=None, pad_edge=False, caption=caption)
     table.add_column("optimizer")
     if plan.studies:
         table.add_column("tuning", justify="right")
@@ -56,21 +60,22 @@ def _table(plan: Plan, status: Status) -> Table:
     table.add_column("mean validation loss", justify="right")
     table.add_column("running")
     for contender in plan.contenders:
-        records = [record for (label, _), record in status.runs.items() if label == contender.label]
-        done = [record.loss for record in records if not record.diverged]
-        diverged = len(records) - len(done)
+        label = contender.label
+        tuning = [status.ledgers[study.study_name] for (own, _), study in studies.tuning.items() if own == label]
+        judged = status.ledgers[studies.judging[label].study_name]
+        done = [trial.value for trial in judged.counted if trial.value is not None]
+        diverged = len(judged.counted) - len(done)
         mean = f"{sum(done) / len(done):.4f}" if done else ""
-        total = "" if plan.environment.get("batch_grows") else f"/{plan.environment['total_steps']}"
         active = [
-            f"{name.removeprefix(f'{contender.label}, ')} at step {step}{total}"
-            for name, step in status.active
-            if name.startswith((f"{contender.label}, ", f"tuning {contender.label}, "))
+            f"{job.title.removeprefix(f'{label}, ').removeprefix(f'tuning {label}, ')} at step {job.step}/{job.total}"
+            for job in status.active
+            if studies.label_of(job.source.study.study_name) == label
         ]
-        trials = sum(status.tuning[contender.label, study] for study in range(plan.studies))
+        trials = sum(len(ledger.counted) for ledger in tuning)
         table.add_row(
-            contender.label,
+            label,
             *([f"{trials}/{plan.studies * plan.tune_trials}"] if plan.studies else []),
-            f"{len(records)}/{len(plan.seeds)}",
+            f"{len(judged.counted)}/{len(plan.seeds)}",
             f"{mean} ({diverged} diverged)" if diverged else mean,
             ", ".join(active),
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import Plan
-from fismo_cli.comparison.running import Results
+from fismo_cli.comparison.results import Results
 from fismo_cli.files import whole_file
 from fismo_cli.reporting.comparison_html import page
 from fismo_cli.runs.directory import json_safe, write_json

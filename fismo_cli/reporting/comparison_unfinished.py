@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fismo_cli.comparison.plan import Plan
-from fismo_cli.comparison.running import Results
+from fismo_cli.comparison.results import Results
 from fismo_cli.files import whole_file
 from fismo_cli.reporting.comparison_words import opponents
 from fismo_cli.reporting.console import print_rows, say

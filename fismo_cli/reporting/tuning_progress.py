@@ -31,7 +31,7 @@ def _left(status: Status) -> str:
 
 
 def _table(plan: StudyPlan, status: Status) -> Table:
-    (ledger,), metric = status.ledgers, plan.judging.metric
+    (ledger,), metric = status.ledgers.values(), plan.judging.metric
     states = {"done": TrialState.COMPLETE, "failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
     counts = ", ".join(f"{len(ledger.of(state))} {name}" for name, state in states.items() if ledger.of(state))
     elsewhere = f", {status.elsewhere} elsewhere" if status.elsewhere else ""

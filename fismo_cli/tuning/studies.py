@@ -13,6 +13,7 @@ from optuna.study import Study
 from fismo_cli.campaigns.jobs import Site, Source
 from fismo_cli.campaigns.judging import Judging
 from fismo_cli.campaigns.storage import (
+    check_same_storage,
     journal_file,
     open_storage,
     quiet_optuna,
@@ -69,7 +70,7 @@ def open_study(
     identity = study_identity(loaded, judging)
     name = name or f"{loaded.name}-{identity}"
     directory = root / name
-    _check_same_storage(directory, url)
+    check_same_storage(directory, read_json(directory / STUDY_FILE), url, "another name by --study")
     storage = None if url is None and not journal_file(directory).exists() else open_storage(url, directory, notice)
     with storage_errors(url, directory):
         environment = _joined(storage, name, identity, url, directory)
@@ -131,7 +132,7 @@ def source_of(plan: StudyPlan, study: Study, trials: int) -> Source:
         title=lambda settings, number: f"trial {number}",
         shown=lambda settings: f"  ({short_settings(settings)})",
         runs_dir=lambda root: plan.directory / "trials" / str(root),
-        file=lambda number: f"trial-{number}",
+        file=lambda settings, number: f"trial-{number}",
         counted=lambda ledger: keep_the_best_model(plan, ledger),
     )
 
@@ -232,22 +233,6 @@ def _joined(
             "of all of these"
         )
     return Environment(**attributes[_ENVIRONMENT])
-
-
-def _check_same_storage(directory: Path, url: str | None) -> None:
-    """Make sure that trials of two studies do not get into one another's folders, as when a URL was forgotten.
-
-    Raises:
-        UsageError: if a directory is that of a study in a database, and a journal file is to be used, or the reverse.
-    """
-    stored = read_json(directory / STUDY_FILE)
-    if not stored or (stored.get("database") is None) == (url is None):
-        return
-    if url is None:
-        where, instead = stored["database"], "give its URL by FISMO_STORAGE or --storage"
-    else:
-        where, instead = journal_file(directory), "leave out FISMO_STORAGE and --storage"
-    raise UsageError(f"{directory} has the trials of a study in {where}: {instead}, or give another name by --study")
 
 
 def _place(url: str | None, directory: Path) -> str:

@@ -11,11 +11,11 @@ import pytest
 
 from fismo_cli.app import main
 from fismo_cli.campaigns.executor import Failure
-from fismo_cli.comparison import beginning, lock
-from fismo_cli.comparison.beginning import Asked, ask, opened
+from fismo_cli.comparison import beginning
+from fismo_cli.comparison.beginning import Asked, ask
 from fismo_cli.comparison.contenders import folder_name
 from fismo_cli.comparison.plan import Plan, read_plan
-from fismo_cli.errors import ChangedDataError, FismoError, UsageError
+from fismo_cli.errors import ChangedDataError, UsageError
 from fismo_cli.preset.loading import load_preset
 
 RESULT = {
@@ -67,8 +67,7 @@ def asked(root: Path, *baselines: str, overrides: tuple[str, ...] = (), **change
 
 
 def begin(what: Asked, told: list[str] | None = None) -> Plan:
-    with opened(what, tried=([] if told is None else told).append) as (plan, _):
-        return plan
+    return beginning.begin(what, tried=([] if told is None else told).append)[0]
 
 
 def test_a_contender_is_its_settings_not_its_place(tmp_path, tries):
@@ -83,9 +82,6 @@ def test_a_contender_is_its_settings_not_its_place(tmp_path, tries):
             if contender.label in places:
                 assert plan.runs_dir(contender) == places[contender.label]
                 assert contender.run(2).preset == {c.label: c for c in first.contenders}[contender.label].run(2).preset
-    names = [[(contender.label, seed) for contender, seed in plan.order()] for plan in (first, turned, more)]
-    assert names[0] == names[1] == [run for run in names[2] if run[0] != "adam"]
-    assert names[0] != sorted(names[0])
     assert [len(plan.declarations) for plan in (first, turned, more)] == [1, 1, 2]
     assert [contender.label for contender in read_plan(more.directory).contenders] == ["fismo", "adam", "sgd", "muon"]
 
@@ -115,22 +111,18 @@ def test_a_baseline_that_sees_other_data_is_refused_and_nothing_is_written(tmp_p
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
 
 
-def test_what_is_refused_by_the_lock_writes_nothing(tmp_path, tries, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lock, "LEAVE_SECONDS", 0.3)
-    waited: list[float] = []
-    with opened(asked(Path("comparisons"), "muon"), tried=print) as (plan, _):
-        before = {file: file.read_bytes() for file in plan.directory.rglob("*") if file.is_file()}
-        with pytest.raises(SystemExit) as leaving:
-            main(["compare", "digits-vit", "--baselines", "muon", "adam", "--seeds", "4", "--margin", "0.2"])
-        assert leaving.value.code == 1
-        with pytest.raises(FismoError), opened(asked(Path("comparisons"), "sgd"), tried=print, wait=waited.append):
-            pass
-        after = {file: file.read_bytes() for file in plan.directory.rglob("*") if file.is_file()}
-    assert "another process works on" in capsys.readouterr().err
-    assert waited == [0.3]
-    assert before == after
-    assert tries.names == ["fismo", "muon"]
+def test_two_that_begin_side_by_side_keep_what_both_declared(tmp_path, tries):
+    plan = begin(asked(tmp_path, "muon"))
+    both = [threading.Thread(target=begin, args=(asked(tmp_path, name),)) for name in ("adam", "sgd")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    stored = json.loads((plan.directory / "plan.json").read_text())
+    assert sorted(next(iter(declared["baselines"])) for declared in stored["declarations"]) == ["adam", "muon", "sgd"]
+    assert len(stored["tried"]) == 4
+    begin(asked(tmp_path, "adam", "sgd"))
+    assert sorted(tries.names) == ["adam", "fismo", "muon", "sgd"]
 
 
 def test_who_does_not_run_is_named_and_nothing_is_written(tmp_path, tries):

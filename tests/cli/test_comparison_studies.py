@@ -11,9 +11,9 @@ from fismo_cli.comparison.budget import by_budget
 from fismo_cli.comparison.contenders import make_contenders
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.statistics import compare_paired, decide, holm
+from fismo_cli.comparison.studies import random_settings
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
-from fismo_cli.tuning.sampling import RandomSearch, TreeSearch
 from fismo_cli.tuning.search_space import Choice, Range
 from tests.cli.test_comparison_beginning import asked
 
@@ -31,12 +31,10 @@ def test_every_optimizer_is_tuned_over_as_many_settings():
     assert problems == []
     assert {contender.label: set(contender.space) for contender in found} == FOUR
     for contender in found:
-        search = RandomSearch(contender.space, trials=20, seed=5)
-        while not search.done:
-            settings = search.ask()
+        for number in range(20):
+            settings = random_settings(contender.space, 5, number)
             optimizer = contender.run(1, settings).preset.optimizer  # would be refused if it were not legal
             assert optimizer.lr == settings["optimizer.lr"]
-            search.tell(settings, 1.0)
 
 
 def test_random_draws_are_uniform_and_depend_on_nothing_but_seed_and_number():
@@ -45,16 +43,8 @@ def test_random_draws_are_uniform_and_depend_on_nothing_but_seed_and_number():
         "linear": Range(2.0, 4.0, 3.0, log=False),
         "choice": Choice((0.0, 0.1, 0.3, 0.5), 0.0),
     }
-    drawn = []
-    for seed in range(200):
-        short, long = RandomSearch(space, trials=3, seed=seed), RandomSearch(space, trials=9, seed=seed)
-        for loss in (1.0, math.nan, 0.5):
-            settings = short.ask()
-            assert long.ask() == settings
-            short.tell(settings, loss)
-            long.tell(settings, -loss)
-            drawn.append(settings)
-        assert (short.best, long.best, short.done, long.done) == (2, 0, True, False)
+    drawn = [random_settings(space, seed, number) for seed in range(200) for number in range(3)]
+    assert drawn == [random_settings(space, seed, number) for seed in range(200) for number in range(3)]
     positions = [math.log(settings["log"] / 1e-3) / math.log(1e3) for settings in drawn]
     assert stats.kstest(positions, "uniform").pvalue > 0.01
     assert stats.kstest([(settings["linear"] - 2) / 2 for settings in drawn], "uniform").pvalue > 0.01
@@ -121,12 +111,9 @@ def trained(settings: dict, better_by: float, *noise: np.random.Generator) -> fl
     return FLOOR - better_by + bowl + SPREAD * math.sqrt(0.5) * sum(source.normal() for source in noise)
 
 
-def search(kind: type, seed: int, trials: int, better_by: float, noise: np.random.Generator) -> dict:
-    found = kind(SPACE, trials=trials, seed=seed)
-    while not found.done:
-        settings = found.ask()
-        found.tell(settings, trained(settings, better_by, noise, noise))
-    return found.told[found.best][0]
+def search(seed: int, trials: int, better_by: float, noise: np.random.Generator) -> dict:
+    drawn = [random_settings(SPACE, seed, number) for number in range(trials)]
+    return min(drawn, key=lambda settings: trained(settings, better_by, noise, noise))
 
 
 def verdict(repetition: int, better_by: float = 0.0, *, studies: int, trials: int, same_draws: bool) -> str:
@@ -135,7 +122,7 @@ def verdict(repetition: int, better_by: float = 0.0, *, studies: int, trials: in
     for number, ahead in enumerate((better_by, 0.0)):
         own = np.random.default_rng([repetition, 1 + number])
         first = 1000 * repetition + (0 if same_draws else 100 * number)
-        chosen = [search(RandomSearch, first + study, trials, ahead, own) for study in range(studies)]
+        chosen = [search(first + study, trials, ahead, own) for study in range(studies)]
         shared = [np.random.default_rng([repetition, 10 + seed]) for seed in range(8)]
         losses.append([trained(chosen[seed % studies], ahead, shared[seed], own) for seed in range(8)])
     paired = compare_paired(*losses)
@@ -174,9 +161,3 @@ def test_a_difference_of_two_deviations_is_seen(same_draws):
     print(f"\n2 deviations, 8 studies of 5 trials, {draws} draws: {100 * share(found, 'better'):.1f} % better")
     assert share(found, "worse") == 0
     assert share(found, "better") > (0.6 if same_draws else 0.3)
-
-
-def test_a_tree_search_starts_from_the_starting_point():
-    space = {"x": Range(0.1, 10.0, 0.3), "y": Choice((True, None, "z"), "z")}
-    tree = TreeSearch(space, trials=2, seed=0)
-    assert tree.ask() == {"x": 0.3, "y": "z"}

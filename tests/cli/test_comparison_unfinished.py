@@ -9,7 +9,7 @@ from rich.console import Console
 from fismo_cli.comparison.contenders import make_contenders
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record
-from fismo_cli.comparison.running import Results, Tuned
+from fismo_cli.comparison.results import Results, Tuned
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.reporting.comparison_unfinished import is_complete, print_unfinished, write_unfinished
 
@@ -28,7 +28,7 @@ def test_there_is_a_page_without_a_verdict(tmp_path):
     results = Results()
     for label, seed, loss in (("fismo", 0, 0.25), ("fismo", 1, 0.75), ("muon", 1, None)):
         results.runs[label, seed] = record(label, tmp_path / "runs" / label / f"run {seed}", loss)
-    results.tuned = {("fismo", 0): Tuned((({}, results.runs["fismo", 0]),) * 3, 0), ("adam", 0): Tuned((), None)}
+    results.tuned = {("fismo", 0): Tuned((({}, results.runs["fismo", 0]),) * 3), ("adam", 0): Tuned()}
     assert not is_complete(plan, results)
     summary = write_unfinished(plan, results)
     assert json.loads(json.dumps(summary)) == summary

@@ -5,13 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fismo_cli.comparison.contenders import make_contenders
-from fismo_cli.comparison.plan import Plan
-from fismo_cli.comparison.running import Status
-from fismo_cli.preset.loading import load_preset
 from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_html import page
-from fismo_cli.reporting.comparison_progress import comparison_progress
 from fismo_cli.reporting.comparison_tables import cost_table, print_comparison, quality_table
 from fismo_cli.reporting.comparison_words import caveats, opening, verdict_sentence
 
@@ -183,28 +178,6 @@ def test_the_page_escapes_what_users_name():
     assert "<td>runs/muon/1</td>" in html  # no link, as nothing is there
     for link in ('src="http', "src='http", '<link rel="stylesheet"'):
         assert link not in html
-
-
-def test_live_progress_draws_a_table():
-    found, _ = make_contenders(load_preset("digits-vit"), ("muon",))
-    plan = Plan(Path("c"), tuple(found), (0, 1), 3, 1, 0.005, None, {"total_steps": 20, "threads": 1}, [])
-    status = Status(
-        tuning={("fismo", 0): 2, ("muon", 0): 3},
-        runs={},
-        active=(("muon, seed 1", 7),),
-        done=5,
-        total=10,
-        fresh=2,
-        seconds=4.0,
-        finished="fismo, seed 0: done",
-    )
-    out = io.StringIO()
-    with comparison_progress(Console(file=out, width=100, force_terminal=True), plan, 2) as tell:
-        tell(status)
-    text = out.getvalue()
-    assert "c (2 at a time, 1 CPU thread a run)" in text
-    for part in ("2/3", "seed 1 at step 7/20", "5 of 10 runs", "00:00:10 left", "fismo, seed 0: done"):
-        assert part in text
 
 
 def many(count: int) -> dict:

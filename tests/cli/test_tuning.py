@@ -15,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from fismo_cli.campaigns import executor, forked
+from fismo_cli.campaigns import ledger as ledgers
 from fismo_cli.campaigns.ledger import FAILURE, OWNER, best_of, check_hope, give_up, read_ledger, worker
 from fismo_cli.campaigns.storage import open_storage, shown_url
 from fismo_cli.commands.tune import tune
@@ -25,7 +26,6 @@ from fismo_cli.preset.settings import get_setting, with_settings
 from fismo_cli.reporting.tuning_words import notes
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.training.schedule import total_steps
-from fismo_cli.campaigns import ledger as ledgers
 from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.plan import (
     Environment,

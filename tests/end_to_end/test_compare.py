@@ -16,7 +16,7 @@ import yaml
 
 from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import read_plan
-from fismo_cli.comparison.running import stored_results
+from fismo_cli.comparison.studies import stored_results
 from fismo_cli.preset.settings import get_setting
 from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_until
 
@@ -83,7 +83,7 @@ def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
     cli, done = compared
     monkeypatch.chdir(cli.folder)
     plan = read_plan(Path(done.json["comparison"]))
-    results = stored_results(plan)
+    results = stored_results(plan, None)
     turned = replace(plan, contenders=(plan.contenders[2], plan.contenders[0]))
     assert verdicts(analyse(turned, results))["fismo"]["verdict"] == "worse"
     few = analyse(replace(plan, seeds=plan.seeds[:3]), results)

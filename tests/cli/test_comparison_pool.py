@@ -273,12 +273,12 @@ def test_live_progress_draws_a_table(tmp_path):
     Run.polls = 3
     plan, storage = beginning.begin(asked(tmp_path, "muon", tune_trials=2), tried=lambda line: None)
     studies, out = open_studies(plan, storage), io.StringIO()
-    with comparison_progress(Console(file=out, width=100, force_terminal=True), studies, 2) as tell:
+    with comparison_progress(Console(file=out, width=200, force_terminal=True), studies, 2) as tell:
         carry_out(site_of(plan, None), studies.stages(), workers=2, tell=tell)
     text = " ".join(out.getvalue().split())
     assert "(2 at a time, 1 CPU thread a run)" in text
     assert "18 runs: 3 studies of 2 trials and 3 judged runs for each of 2 optimizers; about 2 min of training" in text
-    for part in ("study 1, trial 1 at step 7/100", "2/6", "6/6", "of 18 runs", "muon, seed 1: loss"):
+    for part in ("trial 1 at step 7/100", "0/6", "6/6", "of 18 runs", "muon, seed 1: loss"):
         assert part in text
 
 

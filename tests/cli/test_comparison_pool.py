@@ -270,7 +270,7 @@ def test_a_comparison_stays_in_its_storage(tmp_path):
 
 
 def test_live_progress_draws_a_table(tmp_path):
-    Run.polls = 3
+    Run.polls = 200  # so that it is told of runs that go on
     plan, storage = beginning.begin(asked(tmp_path, "muon", tune_trials=2), tried=lambda line: None)
     studies, out = open_studies(plan, storage), io.StringIO()
     with comparison_progress(Console(file=out, width=200, force_terminal=True), studies, 2) as tell:

@@ -18,7 +18,8 @@ from fismo_cli.comparison.analysis import analyse
 from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.studies import stored_results
 from fismo_cli.preset.settings import get_setting
-from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_until
+from tests.end_to_end.conftest import Cli, HereCli, browser, open_page, wait_for, wait_until
+from tests.postgresql import postgresql_server
 
 pytestmark = pytest.mark.slow
 SHORT = ["train.steps=10", "train.log_every=2"]
@@ -108,11 +109,16 @@ def test_rerun_and_report_give_the_same_numbers(compared, tmp_path):
         assert sorted(map(repr, again.json[key])) == sorted(map(repr, done.json[key]))
 
 
-def test_a_missing_run_is_not_reported_over(compared):
+def test_a_run_whose_directory_is_gone_is_known_from_its_study_alone(compared):
     cli, done = compared
     copy = cli.folder / "copy"
     shutil.copytree(cli.folder / done.json["comparison"], copy)
-    shutil.rmtree(next((copy / "runs" / "twin").glob("*/*")))
+    lost = next((copy / "runs" / "twin").glob("*/*"))
+    shutil.rmtree(lost)
+    report = cli.run("report", copy, "--json")
+    assert report.json["verdicts"] == done.json["verdicts"]
+    assert f'">{lost.relative_to(copy)}<' not in (copy / "report.html").read_text()  # no link to what is not there
+    (copy / "journal.log").unlink()
     report = cli.run("report", copy)
     assert report.code == 0
     assert "Not complete, so there is no verdict: runs are missing: 1 of twin" in report.out + report.err
@@ -184,7 +190,7 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
     (tmp_path / "whole").mkdir()
     killed, whole = Cli(tmp_path / "killed"), HereCli(tmp_path / "whole")
     process = killed.start(*settings())
-    for wanted in ("tuning/*/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
+    for wanted in ("tuning/*/*/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
         deadline = time.monotonic() + 240
         while not list(killed.folder.glob(f"comparisons/*/{wanted}")):
             assert process.poll() is None, process.communicate()
@@ -206,6 +212,38 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
     assert any(run["resumed_from_step"] for run in resumed.json["runs"])
     with contextlib.chdir(whole.folder):
         check_studies(undisturbed.json, 2)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_path):
+    """As three hosts: nothing in common but the database."""
+    with postgresql_server() as (url, _):
+        hosts = []
+        for name in ("one", "two", "three"):
+            place = Cli(tmp_path / name)
+            place.folder.mkdir()
+            place.env["FISMO_STORAGE"] = url
+            command = settings()
+            command[command.index("--workers") + 1] = 1
+            hosts.append((place, place.start(*command)))
+        for (place, process), number in zip(hosts[1:], (signal.SIGKILL, signal.SIGTERM), strict=True):
+            wait_for(lambda place=place: list(place.folder.rglob("checkpoints/step-*/complete.json")), process, 240)
+            process.send_signal(number)
+        hosts[1][1].communicate()
+        stopped = hosts[2][0].finish(hosts[2][1])
+        assert stopped.code == 128 + signal.SIGTERM
+        place, process = hosts[0]
+        done = place.finish(process)
+        assert done.code == 0, done.err
+        late = Cli(tmp_path / "late")
+        late.folder.mkdir()
+        late.env["FISMO_STORAGE"] = url
+        joined = late.run(*settings())
+        assert final_numbers(joined.json) == final_numbers(done.json)
+        assert not list(late.folder.rglob("metrics.jsonl"))  # nothing was left to run
+    whole = HereCli(tmp_path / "whole")
+    whole.folder.mkdir()
+    assert final_numbers(done.json) == final_numbers(whole.run(*settings()).json)
 
 
 def check_studies(summary, studies: int) -> None:

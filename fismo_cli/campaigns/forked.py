@@ -104,7 +104,7 @@ def _carry_out(
     threading.Thread(target=_end_with_starter, daemon=True).start()
     os.setsid()  # Ctrl-C is for who started it, which asks it to stop
     with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(f"fismo {arguments[0]}")
+        Path("/proc/self/comm").write_text(f"fismo {arguments[0]}", encoding="utf-8")
     os.environ.clear()
     os.environ.update(environment)
     nowhere = os.open(os.devnull, os.O_RDWR)

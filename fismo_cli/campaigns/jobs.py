@@ -1,6 +1,6 @@
 """What a pool is given (sources of trials), what it works on (jobs), and what it tells while it goes on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from fismo_cli.campaigns.executor import RunProcess
 from fismo_cli.campaigns.judging import Judging, RunResult
-from fismo_cli.campaigns.ledger import Ledger
+from fismo_cli.campaigns.ledger import SLOT, Ledger
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.tasks.identity import Identity
 
@@ -56,7 +56,8 @@ class Source:
         shown: its settings in one line.
         runs_dir: under which the runs of a trial are, of the number of the first trial that had its settings.
         file: of a trial's settings and number, where its preset and log are in their folders, no suffix.
-        queued: all trials are queued from the start; none is drawn.
+        queued: all trials are queued from the start, each in a slot; none is drawn.
+        queue: queues trials again of which nothing is left, as when a process was killed while it gave one up.
         in_turn: a trial is drawn when all before it have ended.
         survives_errors: a run that fails fails its trial; else all work ends with its error.
         records: of a trial's runs, what is recorded of it besides.
@@ -74,10 +75,17 @@ class Source:
     runs_dir: Callable[[int], Path]
     file: Callable[[Settings, int], str]
     queued: bool = False
+    queue: Callable[[], None] = lambda: None
     in_turn: bool = False
     survives_errors: bool = True
     records: Callable[[Sequence[RunResult]], dict[str, Any]] = lambda runs: {}
     counted: Callable[[Ledger], None] = lambda ledger: None
+
+    def count(self, trials: Iterable[FrozenTrial]) -> int:
+        """How many trials these are; of those in one slot one counts."""
+        if not self.queued:
+            return len(list(trials))
+        return len({trial.user_attrs.get(SLOT) for trial in trials})
 
     def frozen(self, trial: Trial) -> FrozenTrial:
         """A trial as the storage has it."""

@@ -156,7 +156,7 @@ class Pool:
                 job.kill()
 
     def _missing(self, source: Source) -> int:
-        return source.trials - len(self.ledgers[source.study.study_name].counted)
+        return source.trials - source.count(self.ledgers[source.study.study_name].counted)
 
     def _wanted(self) -> Source | None:
         """Whose trial to start next, if any: of the sources that have begun the fewest, one in an order that is random.
@@ -174,7 +174,7 @@ class Pool:
 
     def _begun(self, source: Source) -> int:
         ledger = self.ledgers[source.study.study_name]
-        return len(ledger.counted) + len(ledger.running)
+        return source.count([*ledger.counted, *ledger.running])
 
     def _may_begin(self, source: Source) -> bool:
         ledger = self.ledgers[source.study.study_name]
@@ -205,7 +205,12 @@ class Pool:
             with self._alone():  # nobody draws another trial in place of one that is about to be queued again
                 for trial in lost:
                     give_up(study, trial)
-        ledger = self.ledgers[study.study_name] = read_ledger(study)
+        ledger = read_ledger(study)
+        if source.queued and not ledger.waiting and source.count([*ledger.counted, *ledger.running]) < source.trials:
+            with self._alone():
+                source.queue()
+            ledger = read_ledger(study)
+        self.ledgers[study.study_name] = ledger
         still_ours = {trial.number for trial in ledger.running}
         for job in [job for job in self.jobs if job.source is source and job.trial.number not in still_ours]:
             self._drop(job)  # taken for dead: it is somebody else's now

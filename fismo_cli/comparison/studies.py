@@ -6,7 +6,7 @@ one trial after the other.)
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,12 @@ class Studies:
             tuned = {(label, number): self._tuned(label, self.tuning[label, number]) for number in numbers}
             return [judged(plan, contender, settings["seed"], Results(tuned))]
 
+        seeds = sorted(plan.seeds, key=lambda seed: _shuffled(plan, contender, seed))
+        where: dict[str, BaseDistribution] = {"seed": IntDistribution(0, MAX_SEED)}
         return Source(
             study,
-            _queued(study),
-            {"seed": IntDistribution(0, MAX_SEED)},
+            _slots(study, plan.seeds),
+            where,
             Judging(),
             runs=run,
             title=lambda settings, number: f"{label}, seed {settings['seed']}",
@@ -118,26 +120,23 @@ class Studies:
             file=lambda settings, number: f"runs/{contender.folder}-{settings['seed']}",
             **_common(plan, label),
             queued=True,
+            queue=lambda: _queue(study, {seed: {"seed": seed} for seed in seeds}, where),
         )
 
 
 def open_studies(plan: Plan, storage: BaseStorage) -> Studies:
     """The studies of a comparison, with all trials that it needs: made, joined, or longer than they were."""
+    tuning, judging = {}, {}
+    for contender in plan.contenders:
+        for number in range(plan.studies):
+            seed = plan.tuning_seed(number)
+            sampler = StartThenSample("tpe", contender.space, seed=seed, trials=plan.tune_trials)
+            tuning[contender.label, number] = _study(_name(plan, contender, f"study {number}"), storage, sampler)
+        judging[contender.label] = _study(_name(plan, contender, "judged"), storage)
+    studies = Studies(plan, tuning, judging)
     with locked(plan.directory / "workers" / ".drawing"):
-        tuning, judging = {}, {}
-        for contender in plan.contenders:
-            for number in range(plan.studies):
-                seed = plan.tuning_seed(number)
-                sampler = StartThenSample("tpe", contender.space, seed=seed, trials=plan.tune_trials)
-                study = _study(_name(plan, contender, f"study {number}"), storage, sampler)
-                if plan.studies > 1:
-                    drawn = [random_settings(contender.space, seed, trial) for trial in range(plan.tune_trials)]
-                    _queue(study, dict(enumerate(drawn)), distributions(contender.space))
-                tuning[contender.label, number] = study
-            study = _study(_name(plan, contender, "judged"), storage)
-            seeds = sorted(plan.seeds, key=lambda seed: _shuffled(plan, contender, seed))
-            _queue(study, {seed: {"seed": seed} for seed in seeds}, {"seed": IntDistribution(0, MAX_SEED)})
-            judging[contender.label] = study
+        for source in (source for stage in studies.stages() for source in stage):
+            source.queue()
     return Studies(plan, tuning, judging)
 
 
@@ -192,7 +191,8 @@ def _study(name: str, storage: BaseStorage, sampler: optuna.samplers.BaseSampler
 
 def _queue(study: Study, settings: Mapping[int, dict[str, Any]], where: dict[str, BaseDistribution]) -> None:
     """Queue the trials that a study lacks, by their slots."""
-    known = {trial.user_attrs.get(SLOT) for trial in study.get_trials(deepcopy=False)}
+    ledger = read_ledger(study)
+    known = {trial.user_attrs.get(SLOT) for trial in (*ledger.counted, *ledger.running, *ledger.waiting)}
     for slot, drawn in settings.items():
         if slot not in known:
             study.add_trial(
@@ -202,9 +202,9 @@ def _queue(study: Study, settings: Mapping[int, dict[str, Any]], where: dict[str
             )
 
 
-def _queued(study: Study) -> int:
-    """How many trials were queued; one that was lost and is queued again is none of its own."""
-    return sum(SLOT in trial.user_attrs and root(trial) == trial.number for trial in study.get_trials(deepcopy=False))
+def _slots(study: Study, wanted: Iterable[int]) -> int:
+    """How many slots there are: those that are wanted, and others that were asked for before."""
+    return len({*wanted, *(t.user_attrs[SLOT] for t in study.get_trials(deepcopy=False) if SLOT in t.user_attrs)})
 
 
 def _shuffled(plan: Plan, contender: Contender, seed: int) -> bytes:
@@ -223,12 +223,14 @@ def _ended(study: Study) -> Iterator[FrozenTrial]:
 
 
 def _tuning(plan: Plan, contender: Contender, number: int, study: Study) -> Source:
-    label, several = contender.label, plan.studies > 1
+    label, several, space = contender.label, plan.studies > 1, contender.space
+    where, slots = distributions(space), range(plan.tune_trials)
+    drawn = {slot: random_settings(space, plan.tuning_seed(number), slot) for slot in slots if several}
     which, part = (f"study {number + 1}, ", f"{number}-") if several else ("", "")
     return Source(
         study,
-        _queued(study) if several else plan.tune_trials,
-        distributions(contender.space),
+        plan.tune_trials,
+        where,
         Judging(),
         runs=lambda settings: [contender.run(plan.tuning_seed(number), settings)],
         title=lambda settings, trial: f"tuning {label}, {which}trial {trial + 1}",
@@ -236,6 +238,7 @@ def _tuning(plan: Plan, contender: Contender, number: int, study: Study) -> Sour
         file=lambda settings, trial: f"tuning/{contender.folder}-{part}{trial}",
         **_common(plan, label),
         queued=several,
+        queue=lambda: _queue(study, drawn, where),
         in_turn=not several,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from fismo_cli.campaigns import pool
@@ -261,6 +262,18 @@ def test_what_was_stopped_goes_on(tmp_path, monkeypatch):
     numbers_now = numbers(compare(tmp_path, "muon", tune_trials=2).results())
     assert len(Run.started) in (18, 19)
     assert numbers_now == numbers(compare(tmp_path / "undisturbed", "muon", tune_trials=2).results())
+
+
+def test_a_trial_that_was_lost_while_it_was_given_up_is_queued_again(tmp_path):
+    whole = numbers(compare(tmp_path / "whole", "muon", tune_trials=2).results())
+    plan, storage = beginning.begin(asked(tmp_path / "cut", "muon", tune_trials=2), tried=lambda line: None)
+    studies = open_studies(plan, storage)
+    for study in (studies.tuning["muon", 1], studies.judging["fismo"]):
+        trial = study.ask(study.get_trials()[0].distributions)
+        study.tell(trial.number, state=TrialState.FAIL)  # and the process is killed before it is queued again
+    before = len(Run.started)
+    assert numbers(compare(tmp_path / "cut", "muon", tune_trials=2).results()) == whole
+    assert len(Run.started) - before == 18
 
 
 def test_a_comparison_stays_in_its_storage(tmp_path):

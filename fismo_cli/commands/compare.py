@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from fismo_cli.commands.options import Storage
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ExitCode
 from fismo_cli.preset.arguments import load_arguments
@@ -76,14 +77,7 @@ def compare(
         float, typer.Option(help="Share of the baseline's loss below which a difference does not matter.")
     ] = 0.005,
     workers: Annotated[int, typer.Option(help="Runs side by side; more than 1 makes seconds uncertain.")] = 1,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="FISMO_STORAGE",
-            help="A database that several hosts share (postgresql+psycopg://...); by default a file, for one host.",
-        ),
-    ] = None,
+    storage: Storage = None,
     directory: Annotated[
         Path, typer.Option("--comparisons-dir", metavar="DIR", help="Where comparisons are kept.", file_okay=False)
     ] = Path("comparisons"),

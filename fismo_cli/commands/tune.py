@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fismo_cli.commands.options import Storage
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.arguments import load_arguments
@@ -31,14 +32,7 @@ def tune(
         int | None,
         typer.Option(help="Trials side by side on this host; by default one a GPU, or up to 4, by cores, on a CPU."),
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="FISMO_STORAGE",
-            help="A database that several hosts share (postgresql+psycopg://...); by default a file, for one host.",
-        ),
-    ] = None,
+    storage: Storage = None,
     study: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the study; by default made of the preset and its space.")
     ] = None,

@@ -116,8 +116,8 @@ class Pool:
                         check_hope(self.ledgers[name], over=over, before=self.before[name])
                 if over:
                     return
-                while (source_ := self._wanted()) is not None and self._start(source_):
-                    pass
+                while (wanted := self._wanted()) is not None:
+                    self._start(wanted)
                 for job in list(self.jobs):
                     if job in self.jobs:  # not taken from us meanwhile
                         self._advance(job)
@@ -215,17 +215,17 @@ class Pool:
         for job in [job for job in self.jobs if job.source is source and job.trial.number not in still_ours]:
             self._drop(job)  # taken for dead: it is somebody else's now
 
-    def _start(self, source: Source) -> bool:
+    def _start(self, source: Source) -> None:
         """Draw a trial; of workers on a host one does so at a time, so that not one too many is drawn."""
         study = source.study
         with self._alone():
             self.ledgers[study.study_name] = read_ledger(study)
             if not self._may_begin(source):
-                return True  # another source may have one
+                return  # others were first
             trial = study.ask(source.distributions)
             if source.queued and SLOT not in source.frozen(trial).user_attrs:
                 study.tell(trial.number, state=TrialState.FAIL)  # another host took the last one: this one was drawn
-                return True
+                return
             trial.set_user_attr(OWNER, self.me.name)
         self._heartbeat(trial)
         job = Job(
@@ -241,7 +241,6 @@ class Pool:
             job.steps = source.steps(trial.params)
         except UsageError as error:  # settings that do not go together
             self._fail(job, "error", str(error))
-        return True
 
     def _alone(self) -> AbstractContextManager[None]:
         return locked(self.site.directory / "workers" / ".drawing")

@@ -200,7 +200,7 @@ def _settings(contender: Contender, plan: Plan, records: Sequence[Record], resul
 
     Where every seed has a study of its own, the others differ in what was tuned.
     """
-    loaded = judged(plan, contender, plan.seeds[0], results)
+    loaded = judged(contender, plan.seeds[0], results.tuned_for(plan, contender, plan.seeds[0]))
     settings: dict[str, Any] = loaded.preset.optimizer.model_dump(mode="json")
     rates = next((rates for record in records if (rates := record.summary.get("peak_lr"))), None)
     if settings.get("lr", 0.0) is None and rates is not None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fismo_cli.campaigns.executor import finished_run
@@ -11,11 +10,10 @@ from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.records import Record, read_record
 from fismo_cli.preset.loading import LoadedPreset, load_preset
-from fismo_cli.preset.settings import get_setting
 from fismo_cli.runs.directory import RunDirectory, read_json
 from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.tasks.identity import changes
-from fismo_cli.tuning.search_space import Range, Space
+from fismo_cli.tuning.search_space import drawn_settings
 
 __all__ = ["Results", "Tuned", "judged", "results_of_directories"]
 
@@ -46,10 +44,13 @@ class Results:
     tuned: dict[tuple[str, int], Tuned] = field(default_factory=dict)
     runs: dict[tuple[str, int], Record] = field(default_factory=dict)
 
+    def tuned_for(self, plan: Plan, contender: Contender, seed: int) -> Tuned:
+        """The study whose best settings are judged with a seed."""
+        return self.tuned.get((contender.label, plan.study_of(seed)), Tuned())
 
-def judged(plan: Plan, contender: Contender, seed: int, results: Results) -> LoadedPreset:
+
+def judged(contender: Contender, seed: int, tuned: Tuned) -> LoadedPreset:
     """The preset of a judged run: with what its study found; with the starting point if all of its trials failed."""
-    tuned = results.tuned.get((contender.label, plan.study_of(seed)), Tuned())
     return contender.run(seed, tuned.settings)
 
 
@@ -61,7 +62,8 @@ def results_of_directories(plan: Plan) -> Results:
             trials = _trials(plan, contender, study)
             results.tuned[contender.label, study] = Tuned(tuple(trial for _, trial in sorted(trials, key=_number)))
         for seed in plan.seeds:
-            found = finished_run(plan.runs_dir(contender), judged(plan, contender, seed, results), plan.data)
+            loaded = judged(contender, seed, results.tuned_for(plan, contender, seed))
+            found = finished_run(plan.runs_dir(contender), loaded, plan.data)
             if found is not None:
                 results.runs[contender.label, seed] = read_record(found, contender.label)
     return results
@@ -81,15 +83,6 @@ def _trials(plan: Plan, contender: Contender, study: int) -> Iterator[Numbered]:
             run = RunDirectory(file.parent)
             other = plan.data and changes(data_of_run(run) or plan.data, plan.data)
             if folder.name.isdecimal() and not other and read_json(file).get("status") in ("completed", "diverged"):
-                yield int(folder.name), (_settings(contender.space, run.preset), read_record(run, contender.label))
+                values = load_preset(str(run.preset)).preset.model_dump()
+                yield int(folder.name), (drawn_settings(contender.space, values), read_record(run, contender.label))
                 break
-
-
-def _settings(space: Space, preset: Path) -> dict[str, Any]:
-    """What a trial drew, from its preset; 1 less 1 less a value is not always that value."""
-    values = load_preset(str(preset)).preset.model_dump()
-    found = {}
-    for name, where in space.items():
-        value = get_setting(values, name)
-        found[name] = min(max(value, where.low), where.high) if isinstance(where, Range) else value
-    return found

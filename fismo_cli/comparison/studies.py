@@ -1,19 +1,18 @@
 """The studies of a comparison, in which its trials and judged runs are kept: on this host, or for several.
 
-A tuning study for each contender (and seed), and one for the judged runs of each contender. Trials are queued as soon
-as a study is there, with their settings: whoever runs them, they are the same. (With `--studies 1` Optuna's TPE draws,
-one trial after the other.)
+A tuning study for each contender (and seed), and one of a single trial for each judged run. Tuning trials are queued as
+soon as a study is there, with their settings: whoever runs them, they are the same. (With `--studies 1` Optuna's TPE
+draws, one trial after the other.)
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -27,7 +26,6 @@ from fismo_cli.comparison.plan import PLAN_FILE, Plan
 from fismo_cli.comparison.records import Record, as_plain, from_plain, read_record
 from fismo_cli.comparison.results import Results, Tuned, judged, results_of_directories
 from fismo_cli.files import locked
-from fismo_cli.preset.schema_base import MAX_SEED
 from fismo_cli.runs.directory import found_again, run_identity
 from fismo_cli.tuning.samplers import StartThenSample, distributions
 from fismo_cli.tuning.search_space import Choice, Space, short_settings
@@ -61,37 +59,34 @@ def random_settings(space: Space, seed: int, number: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Studies:
-    """All studies of a comparison: tuning by (label, study), judged runs by label."""
+    """All studies of a comparison: tuning by (label, study), judged runs by (label, seed)."""
 
     plan: Plan
     tuning: Mapping[tuple[str, int], Study]
-    judging: Mapping[str, Study]
+    judging: Mapping[tuple[str, int], Study]
 
     def results(self) -> Results:
         """What has ended so far."""
-        results = Results()
-        for (label, number), study in self.tuning.items():
-            results.tuned[label, number] = self._tuned(label, study)
-        for label, study in self.judging.items():
-            for trial in _ended(study):
-                seed = trial.params["seed"]
-                if seed in self.plan.seeds:
-                    results.runs.setdefault((label, seed), self._record(label, trial))
-        return results
+        return Results(
+            {key: self._tuned(key) for key in self.tuning},
+            {key: self._record(key[0], trial) for key, study in self.judging.items() for trial in _ended(study)},
+        )
 
     def stages(self) -> list[list[Source]]:
         """For a pool: tuning, then what is judged."""
         by_label = {contender.label: contender for contender in self.plan.contenders}
-        tuning = [_tuning(self.plan, by_label[label], number, study) for (label, number), study in self.tuning.items()]
-        return [tuning, [self._judged(by_label[label], study) for label, study in self.judging.items()]]
+        return [
+            [_tuning(self.plan, by_label[label], number, study) for (label, number), study in self.tuning.items()],
+            [self._judged(by_label[label], seed, study) for (label, seed), study in self.judging.items()],
+        ]
 
-    def label_of(self, study: str) -> str:
+    def labels(self) -> dict[str, str]:
         """Whose study it is, by its name."""
-        names = {own.study_name: label for (label, _), own in self.tuning.items()}
-        return names.get(study) or next(label for label, own in self.judging.items() if own.study_name == study)
+        return {study.study_name: label for (label, _), study in (*self.tuning.items(), *self.judging.items())}
 
-    def _tuned(self, label: str, study: Study) -> Tuned:
-        return Tuned(tuple((dict(trial.params), self._record(label, trial)) for trial in _ended(study)))
+    def _tuned(self, key: tuple[str, int]) -> Tuned:
+        trials = _ended(self.tuning[key]) if key in self.tuning else ()
+        return Tuned(tuple((dict(trial.params), self._record(key[0], trial)) for trial in trials))
 
     def _record(self, label: str, trial: FrozenTrial) -> Record:
         """What is recorded of a trial's run; its directory where it is now, if it is on this host."""
@@ -99,28 +94,19 @@ class Studies:
         place = str(found_again(Path(plain["summary"]["run_dir"]), self.plan.directory))
         return from_plain(label, {**plain, "summary": {**plain["summary"], "run_dir": place}})
 
-    def _judged(self, contender: Contender, study: Study) -> Source:
+    def _judged(self, contender: Contender, seed: int, study: Study) -> Source:
         plan, label = self.plan, contender.label
-        numbers = range(plan.studies)
-
-        def run(settings: Mapping[str, Any]) -> list[Any]:
-            tuned = {(label, number): self._tuned(label, self.tuning[label, number]) for number in numbers}
-            return [judged(plan, contender, settings["seed"], Results(tuned))]
-
-        seeds = sorted(plan.seeds, key=lambda seed: _shuffled(plan, contender, seed))
-        where: dict[str, BaseDistribution] = {"seed": IntDistribution(0, MAX_SEED)}
         return Source(
             study,
-            _slots(study, plan.seeds),
-            where,
-            Judging(),
-            runs=run,
-            title=lambda settings, number: f"{label}, seed {settings['seed']}",
+            trials=1,
+            distributions={},
+            judging=Judging(),
+            runs=lambda settings: [judged(contender, seed, self._tuned((label, plan.study_of(seed))))],
+            title=lambda settings, number: f"{label}, seed {seed}",
+            shown=lambda settings: "",
             runs_dir=lambda number: plan.runs_dir(contender),
-            file=lambda settings, number: f"runs/{contender.folder}-{settings['seed']}",
+            file=lambda settings, number: f"runs/{contender.folder}-{seed}",
             **_common(plan, label),
-            queued=True,
-            queue=lambda: _queue(study, {seed: {"seed": seed} for seed in seeds}, where),
         )
 
 
@@ -128,16 +114,18 @@ def open_studies(plan: Plan, storage: BaseStorage) -> Studies:
     """The studies of a comparison, with all trials that it needs: made, joined, or longer than they were."""
     tuning, judging = {}, {}
     for contender in plan.contenders:
+        label = contender.label
         for number in range(plan.studies):
             seed = plan.tuning_seed(number)
             sampler = StartThenSample("tpe", contender.space, seed=seed, trials=plan.tune_trials)
-            tuning[contender.label, number] = _study(_name(plan, contender, f"study {number}"), storage, sampler)
-        judging[contender.label] = _study(_name(plan, contender, "judged"), storage)
+            tuning[label, number] = _study(_name(plan, contender, f"study {number}"), storage, sampler)
+        for seed in plan.seeds:
+            judging[label, seed] = _study(_name(plan, contender, f"seed {seed}"), storage)
     studies = Studies(plan, tuning, judging)
     with locked(plan.directory / "workers" / ".drawing"):
-        for source in (source for stage in studies.stages() for source in stage):
+        for source in studies.stages()[0]:
             source.queue()
-    return Studies(plan, tuning, judging)
+    return studies
 
 
 def stored_results(plan: Plan, url: str | None) -> Results:
@@ -168,7 +156,7 @@ def stored_results(plan: Plan, url: str | None) -> Results:
         return Studies(
             plan,
             {(c.label, n): study for c in plan.contenders for n in numbers for study in found(c, f"study {n}")},
-            {c.label: study for c in plan.contenders for study in found(c, "judged")},
+            {(c.label, s): study for c in plan.contenders for s in plan.seeds for study in found(c, f"seed {s}")},
         ).results()
 
 
@@ -202,15 +190,6 @@ def _queue(study: Study, settings: Mapping[int, dict[str, Any]], where: dict[str
             )
 
 
-def _slots(study: Study, wanted: Iterable[int]) -> int:
-    """How many slots there are: those that are wanted, and others that were asked for before."""
-    return len({*wanted, *(t.user_attrs[SLOT] for t in study.get_trials(deepcopy=False) if SLOT in t.user_attrs)})
-
-
-def _shuffled(plan: Plan, contender: Contender, seed: int) -> bytes:
-    return hashlib.sha256(f"{plan.name} {seed} {contender.label}".encode()).digest()
-
-
 def _ended(study: Study) -> Iterator[FrozenTrial]:
     """The trials with a result, of each slot the first, in the order of the slots."""
     trials = [trial for trial in read_ledger(study).counted if RECORD in trial.user_attrs]
@@ -234,6 +213,7 @@ def _tuning(plan: Plan, contender: Contender, number: int, study: Study) -> Sour
         Judging(),
         runs=lambda settings: [contender.run(plan.tuning_seed(number), settings)],
         title=lambda settings, trial: f"tuning {label}, {which}trial {trial + 1}",
+        shown=lambda settings: f"  ({short_settings(settings)})",
         runs_dir=lambda trial: plan.tuning_dir(contender, number) / str(trial),
         file=lambda settings, trial: f"tuning/{contender.folder}-{part}{trial}",
         **_common(plan, label),
@@ -249,7 +229,6 @@ def _common(plan: Plan, label: str) -> dict[str, Any]:
 
     return {
         "steps": lambda settings: int(plan.environment["total_steps"]),
-        "shown": lambda settings: f"  ({short_settings(settings)})" if "seed" not in settings else "",
         "survives_errors": False,
         "records": records,
     }

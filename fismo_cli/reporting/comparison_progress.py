@@ -50,7 +50,8 @@ def _left(status: Status) -> str:
 
 
 def _table(studies: Studies, status: Status) -> Table:
-    plan, elsewhere = studies.plan, f", {status.elsewhere} elsewhere" if status.elsewhere else ""
+    plan, labels = studies.plan, studies.labels()
+    elsewhere = f", {status.elsewhere} elsewhere" if status.elsewhere else ""
     caption = f"{status.done} of {status.trials} runs{elsewhere}{_left(status)}"
     table = Table(box=None, pad_edge=False, caption=caption)
     table.add_column("optimizer")
@@ -62,20 +63,21 @@ def _table(studies: Studies, status: Status) -> Table:
     for contender in plan.contenders:
         label = contender.label
         tuning = [status.ledgers[study.study_name] for (own, _), study in studies.tuning.items() if own == label]
-        judged = status.ledgers[studies.judging[label].study_name]
-        done = [trial.value for trial in judged.counted if trial.value is not None]
-        diverged = len(judged.counted) - len(done)
+        judging = [status.ledgers[study.study_name] for (own, _), study in studies.judging.items() if own == label]
+        ended = [trial for ledger in judging for trial in ledger.counted[:1]]
+        done = [trial.value for trial in ended if trial.value is not None]
+        diverged = len(ended) - len(done)
         mean = f"{sum(done) / len(done):.4f}" if done else ""
         active = [
             f"{job.title.removeprefix(f'{label}, ').removeprefix(f'tuning {label}, ')} at step {job.step}/{job.total}"
             for job in status.active
-            if studies.label_of(job.source.study.study_name) == label
+            if labels[job.source.study.study_name] == label
         ]
         trials = sum(len(ledger.counted) for ledger in tuning)
         table.add_row(
             label,
             *([f"{trials}/{plan.studies * plan.tune_trials}"] if plan.studies else []),
-            f"{len(judged.counted)}/{len(plan.seeds)}",
+            f"{len(ended)}/{len(plan.seeds)}",
             f"{mean} ({diverged} diverged)" if diverged else mean,
             ", ".join(active),
         )

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -13,11 +12,10 @@ from optuna.trial import TrialState
 from fismo_cli.campaigns.judging import RunResult, run_value, trial_result
 from fismo_cli.campaigns.ledger import Ledger, best_of
 from fismo_cli.preset.loading import load_preset
-from fismo_cli.preset.settings import get_setting
 from fismo_cli.runs.directory import RunDirectory, found_again
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.samplers import distributions
-from fismo_cli.tuning.search_space import Range
+from fismo_cli.tuning.search_space import drawn_settings
 
 __all__ = ["keep_the_best_model", "study_of_runs"]
 
@@ -48,7 +46,7 @@ def study_of_runs(plan: StudyPlan) -> Study:
             study.add_trial(optuna.create_trial(state=TrialState.FAIL))
         trial = optuna.create_trial(
             value=result.value,
-            params=_settings(plan, runs[0][0]),
+            params=drawn_settings(plan.space, load_preset(str(runs[0][0].preset)).preset.model_dump()),
             distributions=where,
             user_attrs=result.attributes,
         )
@@ -66,13 +64,3 @@ def _completed(folder: Path, metric: str) -> Iterator[RunResult]:
                 yield RunDirectory(file.parent), summary
         except (OSError, ValueError, KeyError, TypeError):
             continue
-
-
-def _settings(plan: StudyPlan, run: RunDirectory) -> dict[str, Any]:
-    """What a trial drew, from the preset of a run of it; 1 less 1 less a value is not always that value."""
-    values = load_preset(str(run.preset)).preset.model_dump()
-    found = {}
-    for name, where in plan.space.items():
-        value = get_setting(values, name)
-        found[name] = min(max(value, where.low), where.high) if isinstance(where, Range) else value
-    return found

@@ -25,6 +25,7 @@ __all__ = [
     "Value",
     "compared_space",
     "default_space",
+    "drawn_settings",
     "near_bounds",
     "short_name",
     "short_settings",
@@ -174,6 +175,15 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     if not space:
         raise ValueError("tune.space takes out everything: there is nothing to search")
     return space
+
+
+def drawn_settings(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial drew, from the values of its preset; 1 less 1 less a value is not always that value."""
+    found = {}
+    for name, where in space.items():
+        value = get_setting(values, name)
+        found[name] = min(max(value, where.low), where.high) if isinstance(where, Range) else value
+    return found
 
 
 def near_bounds(space: Space, settings: Mapping[str, Any], share: float = 0.05) -> tuple[str, ...]:

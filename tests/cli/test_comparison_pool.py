@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -19,31 +19,17 @@ from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.results import Results, results_of_directories
 from fismo_cli.comparison.studies import Studies, open_studies, site_of, stored_results
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
-from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.reporting.comparison_progress import comparison_progress
 from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
+from tests.cli.stand_ins import RunStandIn
 from tests.cli.test_comparison_beginning import RESULT, asked
 from tests.postgresql import postgresql_server
 
 
-class Run:
-    """In place of a process: writes what a run would leave."""
+class Run(RunStandIn):
+    """Writes what a run would leave, with a loss that its settings decide."""
 
-    started: ClassVar[list[LoadedPreset]] = []
-    lock: ClassVar[threading.Lock] = threading.Lock()
-    polls = 1
-
-    def __init__(self, loaded: LoadedPreset, *, runs_dir: Path, **rest: Any) -> None:
-        self.loaded, self.runs_dir, self.left, self.running = loaded, runs_dir, self.polls, True
-        with self.lock:
-            self.started.append(loaded)
-
-    def poll(self) -> RunDirectory | Failure | None:
-        self.left -= 1
-        if self.left > 0:
-            return None
-        self.running = False
-        return self.outcome()
+    at_step = 7
 
     def outcome(self) -> RunDirectory | Failure:
         return self.written(self.loss())
@@ -71,17 +57,6 @@ class Run:
         )
         write_json(run.summary, summary)
         return run
-
-    def step(self) -> int:
-        return 7
-
-    def validations(self) -> list[Any]:
-        return []
-
-    def stop(self) -> None:
-        self.running = False
-
-    kill = wait = stop
 
 
 @pytest.fixture(autouse=True)
@@ -268,12 +243,31 @@ def test_a_trial_that_was_lost_while_it_was_given_up_is_queued_again(tmp_path):
     whole = numbers(compare(tmp_path / "whole", "muon", tune_trials=2).results())
     plan, storage = beginning.begin(asked(tmp_path / "cut", "muon", tune_trials=2), tried=lambda line: None)
     studies = open_studies(plan, storage)
-    for study in (studies.tuning["muon", 1], studies.judging["fismo"]):
-        trial = study.ask(study.get_trials()[0].distributions)
+    tuning, judged = studies.tuning["muon", 1], studies.judging["fismo", 0]
+    for study, where in ((tuning, tuning.get_trials()[0].distributions), (judged, {})):
+        trial = study.ask(where)
         study.tell(trial.number, state=TrialState.FAIL)  # and the process is killed before it is queued again
     before = len(Run.started)
     assert numbers(compare(tmp_path / "cut", "muon", tune_trials=2).results()) == whole
     assert len(Run.started) - before == 18
+
+
+def test_of_a_comparison_that_was_cut_off_fewer_seeds_can_be_had(tmp_path, monkeypatch):
+    class Stopping(Run):
+        def poll(self):
+            if len(Run.started) > 2 * 4 * 2 + 1:  # in the judged runs
+                raise StoppedError(2)
+            return super().poll()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "RunProcess", Stopping)
+        with pytest.raises(StoppedError):
+            compare(tmp_path, "muon", seeds=4, tune_trials=2)
+    fewer = compare(tmp_path, "muon", seeds=2, tune_trials=2)
+    assert set(fewer.results().runs) == {(label, seed) for label in ("fismo", "muon") for seed in (0, 1)}
+    assert {run.preset.train.seed for run in Run.started[18:]} <= {0, 1}
+    undisturbed = compare(tmp_path / "undisturbed", "muon", seeds=2, tune_trials=2)
+    assert numbers(fewer.results()) == numbers(undisturbed.results())
 
 
 def test_a_comparison_stays_in_its_storage(tmp_path):

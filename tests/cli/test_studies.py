@@ -17,7 +17,7 @@ from fismo_cli.campaigns.jobs import Status
 from fismo_cli.campaigns.judging import Judging
 from fismo_cli.campaigns.ledger import worker
 from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
-from fismo_cli.preset.loading import LoadedPreset, load_preset
+from fismo_cli.preset.loading import load_preset
 from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
 from fismo_cli.reporting.tuning_words import best_table, notes
 from fismo_cli.runs.directory import RunDirectory, found_again, run_identity, write_json
@@ -25,29 +25,15 @@ from fismo_cli.tuning import studies
 from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.plan import Environment
 from fismo_cli.tuning.studies import open_study, site_of, source_of
+from tests.cli.stand_ins import RunStandIn
 from tests.postgresql import postgresql_server
 
 NONE = tuple(f"tune.space.{key}=null" for key in ("optimizer.lr", "optimizer.momentum", "train.batch_size"))
 TWO = (*NONE, "tune.space.optimizer.metric.damping={choices: [0.1, 0.2]}")
 
 
-class Run:
-    """In place of a process: writes what a run would leave."""
-
-    trained: ClassVar[list[LoadedPreset]] = []
-    polls = 1
-    stop_after: int | None = None
-
-    def __init__(self, loaded: LoadedPreset, *, runs_dir: Path, log: Path, **rest: Any) -> None:
-        self.loaded, self.runs_dir, self.left, self.running = loaded, runs_dir, self.polls, True
-        self.trained.append(loaded)
-
-    def poll(self) -> RunDirectory | Failure | None:
-        self.left -= 1
-        if self.left > 0:
-            return None
-        self.running = False
-        return self.outcome()
+class Run(RunStandIn):
+    """Writes what a run would leave."""
 
     def outcome(self) -> RunDirectory | Failure:
         run, preset = RunDirectory.create(self.runs_dir, self.loaded), self.loaded.preset
@@ -63,21 +49,10 @@ class Run:
         )
         return run
 
-    def step(self) -> int:
-        return 0
-
-    def validations(self) -> list[Any]:
-        return []
-
-    def stop(self) -> None:
-        self.running = False
-
-    kill = wait = stop
-
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
-    Run.trained, Run.polls = [], 1
+    Run.started, Run.polls = [], 1
     monkeypatch.setattr(pool, "RunProcess", Run)
     monkeypatch.setattr(pool, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(pool, "LOOK_SECONDS", 0.0)
@@ -106,7 +81,7 @@ def tune(folder: Path, *overrides: str, trials: int = 8, workers: int = 1, told:
 def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path, workers):
     Run.polls, told = 5, []
     summary = tune(tmp_path, *TWO, workers=workers, told=told)
-    assert sorted(run.preset.optimizer.metric.damping for run in Run.trained) == [0.1, 0.2]
+    assert sorted(run.preset.optimizer.metric.damping for run in Run.started) == [0.1, 0.2]
     assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
     by_point: dict[float, list[dict[str, Any]]] = {0.1: [], 0.2: []}
     for trial in summary["trial_list"]:
@@ -124,7 +99,7 @@ def test_settings_that_are_drawn_again_are_not_trained_again(tmp_path, workers):
 
 def test_each_point_is_judged_by_the_mean_of_its_repeats_once(tmp_path):
     summary = tune(tmp_path, *TWO, trials=5, judging=Judging(repeats=3))
-    assert len(Run.trained) == 6
+    assert len(Run.started) == 6
     assert sorted({trial["value"] for trial in summary["trial_list"]}) == pytest.approx([1.1, 1.2])
 
 
@@ -132,7 +107,7 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
     class Odd(Run):
         def outcome(self):
             strange = self.loaded.preset.optimizer.metric.damping == 0.2
-            if strange and len([r for r in Run.trained if r.preset.optimizer.metric.damping == 0.2]) <= 2:
+            if strange and len([r for r in Run.started if r.preset.optimizer.metric.damping == 0.2]) <= 2:
                 return Failure(1, "the disk was full for a moment")  # also when it is given its second chance
             run = super().outcome()
             if strange:
@@ -145,7 +120,7 @@ def test_a_twin_that_diverged_counts_one_that_met_an_error_does_not(tmp_path, mo
     reasons = [t["failure"]["reason"] for t in summary["trial_list"] if t["params"]["optimizer.metric.damping"] == 0.2]
     assert reasons == ["exit code 1: the disk was full for a moment", *["loss nan at step 3"] * (len(reasons) - 1)]
     assert len(reasons) > 2
-    assert [run.preset.optimizer.metric.damping for run in Run.trained].count(0.2) == 3
+    assert [run.preset.optimizer.metric.damping for run in Run.started].count(0.2) == 3
     assert sum(summary["trials"].values()) == 12
 
 
@@ -159,7 +134,7 @@ def test_a_twin_that_was_pruned_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "RunProcess", Slow)
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: trial.params["optimizer.metric.damping"] == 0.2)
     summary = tune(tmp_path, *TWO, judging=Judging(pruner="median"))
-    assert len(Run.trained) == 2
+    assert len(Run.started) == 2
     pruned = [trial for trial in summary["trial_list"] if trial["params"]["optimizer.metric.damping"] == 0.2]
     assert len(pruned) > 1
     assert {trial["state"] for trial in pruned} == {"pruned"}
@@ -221,8 +196,8 @@ def test_workers_of_a_host_draw_no_trial_too_many(tmp_path):
         source = source_of(plan, study, 5)
         mine = pool.Pool(site_of(plan), [source], 5, lambda status: None, workers[index], None)
         begin.wait()
-        while mine._wanted() is not None and mine._start(source):
-            pass
+        while mine._wanted() is not None:
+            mine._start(source)
 
     threads = [threading.Thread(target=draw, args=(index,)) for index in range(3)]
     with ExitStack() as stack:
@@ -244,7 +219,7 @@ def test_after_a_crash_in_mid_write_the_study_has_as_many_trials_as_were_asked_f
     told: list[str] = []
     second = tune(tmp_path, trials=6, notice=told.append)
     assert second["trials"]["finished"] == 6
-    assert len(Run.trained) == 6  # the third had ended: its run is taken from the disk
+    assert len(Run.started) == 6  # the third had ended: its run is taken from the disk
     assert "1 line that cannot be used was moved" in told[0]
     assert [t["value"] for t in second["trial_list"] if t["original"] < 3] == [
         trial["value"] for trial in first["trial_list"]
@@ -258,7 +233,7 @@ def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp
         def outcome(self):
             run = super().outcome()
             self.alive.append(self)
-            if len(Run.trained) == 4:
+            if len(Run.started) == 4:
                 next(tmp_path.glob("*/journal.log")).unlink()
             return run
 
@@ -270,11 +245,11 @@ def test_a_journal_that_vanishes_ends_the_runs_and_their_work_is_found_again(tmp
         tune(tmp_path, trials=8, workers=2)
     assert caught.value.exit_code == 1
     assert not any(run.running for run in Vandal.alive)
-    before = len(Run.trained)
+    before = len(Run.started)
     summary = tune(tmp_path, trials=8, workers=2)
     assert summary["trials"]["finished"] == 8
-    assert len(Run.trained) <= 8 + 1
-    assert len(Run.trained) > before
+    assert len(Run.started) <= 8 + 1
+    assert len(Run.started) > before
 
 
 def test_runs_that_finished_on_other_data_are_not_those_of_a_study_that_begins_anew(tmp_path, monkeypatch):
@@ -287,12 +262,12 @@ def test_runs_that_finished_on_other_data_are_not_those_of_a_study_that_begins_a
             return run
 
     def again(**now: int) -> int:
-        before = len(Run.trained)
+        before = len(Run.started)
         data["train"]["0"] = {**data["train"]["0"], **now}
         environment = Environment(threads=1, device="cpu", train_samples=1222, data=deepcopy(data))
         monkeypatch.setattr(studies, "try_out", lambda *args, **kwargs: environment)
         Path(tune(tmp_path, *TWO, trials=4)["storage"]).unlink()
-        return len(Run.trained) - before
+        return len(Run.started) - before
 
     monkeypatch.setattr(pool, "RunProcess", Seeing)
     assert [again(), again(), again(count=179), again()] == [2, 0, 2, 0]
@@ -313,7 +288,7 @@ def test_a_study_does_not_go_on_in_another_storage_in_the_same_folder(tmp_path):
     (directory / "journal.log").unlink()
     with pytest.raises(UsageError, match=r"in postgresql\+psycopg://me:\*\*\*@127.*give its URL by FISMO_STORAGE"):
         tune(tmp_path, *TWO, trials=4)
-    assert len(Run.trained) == 2
+    assert len(Run.started) == 2
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +302,7 @@ def postgresql():
 def test_a_study_in_a_database(tmp_path, postgresql):
     Run.polls = 5
     summary = tune(tmp_path, *TWO, workers=3, url=postgresql, written=True)
-    assert sorted(run.preset.optimizer.metric.damping for run in Run.trained) == [0.1, 0.2]
+    assert sorted(run.preset.optimizer.metric.damping for run in Run.started) == [0.1, 0.2]
     assert summary["trials"] == {"finished": 8, "failed": 0, "pruned": 0}
     assert sum(trial["same_as"] is not None for trial in summary["trial_list"]) == 6
     moved = Path(summary["directory"]).rename(tmp_path / "moved")
@@ -352,7 +327,7 @@ def test_a_study_in_a_database(tmp_path, postgresql):
 def interrupt(folder: Path, after: int, **rest: Any) -> None:
     class Stopping(Run):
         def poll(self):
-            if len(Run.trained) > after:
+            if len(Run.started) > after:
                 raise StoppedError(2)
             return super().poll()
 

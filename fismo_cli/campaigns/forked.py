@@ -105,6 +105,7 @@ def _carry_out(
     os.setsid()  # Ctrl-C is for who started it, which asks it to stop
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(f"fismo {arguments[0]}", encoding="utf-8")
+    multiprocessing.set_start_method(None, force=True)  # it came with the server's, for processes of its own
     os.environ.clear()
     os.environ.update(environment)
     nowhere = os.open(os.devnull, os.O_RDWR)

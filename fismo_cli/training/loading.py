@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -74,6 +75,8 @@ def fetch(
         prefetch_factor=max(2, math.ceil(at_once / workers)),
         collate_fn=_unchanged,
         worker_init_fn=_Start(os.getpid()),
+        # From a server that forks, Python 3.14's way, a worker would be no child of this process, which it has to be.
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
         pin_memory=pin,
         # Its own generator: the loader would otherwise draw the workers' seed from the global one.
         generator=torch.Generator().manual_seed(0),

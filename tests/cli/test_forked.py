@@ -53,3 +53,16 @@ def test_a_command_gets_its_streams_its_environment_and_what_it_is_to_hold(tmp_p
     assert process.exitcode == alone.returncode == 2
     assert (tmp_path / "out").read_bytes() == alone.stdout
     assert (tmp_path / "err").read_bytes() == alone.stderr != b""
+
+
+def test_data_workers_are_children_whatever_way_python_starts_processes(tmp_path):
+    script = (
+        "import multiprocessing, sys; from fismo_cli.app import main; "
+        "multiprocessing.set_start_method('forkserver'); main(sys.argv[1:])"
+    )
+    given = ["train", "digits-vit", "train.epochs=null", "train.steps=2", "train.threads=1", "data.workers=2"]
+    command = [sys.executable, "-c", script, *given]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "completed after 2 of 2 steps" in done.stderr

@@ -72,6 +72,17 @@ def test_best_yaml_reproduces_the_best_value_and_the_report_is_rebuilt(cli):
     assert more.json["trial_list"] == summary["trial_list"]
 
 
+def test_trials_with_data_workers_are_what_they_are_without(cli):
+    """Processes of a run that is forked itself."""
+    given = ("digits-vit", *SHORT, "train.steps=4", "--trials", 2, "--workers", 2, "--json")
+    values = []
+    for workers in (0, 2):
+        done = cli.run("tune", *given, f"data.workers={workers}")
+        assert done.code == 0, done.err
+        values.append([trial["value"] for trial in done.json["trial_list"]])
+    assert values[0] == values[1]
+
+
 def test_the_page_in_a_browser(cli):
     done = cli.run("tune", "digits-vit", *SHORT, "train.steps=4", "--trials", 4, "--workers", 2, "--json")
     assert done.code == 0, done.err

@@ -39,9 +39,9 @@ KINDS: dict[str, tuple[set[int], set[str], set[int]]] = {
     "kill -9 of the process": ({-9}, {"train", "tune", "compare"}, {0, 2}),
     "kill -9 of a data worker": ({1}, {"train", "tune", "compare"}, {2}),
     "kill -9 of a trial or run": ({1}, {"tune", "compare"}, {0, 2}),
-    # -15: it came when all was done and the interpreter was ending
+    # -15, -2: it came when all was done and the interpreter was ending
     "SIGTERM": ({143, -15}, {"train", "tune", "compare"}, {0, 2}),
-    "SIGINT": ({130}, {"train", "tune", "compare"}, {0, 2}),
+    "SIGINT": ({130, -2}, {"train", "tune", "compare"}, {0, 2}),
     "SIGTERM while a sample is slow": ({143}, {"train"}, {0, 2}),
     "disk full": ({1, 2}, {"train", "tune", "compare"}, {0, 2}),
     "image file truncated": ({1, 2}, {"train", "tune", "compare"}, {0, 2}),

@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 __all__ = [
     "AbortedError",
-    "ChangedDataError",
+    "DataError",
     "DivergedError",
     "ExitCode",
     "FismoError",
@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     TARGET_MISSED = 3
     DIVERGED = 4
-    CHANGED_DATA = 5  # between a study or a comparison and its runs alone; a user sees 2
+    DATA = 5  # between a study or a comparison and its runs alone; a user sees 2
     HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
@@ -65,8 +65,8 @@ class UsageError(FismoError):
     exit_code = ExitCode.USAGE
 
 
-class ChangedDataError(UsageError):
-    """The data is not what a run, a study or a comparison began with."""
+class DataError(UsageError):
+    """The data cannot be read or used, or is not what a run, a study or a comparison began with."""
 
 
 class PresetError(UsageError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.campaigns import forked
+from fismo_cli.errors import ExitCode
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.processes import killed_by
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
@@ -36,9 +37,9 @@ class Failure:
     message: str
 
     @property
-    def killed(self) -> bool:
-        """Whether a signal ended it, which says nothing of its preset."""
-        return self.code < 0
+    def by_accident(self) -> bool:
+        """Whether it says nothing of its preset or its data: a signal, a full disk, a data worker that died."""
+        return self.code not in (ExitCode.USAGE, ExitCode.DATA)
 
 
 class RunProcess:
@@ -52,7 +53,8 @@ class RunProcess:
         keep_open: descriptors that it holds as long as it lives, such as a lock's.
         nproc: processes that train together; the one that is started here starts and watches them.
         gpus: numbers of the GPUs that it may use; None: all that there are.
-        same_data: a file that says what its data must be; with other data it ends by `ExitCode.CHANGED_DATA`.
+        same_data: a file that says what its data must be; with other data, or with data that cannot be read, it ends
+            by `ExitCode.DATA`.
         data: what that file says; a run that has finished on other data is not taken for this one.
     """
 

@@ -37,8 +37,9 @@ from fismo_cli.campaigns.ledger import (
 )
 from fismo_cli.campaigns.storage import HEARTBEAT_SECONDS, storage_errors
 from fismo_cli.environment import gpu_count
-from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
+from fismo_cli.errors import DataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.files import locked
+from fismo_cli.preset.files import missing_files
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.training.signals import StopRequest
 
@@ -123,7 +124,7 @@ class Pool:
                         self._advance(job)
                 self._say()
                 time.sleep(POLL_SECONDS)
-        except ChangedDataError:
+        except DataError:
             self._leave()
             raise
         except BaseException as error:  # the storage went away, or nothing ends well
@@ -281,8 +282,8 @@ class Pool:
         outcome = job.process.poll()
         if outcome is None:
             self._report(job)
-        elif isinstance(outcome, Failure) and outcome.code == ExitCode.CHANGED_DATA:
-            raise ChangedDataError(outcome.message)
+        elif isinstance(outcome, Failure) and (outcome.code == ExitCode.DATA or missing_files(job.runs[0].preset)):
+            raise DataError(f"{outcome.message} (what this stopped is run again by the same command)")
         elif isinstance(outcome, RunDirectory):
             job.process = None
             self._take(job, outcome)

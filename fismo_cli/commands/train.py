@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import ChangedDataError, ExitCode, UsageError
+from fismo_cli.errors import DataError, ExitCode, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
 
@@ -91,9 +91,9 @@ def train(
             same_data=same_data,
             progress=looking(console),
         )
-    except ChangedDataError as error:
+    except DataError as error:
         if same_data is not None:  # for the study or comparison that started this run
-            error.exit_code = ExitCode.CHANGED_DATA
+            error.exit_code = ExitCode.DATA
         raise
     finally:
         progress.close()

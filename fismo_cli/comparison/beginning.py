@@ -262,7 +262,7 @@ def _with_tries(asked: Asked, stored: Mapping[str, Any], tell: Callable[[str], N
     come than ever before, the first is tried again: its data may have changed.
 
     Raises:
-        ChangedDataError: if the comparison was begun with other data.
+        DataError: if the comparison was begun with other data.
         UsageError: with whatever keeps contenders from running.
     """
     threads = stored["environment"]["threads"] if stored else asked.threads
@@ -297,13 +297,13 @@ def _try(
         }
         results: list[dict[str, Any]] = []
         problems: dict[str, list[str]] = {}
-        killed = False
+        accident = False
         try:
             for count, (label, future) in enumerate(running.items(), start=1):
                 result = future.result()
                 if isinstance(result, Failure):
                     problems.setdefault(result.message, []).append(label)
-                    killed |= result.killed
+                    accident |= result.by_accident
                 else:
                     results.append(result)
                 tell(f"tried {count}/{len(running)}: {label}{' failed' if isinstance(result, Failure) else ''}")
@@ -317,7 +317,7 @@ def _try(
             for message, labels in problems.items()
         )
         problem = "\n       ".join(lines)
-        raise FismoError(f"a try of a few steps: {problem}") if killed else UsageError(problem)
+        raise FismoError(f"a try of a few steps: {problem}") if accident else UsageError(problem)
     return results
 
 

@@ -65,7 +65,7 @@ def execute(
         progress: told how much of the data has been looked at before training.
 
     Raises:
-        ChangedDataError: before anything is written, if the data is not what it must be.
+        DataError: before anything is written, if the data is not what it must be.
         UsageError: before anything is written, for what is wrong with the preset or `resume`.
         AbortedError: if a second signal ended it.
         FismoError: if the run cannot go on.

@@ -44,7 +44,7 @@ def measure(
         progress: is told how much of the data has been looked at.
 
     Raises:
-        ChangedDataError: if the data is named as it was, but is not what it was.
+        DataError: if the data is named as it was, but is not what it was.
         UsageError: if model and data do not fit, or there is nothing to measure on.
         FismoError: if memory runs out.
     """

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fismo_cli.errors import ChangedDataError, UsageError
+from fismo_cli.errors import DataError, UsageError
 from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import Preset
@@ -44,7 +44,7 @@ def check_as_trained(
         instead: what a user can do besides putting the data back.
 
     Raises:
-        ChangedDataError: if it has changed and that is not allowed.
+        DataError: if it has changed and that is not allowed.
     """
     before = data_of_run(run)
     if not now:
@@ -56,7 +56,7 @@ def check_as_trained(
         return [], []
     what = f"the data of {run.path} has changed since it began: {'; '.join(found)}"
     if not allowed:
-        raise ChangedDataError(f"{what}. Put it back, {instead}, or use it as it is by --allow-changed-data")
+        raise DataError(f"{what}. Put it back, {instead}, or use it as it is by --allow-changed-data")
     return found, [f"{what}; it is used as it is"]
 
 
@@ -69,11 +69,11 @@ def refuse_other_data(directory: Path, before: Identity | None, now: Identity | 
         now: the identity of the data as it is.
 
     Raises:
-        ChangedDataError: if it is other data.
+        DataError: if it is other data.
     """
     found = changes(before, now) if before and now else []
     if found:
-        raise ChangedDataError(
+        raise DataError(
             f"the data has changed since {directory} was begun: {'; '.join(found)}. Its runs must all see the same: "
             "put the data back, or begin anew in another directory"
         )
@@ -87,7 +87,7 @@ def check_as_recorded(file: Path | None, now: Identity | None) -> None:
         now: the identity of the data as it is.
 
     Raises:
-        ChangedDataError: if it is other data.
+        DataError: if it is other data.
         UsageError: if the file cannot be read.
     """
     if file is None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.hub import reachable
 from fismo_cli.preset.schema import ImageDataConfig, TextDataConfig
 from fismo_cli.tasks.identity import Group, group
@@ -28,12 +28,12 @@ def library() -> Any:
     """The package `datasets`.
 
     Raises:
-        UsageError: It is not installed.
+        DataError: It is not installed.
     """
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise UsageError("data.source huggingface needs the extra hub: pip install 'fismo[hub]'") from error
+        raise DataError("data.source huggingface needs the extra hub: pip install 'fismo[hub]'") from error
     return datasets
 
 
@@ -43,16 +43,16 @@ def load_splits(data: ImageDataConfig | TextDataConfig, *, training: bool = True
     With `training` there must be one to train on; without, any one will do.
 
     Raises:
-        UsageError: The data set cannot be loaded, or lacks a split.
+        DataError: The data set cannot be loaded, or lacks a split.
     """
     datasets = library()
     folder = Path(str(data.name)).expanduser()
     name = str(folder) if folder.is_dir() else str(data.name)
     if data.path is not None and not isinstance(data.path, str):
-        raise UsageError("data.path: with source huggingface it must be one folder")
+        raise DataError("data.path: with source huggingface it must be one folder")
     path = None if data.path is None else Path(data.path).expanduser()
     if path is not None and not path.exists():
-        raise UsageError(f"data.path: {path}, the folder for {name}, does not exist; write null if it needs none")
+        raise DataError(f"data.path: {path}, the folder for {name}, does not exist; write null if it needs none")
     with reachable(
         f"the data set {name}",
         "data.name",
@@ -70,20 +70,20 @@ def load_splits(data: ImageDataConfig | TextDataConfig, *, training: bool = True
     for part, usual in _USUAL.items():
         wanted = data.splits.get(part)  # type: ignore[call-overload]
         if training and wanted is not None and wanted not in found:
-            raise UsageError(f"data.splits.{part}: {name} has no split {wanted}; it has {', '.join(found)}")
+            raise DataError(f"data.splits.{part}: {name} has no split {wanted}; it has {', '.join(found)}")
         for split in split_names(part, data.splits, usual):  # type: ignore[arg-type]
             if split in found:
                 splits[part] = found[split]
                 break
     if "train" not in splits and (training or not splits):
-        raise UsageError(f"data.splits.train: {name} has no split train; name one of {', '.join(found)}")
+        raise DataError(f"data.splits.train: {name} has no split train; name one of {', '.join(found)}")
     return splits
 
 
 def require_column(dataset: Any, column: str, key: str) -> None:
     """Refuse a data set without a column that `data.<key>` names."""
     if column not in dataset.column_names:
-        raise UsageError(f"data.{key}: no column {column}; the data set has {', '.join(dataset.column_names)}")
+        raise DataError(f"data.{key}: no column {column}; the data set has {', '.join(dataset.column_names)}")
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def load_hub_text(data: TextDataConfig, *, training: bool = True) -> TextSource:
     """Documents of a data set; without `training` it need not have a split to train on.
 
     Raises:
-        UsageError: The data set cannot be loaded, lacks the column, or has no rows.
+        DataError: The data set cannot be loaded, lacks the column, or has no rows.
     """
     datasets = library()
     splits = load_splits(data, training=training)
@@ -156,12 +156,12 @@ def load_hub_text(data: TextDataConfig, *, training: bool = True) -> TextSource:
         require_column(dataset, data.text_column, "text_column")
         feature = dataset.features[data.text_column]
         if not (isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")):
-            raise UsageError(f"data.text_column: {data.text_column} is {feature}; a column of text is needed")
+            raise DataError(f"data.text_column: {data.text_column} is {feature}; a column of text is needed")
         column = dataset.select_columns([data.text_column])
         sha256, lengths = _read_column(column, data.text_column)
         kept = np.flatnonzero(lengths > 0)
         if len(kept) == 0:
-            raise UsageError(f"data.name: the {part} part of {data.name} has no rows with text")
+            raise DataError(f"data.name: the {part} part of {data.name} has no rows with text")
         if len(kept) < len(lengths):
             notes.append(f"left out {len(lengths) - len(kept):,} of {len(lengths):,} rows of the {part} part: no text")
         parts[part] = ColumnDocuments(column, data.text_column, kept, sha256)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.huggingface import library, load_splits, record, require_column
@@ -53,7 +53,7 @@ class HubImages:
             raise
         except Exception as error:  # Pillow's decoders raise nearly everything for broken files
             called = _called(row, self.names[row])
-            raise UsageError(f"{called} of the data set: not a readable image ({unreadable(error)})") from error
+            raise DataError(f"{called} of the data set: not a readable image ({unreadable(error)})") from error
 
     def key(self, index: int) -> bytes:
         """The row, the name and the size."""
@@ -74,7 +74,7 @@ def load_hub_images(data: ImageDataConfig, known: Sequence[str] | None, progress
         progress: Told how many images have been looked at.
 
     Raises:
-        UsageError: The data set cannot be loaded, lacks the columns, or has an image that cannot be read.
+        DataError: The data set cannot be loaded, lacks the columns, or has an image that cannot be read.
     """
     splits = load_splits(data, training=known is None)
     for dataset in splits.values():
@@ -114,7 +114,7 @@ def _undecoded(dataset: Any, column: str, labels: Labels) -> HubImages:
         table = images.with_format("arrow")[:][column]
         paths, contents = pc.struct_field(table, "path").to_pylist(), pc.struct_field(table, "bytes")
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise UsageError(f"data.image_column: {column} is {feature}; a column of images is needed") from error
+        raise DataError(f"data.image_column: {column} is {feature}; a column of images is needed") from error
     sizes = pc.fill_null(pc.binary_length(contents), -1).to_numpy().astype(np.int64)
     for i in np.flatnonzero(sizes < 0).tolist():
         if paths[i] is not None and Path(paths[i]).is_file():
@@ -146,10 +146,10 @@ def _labels(
     for part, dataset in splits.items():
         feature = dataset.features[column]
         if not isinstance(feature, datasets.ClassLabel | datasets.Value):
-            raise UsageError(f"data.label_column: {column} is {feature}; one class an image is needed")
+            raise DataError(f"data.label_column: {column} is {feature}; one class an image is needed")
         values = dataset.with_format("arrow")[:][column]
         if 0 < values.null_count < len(values):
-            raise UsageError(f"data.label_column: {values.null_count} images of the {part} part have no label")
+            raise DataError(f"data.label_column: {values.null_count} images of the {part} part have no label")
         if values.null_count or len(values) == 0:
             numbers[part] = np.full(len(values), -1)
         elif isinstance(feature, datasets.ClassLabel) or np.issubdtype(
@@ -159,21 +159,21 @@ def _labels(
         elif feature.dtype.startswith("float"):  # whole numbers, as pandas writes them beside missing ones
             fractions = values.to_numpy().astype(np.float64)
             if not (np.isfinite(fractions) & (fractions % 1 == 0)).all():
-                raise UsageError(f"data.label_column: {column} is {feature.dtype}; whole numbers or words are needed")
+                raise DataError(f"data.label_column: {column} is {feature.dtype}; whole numbers or words are needed")
             numbers[part] = fractions.astype(np.int64)
         else:
             words[part] = [str(value) for value in values.to_pylist()]
     if words:
         counted = {part for part, labels in numbers.items() if (labels >= 0).any()}
         if counted:
-            raise UsageError(f"data.label_column: {', '.join(words)} has words, {', '.join(counted)} has numbers")
+            raise DataError(f"data.label_column: {', '.join(words)} has words, {', '.join(counted)} has numbers")
         naming = words.values() if known is not None else [words.get("train", [])]
         classes = tuple(sorted({value for values in naming for value in values}))
         number = {name: i for i, name in enumerate(classes)}
         for part, values in words.items():
             unknown = sorted(set(values) - set(classes))
             if unknown:
-                raise UsageError(f"data.label_column: {part} has the class {unknown[0]}, which train does not have")
+                raise DataError(f"data.label_column: {part} has the class {unknown[0]}, which train does not have")
             numbers[part] = np.array([number[value] for value in values], np.int64)
         return numbers, classes
     named = {part: tuple(getattr(dataset.features[column], "names", ())) for part, dataset in splits.items()}

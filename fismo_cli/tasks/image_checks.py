@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.tasks.image_collections import FileImages, ImageFile
 from fismo_cli.tasks.image_files import Look
 from fismo_cli.words import counted
@@ -28,7 +28,7 @@ def check_looks(names: Sequence[str], looks: Sequence[Look], *, skip: bool) -> t
         skip: Leave out those that cannot be read.
 
     Raises:
-        UsageError: Some cannot be read, and `skip` is False.
+        DataError: Some cannot be read, and `skip` is False.
     """
     bad = [i for i, look in enumerate(looks) if look.problem is not None]
     notes = []
@@ -39,7 +39,7 @@ def check_looks(names: Sequence[str], looks: Sequence[Look], *, skip: bool) -> t
         if not skip:
             many = f"{counted(len(bad), 'image')} cannot be read"
             remedy = f"remove or replace {'it' if len(bad) == 1 else 'them'}, or set data.skip_unreadable=true"
-            raise UsageError(
+            raise DataError(
                 f"{names[bad[0]]}: not a readable image ({looks[bad[0]].problem}); {remedy}"
                 if len(bad) == 1
                 else "\n  ".join((f"{many}; {remedy}:", *listed))

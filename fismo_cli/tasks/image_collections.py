@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.tasks.identity import Group, group
 from fismo_cli.tasks.image_files import displayed, read_image, unreadable
 
@@ -118,8 +118,8 @@ class IndexedImages:
         except MemoryError:
             raise
         except Exception as error:  # whatever a data set's own code raises for a file that it cannot read
-            raise UsageError(f"image {position} of the data set cannot be read ({unreadable(error)})") from error
-        raise UsageError(f"sample {position}, {self.column!r}: expected an image, got {type(image).__name__}")
+            raise DataError(f"image {position} of the data set cannot be read ({unreadable(error)})") from error
+        raise DataError(f"sample {position}, {self.column!r}: expected an image, got {type(image).__name__}")
 
     def key(self, index: int) -> bytes:
         """The position, and the name where there is one."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fismo_cli.errors import UsageError, first_line
+from fismo_cli.errors import DataError, first_line
 
 __all__ = [
     "Look",
@@ -113,7 +113,7 @@ def read_image(path: str) -> Image.Image:
     """A file's image, as `displayed` makes it.
 
     Raises:
-        UsageError: It cannot be read, or has no known range.
+        DataError: It cannot be read, or has no known range.
     """
     try:
         with warnings.catch_warnings():
@@ -123,7 +123,7 @@ def read_image(path: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything for broken files
-        raise UsageError(f"{path}: not a readable image ({unreadable(error)}); remove or replace the file") from error
+        raise DataError(f"{path}: not a readable image ({unreadable(error)}); remove or replace the file") from error
 
 
 class Look(NamedTuple):

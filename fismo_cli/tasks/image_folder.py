@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import check_looks
@@ -32,11 +32,11 @@ def load_image_folder(data: ImageDataConfig, known: Sequence[str] | None, progre
         progress: Told how many files have been looked at.
 
     Raises:
-        UsageError: There is no such folder or no image in it, or a file cannot be read.
+        DataError: There is no such folder or no image in it, or a file cannot be read.
     """
     root = Path(str(data.path)).expanduser()
     if not root.is_dir():
-        raise UsageError(f"data.path: {root} is not a folder")
+        raise DataError(f"data.path: {root} is not a folder")
     folders = _part_folders(root, data.splits, training=known is None)
     found, notes = _find(root, folders, training=known is None)
     looks = look_at_all([partial(_open, path) for _, _, path in found], progress)
@@ -60,10 +60,10 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
         classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
         if not classes:
             remedy = f"; if {folder.name} is a class itself: data.splits={{train: .}}" if folder != root else ""
-            raise UsageError(f"{folder}: needs one folder a class, with its images inside{remedy}")
+            raise DataError(f"{folder}: needs one folder a class, with its images inside{remedy}")
         samples = {name: list(_files(folder / name, left_out)) for name in classes}
         if not any(samples.values()):
-            raise UsageError(f"{folder}: no images in its class folders ({listed(classes, 5)})")
+            raise DataError(f"{folder}: no images in its class folders ({listed(classes, 5)})")
         if folder == root and training:
             _refuse_parts_as_classes(root, samples)
         empty = [name for name in classes if not samples[name]]
@@ -86,7 +86,7 @@ def _labelled(
     by_part = {part: [(name, file) for of, name, file in files if of == part] for part in folders}
     for part, own in by_part.items():
         if not own:
-            raise UsageError(f"{folders[part]}: none of its images can be read")
+            raise DataError(f"{folders[part]}: none of its images can be read")
     counting = [by_part["train"]] if training else by_part.values()
     classes = tuple(sorted({name for own in counting for name, _ in own}))
     number = {name: i for i, name in enumerate(classes)}
@@ -94,7 +94,7 @@ def _labelled(
     for part, own in by_part.items():
         unknown = sorted({name for name, _ in own} - set(classes))
         if unknown:
-            raise UsageError(f"{folders[part] / unknown[0]}: the training part has no class {unknown[0]}")
+            raise DataError(f"{folders[part] / unknown[0]}: the training part has no class {unknown[0]}")
         labels = np.array([number[name] for name, _ in own], np.int64)
         parts[part] = FileImages(tuple(file for _, file in own), labels, str(folders[part]))
     return parts, classes
@@ -104,7 +104,7 @@ def _part_folders(root: Path, names: dict[Any, str], *, training: bool) -> dict[
     folders: dict[str, Path] = {}
     for part, usual in _USUAL.items():
         if training and part in names and not (root / names[part]).is_dir():
-            raise UsageError(f"data.splits.{part}: {root / names[part]} is not a folder")
+            raise DataError(f"data.splits.{part}: {root / names[part]} is not a folder")
         if part not in names and root / names.get("train", "train") == root:  # all folders are said to be classes
             continue
         for name in split_names(part, names, usual):
@@ -112,7 +112,7 @@ def _part_folders(root: Path, names: dict[Any, str], *, training: bool) -> dict[
                 folders[part] = root / name
                 break
     if "train" not in folders and folders and training:
-        raise UsageError(
+        raise DataError(
             f"{root}: has {', '.join(sorted(folders))} but no train folder; name it by data.splits.train, or write "
             "data.splits={train: .} if all folders are classes"
         )
@@ -123,7 +123,7 @@ def _refuse_parts_as_classes(root: Path, samples: dict[str, list[str]]) -> None:
     """Refuse folders such as Training and Testing, taken for classes because their names are not the usual ones."""
     inside = [{path.relative_to(root).parts[1:-1][:1] for path in map(Path, files)} for files in samples.values()]
     if len(inside) > 1 and inside[0] != {()} and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
-        raise UsageError(
+        raise DataError(
             f"{root}: {', '.join(samples)} look like parts, not like classes: each has the same folders; say which is "
             f"which by data.splits, such as {{train: {max(samples, key=lambda name: len(samples[name]))}}}"
         )
@@ -143,7 +143,7 @@ def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not _is_hidden(entry.name)]
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _ending(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.image_checks import note_copies
@@ -51,7 +51,7 @@ def load_images(
         The parts; their record has the identity of what was read, before anything was cut off.
 
     Raises:
-        UsageError: The source is missing, empty or not of the form that it must have.
+        DataError: The source is missing, empty or not of the form that it must have.
     """
     source = _open(data, known, progress)
     what = f"data.source {data.source}"
@@ -64,7 +64,7 @@ def load_images(
         _check_labels(source, what)
     for name, part in source.parts.items():
         if len(part.labels) == 0:
-            raise UsageError(f"{what}: the {name} part is empty")
+            raise DataError(f"{what}: the {name} part is empty")
     identity = {name: identity_of(part, source.classes) for name, part in source.parts.items()}
     parts, notes = dict(source.parts), list(source.notes)
     if split:
@@ -106,7 +106,7 @@ def _cut_off(parts: dict[str, Images], data: ImageDataConfig) -> None:
                 kept, held_out = split_stratified(parts["train"].labels, count, data.split_seed)
                 parts["train"], parts[name] = parts["train"].subset(kept), parts["train"].subset(held_out)
                 if len(kept) == 0:
-                    raise UsageError(
+                    raise DataError(
                         f"data.{name}_fraction: {fraction:g} of {len(held_out)} images leaves none for training"
                     )
 
@@ -139,7 +139,7 @@ def _numbered_as(source: ImageSource, known: Sequence[str], what: str) -> ImageS
         strange = [source.classes[label] for label in found.tolist() if source.classes[label] not in number]
         if strange:
             where = f"the {name} part" if len(source.parts) > 1 else "the data"
-            raise UsageError(
+            raise DataError(
                 f"{what}: {where} has the class {strange[0]}, which the model does not know; it knows "
                 f"{listed(known, 10)}"
             )
@@ -151,7 +151,7 @@ def _numbered_as(source: ImageSource, known: Sequence[str], what: str) -> ImageS
 def _check_range(found: Labels, classes: Sequence[str], part: str, what: str) -> None:
     outside = found[(found < 0) | (found >= len(classes))]
     if len(outside):
-        raise UsageError(
+        raise DataError(
             f"{what}: label {outside[0]} of the {part} part is out of range; labels must be 0 to {len(classes) - 1}"
         )
 
@@ -166,7 +166,7 @@ def _check_labels(source: ImageSource, what: str) -> None:
         if len(unknown):
             label, class_name = int(unknown[0]), source.classes[int(unknown[0])]
             called = f"{label}" if class_name == str(label) else f"{label} ({class_name})"
-            raise UsageError(f"{what}: the {name} part has the label {called}, which the training part does not have")
+            raise DataError(f"{what}: the {name} part has the label {called}, which the training part does not have")
 
 
 def numbered_classes(labels: Iterable[Labels], what: str, known: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -178,15 +178,15 @@ def numbered_classes(labels: Iterable[Labels], what: str, known: Sequence[str] |
         known: The classes of a model that is measured.
 
     Raises:
-        UsageError: The largest label is not one of the model's or, without a model, not below the number of images, so
+        DataError: The largest label is not one of the model's or, without a model, not below the number of images, so
             that labels cannot count classes from 0.
     """
     every = list(labels)
     largest, images = max(int(part.max(initial=-1)) for part in every), sum(len(part) for part in every)
     if known is not None and largest >= len(known):
-        raise UsageError(f"{what} has the label {largest}, but the model has {len(known)} classes")
+        raise DataError(f"{what} has the label {largest}, but the model has {len(known)} classes")
     if known is None and largest >= max(images, 1):
-        raise UsageError(
+        raise DataError(
             f"{what} has the label {largest} but only {images} images; labels must count the classes from 0"
         )
     return tuple(str(i) for i in range(largest + 1))
@@ -214,17 +214,17 @@ def read_digits() -> tuple[NDArray[np.float64], Labels]:
 
 def _load_npz(path: Path, known: Sequence[str] | None) -> ImageSource:
     if not path.is_file():
-        raise UsageError(f"data.path: {path} is not a file; an .npz file with x_train and y_train is needed")
+        raise DataError(f"data.path: {path} is not a file; an .npz file with x_train and y_train is needed")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UsageError(f"{path}: holds one bare array; {_NPZ_REMEDY}")
+            raise DataError(f"{path}: holds one bare array; {_NPZ_REMEDY}")
         with archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, AttributeError, EOFError, RuntimeError) as error:
-        raise UsageError(f"{path}: not a readable .npz file of plain arrays; {_NPZ_REMEDY}") from error
+        raise DataError(f"{path}: not a readable .npz file of plain arrays; {_NPZ_REMEDY}") from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise UsageError(f"{path}: holds files that are no arrays; {_NPZ_REMEDY}")
+        raise DataError(f"{path}: holds files that are no arrays; {_NPZ_REMEDY}")
     suffix = "_train" if any(key in arrays for key in ("x_train", "y_train")) else ""
     others = (("validation", "_val"), ("validation", "_validation"), ("test", "_test"))
     if known is not None and not suffix and "x" not in arrays:  # a model can be measured on a test part alone
@@ -244,21 +244,21 @@ def _npz_part(path: Path, arrays: dict[str, NDArray[Any]], suffix: str) -> Array
     for key in (x_key, y_key):
         if key not in arrays:
             found = ", ".join(sorted(arrays)) or "nothing"
-            raise UsageError(f"{path}: {key} is missing (x_train and y_train, or x and y, are needed); it has {found}")
+            raise DataError(f"{path}: {key} is missing (x_train and y_train, or x and y, are needed); it has {found}")
     pixels, labels = arrays[x_key], arrays[y_key]
     if pixels.dtype != np.uint8:
-        raise UsageError(f"{path}: {x_key} is {pixels.dtype}; images must be uint8, 0 to 255")
+        raise DataError(f"{path}: {x_key} is {pixels.dtype}; images must be uint8, 0 to 255")
     if pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4)):
-        raise UsageError(
+        raise DataError(
             f"{path}: {x_key} has shape {pixels.shape}; images must be N x H x W or N x H x W x C with C of 1, 3 or 4"
         )
     if labels.ndim == 2 and labels.shape[1] == 1:  # CIFAR's labels often come as a column
         labels = labels[:, 0]
     if labels.ndim != 1 or len(labels) != len(pixels) or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(
+        raise DataError(
             f"{path}: {y_key} has shape {labels.shape} and type {labels.dtype}; {len(pixels)} whole numbers are "
             f"needed, one a row of {x_key}"
         )
     if pixels.size == 0:
-        raise UsageError(f"{path}: {x_key} is empty (its shape is {pixels.shape})")
+        raise DataError(f"{path}: {x_key} is empty (its shape is {pixels.shape})")
     return ArrayImages(pixels if pixels.ndim == 4 else pixels[..., None], labels.astype(np.int64))

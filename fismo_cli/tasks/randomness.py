@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 
 __all__ = ["held_out_count", "key_numbers", "preserved_generators", "seed_generators", "split_stratified"]
 
@@ -71,11 +71,11 @@ def held_out_count(total: int, fraction: float, key: str) -> int:
     """How many of `total` a fraction holds out: at least one, unless the fraction is 0.
 
     Raises:
-        UsageError: The fraction is not 0 but too small to hold out anything.
+        DataError: The fraction is not 0 but too small to hold out anything.
     """
     count = round(total * fraction)
     if fraction > 0 and count == 0:
-        raise UsageError(f"{key}: {fraction:g} of {total} leaves nothing to hold out; give 0 or a larger fraction")
+        raise DataError(f"{key}: {fraction:g} of {total} leaves nothing to hold out; give 0 or a larger fraction")
     return count
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 
 __all__ = ["find_text_files"]
 
@@ -27,7 +27,7 @@ def find_text_files(patterns: Iterable[str]) -> tuple[dict[Path, str], list[str]
         Each file, in order, with a name that does not depend on where the data is.
 
     Raises:
-        UsageError: A pattern has no file, or a folder or link cannot be followed.
+        DataError: A pattern has no file, or a folder or link cannot be followed.
     """
     found: dict[Path, str] = {}
     notes: list[str] = []
@@ -36,7 +36,7 @@ def find_text_files(patterns: Iterable[str]) -> tuple[dict[Path, str], list[str]
         try:
             base, matches = _matches(pattern, notes)
         except OSError as error:
-            raise UsageError(f"data.path: {pattern} cannot be read ({error.strerror})") from error
+            raise DataError(f"data.path: {pattern} cannot be read ({error.strerror})") from error
         for path in matches:
             if path not in found:
                 found[path] = _unique(path.relative_to(base).as_posix(), base.name, taken)
@@ -55,7 +55,7 @@ def _matches(pattern: str, notes: list[str]) -> tuple[Path, list[Path]]:
     files = [file for file in map(Path, matches) if _usable(file)]
     if not files:
         folders = ", only folders" if any(map(os.path.isdir, matches)) else ""
-        raise UsageError(f"data.path: {pattern} is no file, no folder and matches no file{folders}")
+        raise DataError(f"data.path: {pattern} is no file, no folder and matches no file{folders}")
     fixed = [i for i, part in enumerate(path.parts) if glob.has_magic(part)][:1]
     return Path(*path.parts[: fixed[0]]) if fixed else path.parent, files
 
@@ -71,7 +71,7 @@ def _of_folder(folder: Path, notes: list[str]) -> list[Path]:
     listed = ", ".join([*kinds, *([f"{others} of other kinds"] if others else [])])
     if not texts:
         has = f" (it has {listed})" if left_out else ""
-        raise UsageError(
+        raise DataError(
             f"data.path: {folder} has no *.txt files{has}; for others give a pattern such as {folder}/**/*.md"
         )
     if left_out:
@@ -85,7 +85,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     """All files of a folder that are not hidden, also through links to folders, each folder once."""
 
     def refuse(error: OSError) -> None:
-        raise UsageError(f"data.path: {error.filename} cannot be read ({error.strerror})") from error
+        raise DataError(f"data.path: {error.filename} cannot be read ({error.strerror})") from error
 
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
@@ -102,10 +102,10 @@ def _usable(file: Path) -> bool:
     """Whether it is a regular file.
 
     Raises:
-        UsageError: It is a link to nothing: the text that was meant is not here.
+        DataError: It is a link to nothing: the text that was meant is not here.
     """
     if file.is_symlink() and not file.exists():
-        raise UsageError(f"data.path: {file} is a link to {os.readlink(file)}, which is not there")  # noqa: PTH115
+        raise DataError(f"data.path: {file} is a link to {os.readlink(file)}, which is not there")  # noqa: PTH115
     return file.is_file()
 
 

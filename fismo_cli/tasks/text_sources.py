@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.preset.schema import TextDataConfig
 from fismo_cli.tasks.identity import Identity, group, group_files
 from fismo_cli.tasks.randomness import held_out_count
@@ -74,7 +74,7 @@ class FileDocuments:
         """The text of each file in pieces of about 1 MiB, cut after a line or at least after a character.
 
         Raises:
-            UsageError: A file cannot be read or, with `utf8`, holds anything that is not UTF-8.
+            DataError: A file cannot be read or, with `utf8`, holds anything that is not UTF-8.
         """
         for span in self.spans:
             left = span.end - span.start
@@ -84,7 +84,7 @@ class FileDocuments:
                     while left > 0:
                         data = stream.read(min(left, CHUNK_BYTES))
                         if not data:
-                            raise UsageError(f"{span.path}: became shorter while it was read")
+                            raise DataError(f"{span.path}: became shorter while it was read")
                         if len(data) < left:
                             extra = stream.readline(min(left - len(data), CHUNK_BYTES))
                             while extra and len(data) + len(extra) < left and not extra.endswith(b"\n"):
@@ -99,7 +99,7 @@ class FileDocuments:
                         left -= len(data)
                         yield data, left == 0
             except OSError as error:
-                raise UsageError(f"{span.path}: cannot be read ({error.strerror})") from error
+                raise DataError(f"{span.path}: cannot be read ({error.strerror})") from error
 
     def subset(self, indices: NDArray[np.int64]) -> "FileDocuments":
         """The documents at these indices."""
@@ -111,7 +111,7 @@ def _check_utf8(data: bytes, path: Path, offset: int) -> None:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(
+        raise DataError(
             f"{path}: not UTF-8 at byte {offset + error.start}; convert the file, or train on bytes (data.tokenizer: "
             "bytes)"
         ) from error
@@ -137,7 +137,7 @@ def load_text(data: TextDataConfig, *, split: bool = True) -> TextSource:
     has. A source with a single file is cut by position instead: train, validation, test.
 
     Raises:
-        UsageError: The source is missing, empty or has too few documents.
+        DataError: The source is missing, empty or has too few documents.
     """
     match data.source:
         case "stdlib-source":
@@ -166,7 +166,7 @@ def load_text(data: TextDataConfig, *, split: bool = True) -> TextSource:
         count = held_out_count(len(everything), fraction, f"data.{name}_fraction")
         parts[name], order = everything.subset(np.sort(order[:count])), order[count:]
     if len(order) == 0:
-        raise UsageError(f"data.source {data.source}: {len(everything)} documents are too few for its parts")
+        raise DataError(f"data.source {data.source}: {len(everything)} documents are too few for its parts")
     parts["train"] = everything.subset(np.sort(order))
     return replace(source, parts=parts, notes=(*source.notes, *_copies(parts)))
 
@@ -235,7 +235,7 @@ def _load_stdlib() -> TextSource:
             break
         chosen.append(path)
     if not chosen:
-        raise UsageError(f"data.source stdlib-source: no source files in {root}; this Python is installed without them")
+        raise DataError(f"data.source stdlib-source: no source files in {root}; this Python is installed without them")
     names = {path: path.relative_to(root).as_posix() for path in chosen}
     return _from_files(sorted(chosen, key=lambda path: names[path]), names, [], record="name")
 
@@ -255,7 +255,7 @@ def _from_files(files: list[Path], names: Mapping[Path, str], notes: list[str], 
         else:
             empty.append(path)
     if not spans:
-        raise UsageError(f"data.path: all files are empty ({listed(empty)})")
+        raise DataError(f"data.path: all files are empty ({listed(empty)})")
     if empty:
         notes = [*notes, f"left out {counted(len(empty), 'empty file')} ({listed(empty)})"]
     documents = FileDocuments(tuple(spans))
@@ -276,7 +276,7 @@ def _examine(path: Path) -> FileSpan:
     """The text of a file, without the mark of UTF-8 that some editors begin it with.
 
     Raises:
-        UsageError: The file cannot be read, or is no text in UTF-8 or any other encoding that extends ASCII.
+        DataError: The file cannot be read, or is no text in UTF-8 or any other encoding that extends ASCII.
     """
     digest, size, start = hashlib.sha256(), 0, 0
     try:
@@ -286,12 +286,12 @@ def _examine(path: Path) -> FileSpan:
                     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
                     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                         wide = "UTF-32" if data.startswith(codecs.BOM_UTF32_LE) else "UTF-16"
-                        raise UsageError(f"{path}: {wide} text; convert it by iconv -f {wide} -t UTF-8")
+                        raise DataError(f"{path}: {wide} text; convert it by iconv -f {wide} -t UTF-8")
                 nul = data.find(b"\0")
                 if nul >= 0:
-                    raise UsageError(f"{path}: not a text file (byte {size + nul} is NUL); give plain text in UTF-8")
+                    raise DataError(f"{path}: not a text file (byte {size + nul} is NUL); give plain text in UTF-8")
                 digest.update(data)
                 size += len(data)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     return FileSpan(path, start, size, digest.hexdigest())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.files import whole_file
 from fismo_cli.tasks.text_sources import Documents
 from fismo_cli.tasks.tokenizers import ByteTokenizer, Tokenizer, token_type
@@ -64,7 +64,7 @@ def tokenise(documents: Documents, tokenizer: Tokenizer, cache_dir: Path | None)
         cache_dir: Folder of the cache; None is ~/.cache/fismo. The byte tokenizer needs none.
 
     Raises:
-        UsageError: The cache cannot be written, or the text is not UTF-8.
+        DataError: The cache cannot be written, or the text is not UTF-8.
     """
     if isinstance(tokenizer, ByteTokenizer):
         tokens = np.concatenate([np.zeros(0, np.uint16), *tokenizer.encode(documents.chunks())])
@@ -78,7 +78,7 @@ def tokenise(documents: Documents, tokenizer: Tokenizer, cache_dir: Path | None)
         try:
             record = _write(documents, tokenizer, path, record_path)
         except OSError as error:
-            raise UsageError(
+            raise DataError(
                 f"data.cache_dir: cannot write {path} ({error.strerror}); give a folder that can be"
             ) from error
     dtype = np.dtype(record["dtype"])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import DataError
 from fismo_cli.hub import reachable
 
 __all__ = ["ByteTokenizer", "HubTokenizer", "Tokenizer", "load_tokenizer", "same_tokens", "saved_tokenizer"]
@@ -104,7 +104,7 @@ class HubTokenizer:
         self.vocab_size = max(len(self._tokenizer), *(1 + index for index in self._tokenizer.get_vocab().values()))
         end = self._tokenizer.eos_token_id
         if end is None:
-            raise UsageError(
+            raise DataError(
                 f"data.tokenizer: {name} has no end-of-text token, which goes between documents; set its eos_token"
             )
         self.end = int(end)
@@ -173,7 +173,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of `data.tokenizer`.
 
     Raises:
-        UsageError: It is not there, cannot be reached, or has no end-of-text token.
+        DataError: It is not there, cannot be reached, or has no end-of-text token.
     """
     return ByteTokenizer() if name == "bytes" else HubTokenizer(name)
 

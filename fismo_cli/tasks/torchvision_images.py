@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fismo_cli.errors import UsageError, first_line
+from fismo_cli.errors import DataError, first_line
 from fismo_cli.hub import is_offline_error
 from fismo_cli.preset.schema import ImageDataConfig
 from fismo_cli.tasks.image_collections import ArrayImages, Images, ImageSource, IndexedImages
@@ -31,7 +31,7 @@ def load_torchvision(data: ImageDataConfig, known: Sequence[str] | None) -> Imag
         known: The classes of a model that is measured, for which there need not be a training part.
 
     Raises:
-        UsageError: torchvision has no such data set, or it is not there and cannot be had.
+        DataError: torchvision has no such data set, or it is not there and cannot be had.
     """
     import torchvision.datasets as library
 
@@ -39,7 +39,7 @@ def load_torchvision(data: ImageDataConfig, known: Sequence[str] | None) -> Imag
     if not (inspect.isclass(kind) and issubclass(kind, library.VisionDataset)):
         known = [name for name in library.__all__ if inspect.isclass(getattr(library, name))]
         close = difflib.get_close_matches(str(data.name), known, n=1, cutoff=0.5)
-        raise UsageError(
+        raise DataError(
             f"data.name: torchvision has no data set {data.name}" + (f"; did you mean {close[0]}?" if close else "")
         )
     accepted = inspect.signature(kind).parameters
@@ -84,13 +84,13 @@ def _open_torchvision(
         except (RuntimeError, OSError, TypeError, AttributeError, ModuleNotFoundError) as error:
             name, root = kind.__name__, common["root"]
             if is_offline_error(error):
-                raise UsageError(
+                raise DataError(
                     f"data.path: {name} is not in {root} and cannot be downloaded from here; put its files there, or "
                     "use another source"
                 ) from error
-            raise UsageError(f"data.name: {name} cannot be opened in {root}: {first_line(error)}") from error
+            raise DataError(f"data.name: {name} cannot be opened in {root}: {first_line(error)}") from error
     if required:
-        raise UsageError(f"data.splits: {kind.__name__} has no such split: {problem}") from problem
+        raise DataError(f"data.splits: {kind.__name__} has no such split: {problem}") from problem
     return None
 
 
@@ -105,7 +105,7 @@ def _from_torchvision(dataset: Any) -> Images:
         pairs = samples if samples is not None else (dataset[i] for i in range(len(dataset)))
         labels = np.array([pair[1] for pair in pairs])
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"data.name: {type(dataset).__name__} is not a data set of images with one class each")
+        raise DataError(f"data.name: {type(dataset).__name__} is not a data set of images with one class each")
     labels = labels.astype(np.int64)
     pixels = getattr(dataset, "data", None)
     if pixels is not None:

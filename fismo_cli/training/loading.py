@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fismo_cli.errors import FismoError, UsageError, first_line, place_of
+from fismo_cli.errors import DataError, FismoError, UsageError, first_line, place_of
 from fismo_cli.processes import end_with_parent, killed_by
 from fismo_cli.tasks.base import Batch, Part
 from fismo_cli.training.data_order import Keys
@@ -166,11 +166,11 @@ class _Failure:
     """An error's way out of a worker: `DataLoader` would put the worker's whole traceback into its message."""
 
     message: str
-    usage: bool
+    kind: type[FismoError]
     trace: str
 
     def error(self) -> FismoError:
-        error = UsageError(self.message) if self.usage else FismoError(self.message)
+        error = self.kind(self.message)
         error.__cause__ = _InWorkerError(self.trace)
         return error
 
@@ -190,7 +190,8 @@ class _Guarded:
         try:
             return read_batch(self.part, keys)
         except FismoError as error:
-            return _Failure(str(error), isinstance(error, UsageError), traceback.format_exc())
+            kind = next(kind for kind in (DataError, UsageError, FismoError) if isinstance(error, kind))
+            return _Failure(str(error), kind, traceback.format_exc())
 
 
 def _unchanged(batch: Any) -> Any:

@@ -156,12 +156,13 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: 
 
     Raises:
         UsageError: with what is wrong.
-        FismoError: if the try was killed.
+        FismoError: if an accident ended the try.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml", nproc)
     if isinstance(result, Failure):
-        raise FismoError(f"a try of a few steps: {result.message}") if result.killed else UsageError(result.message)
+        what = f"a try of a few steps: {result.message}"
+        raise FismoError(what) if result.by_accident else UsageError(result.message)
     if result["validation_samples"] is None:
         raise UsageError("the data has no validation part, and trials are judged on one: see data.validation_fraction")
     device = str(result["device"])

@@ -15,7 +15,7 @@ from fismo_cli.comparison import beginning
 from fismo_cli.comparison.beginning import Asked, ask
 from fismo_cli.comparison.contenders import folder_name
 from fismo_cli.comparison.plan import Plan, read_plan
-from fismo_cli.errors import ChangedDataError, UsageError
+from fismo_cli.errors import DataError, UsageError
 from fismo_cli.preset.loading import load_preset
 
 RESULT = {
@@ -106,7 +106,7 @@ def test_a_baseline_that_sees_other_data_is_refused_and_nothing_is_written(tmp_p
     before = {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
     monkeypatch.setattr(beginning, "dry_run_elsewhere", lambda *_, **__: other)
-    with pytest.raises(ChangedDataError, match=r"since .* was begun: train: class 0 has 179 images, it had 178"):
+    with pytest.raises(DataError, match=r"since .* was begun: train: class 0 has 179 images, it had 178"):
         begin(asked(tmp_path, "muon", "sgd"))
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
 
@@ -153,7 +153,7 @@ def test_more_seeds_on_other_data_are_refused_and_nothing_is_written(tmp_path, t
     other = {**RESULT, "data": {"train": {"0": {"count": 179, "sha256": "b"}}}}
     with monkeypatch.context() as changed:
         changed.setattr(beginning, "dry_run_elsewhere", lambda *_, **__: other)
-        with pytest.raises(ChangedDataError, match="class 0 has 179 images"):
+        with pytest.raises(DataError, match="class 0 has 179 images"):
             begin(asked(tmp_path, "muon", seeds=4))
     assert before == {file: file.read_bytes() for file in first.directory.rglob("*") if file.is_file()}
     assert len(begin(asked(tmp_path, "muon", seeds=4)).seeds) == 4

@@ -18,7 +18,7 @@ from fismo_cli.comparison import beginning
 from fismo_cli.comparison.plan import read_plan
 from fismo_cli.comparison.results import Results, results_of_directories
 from fismo_cli.comparison.studies import Studies, open_studies, site_of, stored_results
-from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
+from fismo_cli.errors import DataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.reporting.comparison_progress import comparison_progress
 from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
 from tests.cli.stand_ins import RunStandIn
@@ -210,11 +210,11 @@ def test_where_all_tuning_diverges_the_starting_point_is_judged(tmp_path, monkey
 def test_a_comparison_whose_data_has_changed_ends_as_wrong_usage(tmp_path, monkeypatch):
     class Refusing(Run):
         def outcome(self):
-            return Failure(ExitCode.CHANGED_DATA, "the data has changed since comparisons/x was begun")
+            return Failure(ExitCode.DATA, "the data has changed since comparisons/x was begun")
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "RunProcess", Refusing)
-        with pytest.raises(ChangedDataError, match="the data has changed since") as caught:
+        with pytest.raises(DataError, match="the data has changed since") as caught:
             compare(tmp_path, "muon")
         assert caught.value.exit_code == ExitCode.USAGE
     Run.started = []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, UsageError
+from fismo_cli.errors import AbortedError, DataError, ExitCode, FismoError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig
 from fismo_cli.reporting.jsonl import JsonlSink
@@ -194,7 +194,7 @@ def test_a_part_that_cannot_be_evaluated_loses_nothing(tmp_path, monkeypatch, sp
 
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "build_task", broken)
-        with pytest.raises(UsageError, match="not a readable image") as caught:
+        with pytest.raises(DataError, match="not a readable image") as caught:
             execution.execute(loaded, runs_dir=tmp_path / "runs")
     assert caught.value.exit_code == ExitCode.FAILED
     (path,) = tmp_path.glob("runs/*/*")
@@ -214,7 +214,7 @@ class _Broken:
         return self.samples
 
     def __getitems__(self, keys):
-        raise UsageError("test/dog/003.png: not a readable image")
+        raise DataError("test/dog/003.png: not a readable image")
 
 
 def test_a_full_disk_at_the_record_keeps_the_weights_and_at_tensorboard_the_run(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fismo_cli.app import main
-from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, UsageError
+from fismo_cli.errors import DataError, ExitCode, FismoError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs import execution
 from fismo_cli.runs.directory import RunDirectory
@@ -74,7 +74,7 @@ def test_a_run_whose_data_has_changed_is_not_resumed_unless_that_is_allowed(plac
     before = contents("runs")
     words = "text: 3.txt has changed; text: zzz.txt is new"
     for resume in (str(run.path), "auto"):
-        with pytest.raises(ChangedDataError, match=words) as caught:
+        with pytest.raises(DataError, match=words) as caught:
             execution.execute(loaded, runs_dir=Path("runs"), resume=resume)
         assert caught.value.exit_code == ExitCode.USAGE
         assert "--allow-changed-data" in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(place):
     Path("text").rename("gone")
     again = load_preset(str(run.preset), ["data.path=new place"])
     Path("new place/3.txt").write_text("other words\n" * 9)
-    with pytest.raises(ChangedDataError, match=r"text: 3\.txt has changed"):
+    with pytest.raises(DataError, match=r"text: 3\.txt has changed"):
         execution.execute(again, runs_dir=Path("runs"), resume=str(run.path))
     assert load_preset(str(run.preset)).preset.data.path == "text"
     shutil.copy("gone/3.txt", "new place/3.txt")
@@ -176,7 +176,7 @@ def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
     assert told == []
     shutil.copytree("text", "other")
     Path("text/3.txt").write_text("other words than before\n" * 9)
-    with pytest.raises(ChangedDataError, match=r"text: 3.txt has changed. Put it back, name other data by data\.\*"):
+    with pytest.raises(DataError, match=r"text: 3.txt has changed. Put it back, name other data by data\.\*"):
         measure(run.path, again)
     measure(run.path, again, allow_changed_data=True, tell=told.append)
     assert "text: 3.txt has changed; it is used as it is" in told.pop()
@@ -217,8 +217,13 @@ def test_the_runs_of_a_study_are_held_to_what_it_recorded(place):
     arguments = {"runs_dir": Path("study/trials"), "resume": "auto", "same_data": file}
     assert execution.execute(loaded, **arguments)["status"] == "completed"
     Path("text/3.txt").unlink()
-    with pytest.raises(ChangedDataError, match=r"changed since study was begun: text: 3.txt is gone"):
+    with pytest.raises(DataError, match=r"changed since study was begun: text: 3.txt is gone"):
         execution.execute(load_preset("tiny.yaml", ["train.seed=1"]), **arguments)
+    Path("text/3.txt").write_bytes(b"\0")
+    with pytest.raises(SystemExit) as left:
+        main(["train", "tiny.yaml", "--runs-dir", "study/trials", "--same-data", str(file)])
+    assert left.value.code == ExitCode.DATA
+    Path("text/3.txt").unlink()
     file.write_text("{")
     with pytest.raises(UsageError, match=r"study.json: cannot be read"):
         execution.execute(loaded, **arguments)

@@ -16,7 +16,7 @@ from fismo_cli.campaigns.executor import Failure
 from fismo_cli.campaigns.jobs import Status
 from fismo_cli.campaigns.judging import Judging
 from fismo_cli.campaigns.ledger import worker
-from fismo_cli.errors import ChangedDataError, ExitCode, FismoError, StoppedError, UsageError
+from fismo_cli.errors import DataError, ExitCode, FismoError, StoppedError, UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.reporting.tuning_report import rebuild_study_page, write_study
 from fismo_cli.reporting.tuning_words import best_table, notes
@@ -418,10 +418,13 @@ def test_a_place_is_found_again_by_the_end_of_its_path(tmp_path):
 # Data that has changed.
 
 
-def test_a_study_whose_data_has_changed_stops_and_no_trial_is_to_blame(tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", ["run", "preset"])
+def test_a_study_whose_data_has_changed_stops_and_no_trial_is_to_blame(tmp_path, monkeypatch, by):
+    code = ExitCode.DATA if by == "run" else ExitCode.USAGE
+
     class Refusing(Run):
         def outcome(self):
-            return Failure(ExitCode.CHANGED_DATA, "the data has changed since study was begun: text: 3.txt is gone")
+            return Failure(code, "the data has changed since study was begun: text: 3.txt is gone")
 
     asked = {}
 
@@ -432,8 +435,9 @@ def test_a_study_whose_data_has_changed_stops_and_no_trial_is_to_blame(tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "RunProcess", Refusing)
+        patch.setattr(pool, "missing_files", lambda preset: [(("data", "path"), "no such file")] * (by == "preset"))
         for _ in range(6):  # more often than a trial's workers may die
-            with pytest.raises(ChangedDataError, match=r"text: 3.txt is gone") as caught:
+            with pytest.raises(DataError, match=r"text: 3.txt is gone") as caught:
                 tune(tmp_path, trials=4, workers=2)
             assert caught.value.exit_code == ExitCode.USAGE
     monkeypatch.setattr(pool, "RunProcess", Asking)

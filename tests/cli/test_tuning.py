@@ -543,7 +543,7 @@ def test_a_dry_run_says_what_is_wrong_or_is_ended(tmp_path):
     wrong = load_preset("digits-vit", ["model.name=no_such_model"])
     failure = executor.dry_run_elsewhere(wrong, tmp_path / "preset.yaml")
     assert isinstance(failure, executor.Failure)
-    assert (failure.code, failure.killed) == (2, False)
+    assert (failure.code, failure.by_accident) == (2, False)
     assert failure.message.startswith("model.name: timm has no model no_such_model")
     begun = time.monotonic()
     endless = load_preset("digits-vit", ["train.batch_size=900", "train.accumulate=900"])
@@ -564,12 +564,20 @@ def test_a_dry_run_waits_for_nobody_that_it_left_behind(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 20
 
 
-def test_a_try_that_is_killed_is_not_the_presets_fault(monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo preparing >&2; kill -KILL $$", "its process was killed by SIGKILL"),
+        ("echo 'error: a data worker was killed' >&2; exit 1", "a data worker was killed"),
+        ("echo 'error: killed by SIGKILL' >&2; exit 137", "killed by SIGKILL"),  # several processes
+    ],
+)
+def test_a_try_that_an_accident_ends_is_not_the_presets_fault(monkeypatch, script, why):
     def shot(arguments, preset, *, stdout, stderr, **_):
-        return _Shell("echo preparing >&2; kill -KILL $$", stdout=stdout, stderr=stderr)
+        return _Shell(script, stdout=stdout, stderr=stderr)
 
     monkeypatch.setattr(forked, "start", shot)
-    with pytest.raises(FismoError, match="a try of a few steps: its process was killed by SIGKILL") as caught:
+    with pytest.raises(FismoError, match=f"a try of a few steps: {why}") as caught:
         try_out(load_preset("digits-vit"), 1, 1)
     assert caught.value.exit_code == ExitCode.FAILED
 

@@ -10,7 +10,7 @@ from tests.end_to_end.conftest import Cli
 
 pytestmark = pytest.mark.slow
 SMALL = ["train.epochs=null", "train.steps=24", "train.log_every=4", "checkpoint.every=8", "train.batch_size=32"]
-TEXT = ["train.steps=16", "data.validation_fraction=0.002", "evaluate.every=null", "train.log_every=4"]
+TEXT = ["train.steps=16", "data.validation_fraction=0.01", "evaluate.every=null", "train.log_every=4"]
 
 
 class CutOff(BaseException):

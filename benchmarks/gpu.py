@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fismo_core import DENSE, FISMO, split_parameters
+from fismo_cli.optimizers import optimizer_state_bytes
+from fismo_core import DENSE, FISMO, FisherMetric, split_parameters
 from fismo_core.arithmetic import arithmetic_of
 from fismo_core.update import fismo_update, initial_state
 
@@ -68,10 +69,10 @@ CONTENDERS: dict[str, Make] = {
     "AdamW, fused": lambda model: [torch.optim.AdamW(model.parameters(), 3e-4, fused=True)],
     "Muon": lambda model: split(model, lambda p: torch.optim.Muon(p, lr=0.02)),
     "FISMO": fismo(),
-    "FISMO, roots every 40": fismo(metric=DENSE.metric.__class__(refresh_every=40)),
+    "FISMO, roots every 40": fismo(metric=FisherMetric(refresh_every=40)),
     "FISMO, float32": fismo(compute_dtype="float32"),
     "FISMO, dense": lambda model: [FISMO.of(split_parameters(model), DENSE)],
-    "FISMO, dense, polynomial roots": fismo(metric=DENSE.metric.__class__(max_ratio=None, statistics="both")),
+    "FISMO, dense, polynomial roots": fismo(metric=FisherMetric(max_ratio=None, statistics="both")),
 }
 if importlib.util.find_spec("pytorch_optimizer") is not None:
     import pytorch_optimizer
@@ -134,7 +135,6 @@ def optimizer_steps(size: Size, device: torch.device, rounds: int, vocabulary: i
     for name, make in CONTENDERS.items():
         if name in SLOW and not size.slow:
             continue
-        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         optimizers = make(model)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -147,8 +147,8 @@ def optimizer_steps(size: Size, device: torch.device, rounds: int, vocabulary: i
                 if number >= WARM_UP:
                     clock.mark()
                     started = time.perf_counter()
-                for optimizer in optimizers:
-                    optimizer.step()
+                for step in [optimizer.step for optimizer in optimizers]:
+                    step()
                 if number >= WARM_UP:
                     host.append(time.perf_counter() - started)
                     clock.mark()
@@ -156,11 +156,12 @@ def optimizer_steps(size: Size, device: torch.device, rounds: int, vocabulary: i
             print(f"{name}: {error}", file=sys.stderr)
             continue
         result[name] = {**percentiles(clock.between()), "host": statistics.median(host)}
-        if device.type == "cuda":
-            result[name]["state_gib"] = (torch.cuda.memory_allocated() - before) / 2**30
-            result[name]["peak_gib"] = (torch.cuda.max_memory_allocated() - before) / 2**30
+        result[name]["state_gib"] = sum(map(optimizer_state_bytes, optimizers)) / 2**30
+        if device.type == "cuda":  # beyond weights, gradients and state
+            in_steps = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            result[name]["working_gib"] = in_steps / 2**30
         model.zero_grad()
-        del optimizers
+        del optimizers, step
         print(f"{size.name} {name}: {result[name]}", file=sys.stderr, flush=True)
     return result
 
@@ -233,10 +234,10 @@ def main() -> None:
         for name, measured in steps.items():
             shares = [f"{measured['mean'] / (measured['mean'] + step['passes']):.1%}" for step in passes]
             times = [f"{1000 * measured[key]:.2f}" for key in ("mean", "median", "p90", "max", "host")]
-            memory = [f"{measured[key]:.2f}" if key in measured else "" for key in ("state_gib", "peak_gib")]
+            memory = [f"{measured[key]:.2f}" if key in measured else "" for key in ("state_gib", "working_gib")]
             rows.append([name, *times, f"{measured['mean'] / muon:.2f}", *memory, *shares])
         tokens = [f"share at {step['tokens']:,}" for step in passes]
-        head = ["optimizer", "mean ms", "median", "p90", "max", "host", "of Muon", "state GiB", "peak GiB", *tokens]
+        head = ["optimizer", "mean ms", "median", "p90", "max", "host", "of Muon", "state GiB", "working GiB", *tokens]
         print(f"{size.name}: {1000 * passes[0]['passes']:.1f} ms forward and backward for {passes[0]['tokens']:,}.\n")
         print(table(head, rows))
         eager, after = 1000 * compiled["eager"], 1000 * compiled["compiled"]

@@ -45,6 +45,7 @@ class Stack:
     def __init__(self, bucket: Bucket, tensors: update.State) -> None:
         self.bucket, self.tensors = bucket, tensors
         self._viewed: update.State = {}
+        self._failures: _Arriving | None = None
         self.views: dict[tuple[int, str], Tensor] = {}
 
     def put_views(self, entries: Sequence[Entry]) -> None:
@@ -55,6 +56,34 @@ class Stack:
                 for slot, view in zip(self.bucket.slots, tensor, strict=True):
                     key = f"{name}.{slot.part}"
                     self.views[slot.parameter, key] = entries[slot.parameter][key] = view
+
+    def check_roots(self) -> None:
+        """After a refresh: no GPU is waited for, its answer is seen in a later one.
+
+        Raises:
+            RuntimeError: if the roots of a matrix failed in ten refreshes on end.
+        """
+        before = self._failures
+        if before is None or before.here():
+            self._failures = _Arriving(self.tensors["failures"].max())
+        known = [int(answer.number) for answer in (before, self._failures) if answer is not None and answer.here()]
+        if max(known, default=0) >= MAX_FAILED_REFRESHES:
+            raise RuntimeError(
+                f"roots of the Fisher factors of {self.bucket.m} x {self.bucket.n} matrices failed in "
+                f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
+            )
+
+
+class _Arriving:
+    """A number on its way from a device to the host."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number = number.to("cpu", non_blocking=number.is_cuda)
+        self._event = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def here(self) -> bool:
+        """Whether `number` can be read."""
+        return self._event is None or self._event.query()
 
 
 class MatrixStacks:
@@ -173,7 +202,7 @@ class MatrixStacks:
                 )
             stack.put_views(entries)
             if refresh is not False and group["metric"].power > 0:
-                _check_roots(stack)
+                stack.check_roots()
             results = zip(bucket.slots, present, D, taken, strict=True)
             yield {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}
         for index in parts:
@@ -271,12 +300,3 @@ def _device_mask(mask: tuple[bool, ...], device: torch.device) -> Tensor | bool:
 def _on_device(mask: tuple[bool, ...], device: torch.device) -> Tensor:
     """Kept, since making one each step would make the host wait for a CUDA device."""
     return torch.tensor(mask, device=device)
-
-
-def _check_roots(stack: Stack) -> None:
-    """Reads from the device; only after a refresh."""
-    if int(stack.tensors["failures"].max()) >= MAX_FAILED_REFRESHES:
-        raise RuntimeError(
-            f"roots of the Fisher factors of {stack.bucket.m} x {stack.bucket.n} matrices failed in "
-            f"{MAX_FAILED_REFRESHES} refreshes on end; raise damping or lower lr"
-        )

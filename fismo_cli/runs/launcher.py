@@ -36,11 +36,14 @@ def launch(arguments: Sequence[str], *, nproc: int, threads: int, torchrun_argum
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # passed on to the processes
     # DDP would warn of models in which no parameter is left out, though it cannot be known that none ever is.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    own = [f"--nproc-per-node={nproc}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+    parser = get_args_parser()
+    own = [f"--nproc-per-node={nproc}"]
+    if "--shutdown-timeout" in parser.format_help():  # an older one gives 30 seconds
+        own.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
     if not torchrun_arguments:
         own.append("--standalone")
     try:
-        parsed = get_args_parser().parse_args([*own, *torchrun_arguments, "-m", "fismo_cli", *arguments])
+        parsed = parser.parse_args([*own, *torchrun_arguments, "-m", "fismo_cli", *arguments])
     except SystemExit:
         raise UsageError(f"torchrun does not take {' '.join(torchrun_arguments)} (see torchrun --help)") from None
     by_address = any(argument.startswith(("--master", "--node")) for argument in torchrun_arguments)

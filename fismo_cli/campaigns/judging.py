@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fismo_cli.metrics import higher_is_better
 from fismo_cli.runs.directory import RunDirectory
 
 __all__ = ["REPORTS", "Judging", "RunResult", "TrialResult", "run_value", "trial_result"]
@@ -41,7 +42,7 @@ class Judging:
     @property
     def higher_is_better(self) -> bool:
         """Whether a higher value of the metric is the better one."""
-        return self.metric.startswith("top")
+        return higher_is_better(self.metric)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
 """`fismo compare`: which optimizer is better, by how much, with what certainty, at what cost."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from fismo_cli.commands.options import Storage
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import ExitCode
-from fismo_cli.preset.arguments import load_arguments
+from fismo_cli.errors import ExitCode, UsageError
+from fismo_cli.preset.arguments import load_all
 from fismo_cli.preset.locate import DEFAULT_PRESET
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+    from rich.console import Console
+
+    from fismo_cli.comparison.beginning import Asked
+    from fismo_cli.comparison.plan import Plan
 
 __all__ = ["app", "spread_out"]
 
@@ -49,12 +57,13 @@ app = typer.Typer(add_completion=False)
 
 @app.command("compare", cls=_SeveralBaselines)
 def compare(
-    preset: Annotated[
-        str | None,
-        typer.Argument(metavar="PRESET", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PRESET...] [KEY=VALUE...]",
+            help=f"Preset files, or names of shipped ones ({DEFAULT_PRESET}): a task each. Then overrides for all of "
+            "them, such as train.epochs=5.",
+        ),
     ] = None,
     baselines: Annotated[
         list[str] | None,
@@ -66,15 +75,18 @@ def compare(
         int | None,
         typer.Option(help="Tuning studies of each optimizer: one for each seed, or 1 for all of them."),
     ] = None,
+    metric: Annotated[
+        str, typer.Option(help="Of the validation part, by which optimizers are tuned and judged, such as top1.")
+    ] = "loss",
     target: Annotated[
         str | None,
         typer.Option(
             metavar="[METRIC=]NUMBER",
-            help="Steps and seconds to it are compared; else to the best baseline's median final loss.",
+            help="Steps and seconds to it are compared; else to the best baseline's median final value.",
         ),
     ] = None,
     margin: Annotated[
-        float, typer.Option(help="Share of the baseline's loss below which a difference does not matter.")
+        float, typer.Option(help="Share of the baseline's result below which a difference does not matter.")
     ] = 0.005,
     workers: Annotated[int, typer.Option(help="Runs side by side; more than 1 makes seconds uncertain.")] = 1,
     storage: Storage = None,
@@ -86,37 +98,58 @@ def compare(
 ) -> None:
     """Find out which optimizer is better, and by how much.
 
-    Paired seeds, equal tuning, exact tests, time to a target.
+    Paired seeds, equal tuning, exact tests, time to a target. Several presets: a verdict on each, and over all of them.
 
     The same command again goes on, also on other hosts that share the storage.
     """
-    loaded, by_default = load_arguments(preset, overrides or ())
-    from fismo_cli.comparison.beginning import ask, begin
+    presets, by_default = load_all(arguments or ())
+    from fismo_cli.comparison.beginning import ask
     from fismo_cli.reporting.console import say, stderr_console
 
     console = stderr_console()
-    asked = ask(
-        loaded,
-        baselines or (),
+    checked = partial(
+        ask,
+        baselines=baselines or (),
         root=directory,
         seeds=seeds,
         tune_trials=tune_trials,
         studies=studies,
+        metric=metric,
         target=target,
         margin=margin,
         workers=workers,
         omp_threads=omp_threads,
     )
-    chosen = " (the default preset)" if by_default else ""
-    say(console, f"preparing {loaded.name}{chosen} ...")
-    for note in (*loaded.notes, *asked.warnings()):
-        say(console, f"note: {note}")
-    from fismo_cli.campaigns.pool import carry_out
-    from fismo_cli.campaigns.storage import storage_errors
-    from fismo_cli.comparison.studies import open_studies, site_of
-    from fismo_cli.reporting.comparison_progress import comparison_progress
-    from fismo_cli.reporting.comparison_report import write_report
-    from fismo_cli.reporting.comparison_tables import print_comparison
+    asked, problems = [], []
+    for loaded in presets:
+        try:
+            asked.append(checked(loaded))
+        except UsageError as error:
+            problems.append(str(error) if len(presets) == 1 else f"{loaded.name}: {error}")
+    if problems:
+        raise UsageError("\n       ".join(problems))
+    begun = []
+    for loaded, each in zip(presets, asked, strict=True):
+        say(console, f"preparing {loaded.name}{' (the default preset)' if by_default else ''} ...")
+        for note in (*loaded.notes, *each.warnings()):
+            say(console, f"note: {note}")
+        begun.append(_begin(console, each, storage))
+    summaries = [_carry_out(console, *each, workers=workers, storage=storage) for each in begun]
+    summary = summaries[0]
+    if len(summaries) > 1:
+        from fismo_cli.reporting.tasks_report import print_tasks, write_tasks
+
+        summary = write_tasks(summaries, directory)
+        print_tasks(console, summary)
+    if as_json:
+        print_json(summary)
+    if target is not None and any(each["target_missed"] for each in summaries):
+        raise typer.Exit(ExitCode.TARGET_MISSED)
+
+
+def _begin(console: "Console", asked: "Asked", storage: str | None) -> tuple["Plan", "BaseStorage"]:
+    from fismo_cli.comparison.beginning import begin
+    from fismo_cli.reporting.console import say
 
     plan, kept = begin(
         asked,
@@ -124,16 +157,29 @@ def compare(
         tried=lambda line: say(console, line),
         notice=lambda text: say(console, f"note: {text}"),
     )
-    begun = plan.environment["threads"]
-    if begun != asked.threads:
+    threads = plan.environment["threads"]
+    if threads != asked.threads:
         say(
             console,
-            f"note: this comparison was begun with {begun} CPU threads a run and goes on so; train.threads="
+            f"note: this comparison was begun with {threads} CPU threads a run and goes on so; train.threads="
             f"{asked.threads} begins another one",
         )
     if "data" not in plan.environment:
         earlier = "an earlier version of fismo began it, so whether the data is the same is not checked"
         say(console, f"note: {plan.directory}: {earlier}")
+    return plan, kept
+
+
+def _carry_out(
+    console: "Console", plan: "Plan", kept: "BaseStorage", *, workers: int, storage: str | None
+) -> dict[str, Any]:
+    from fismo_cli.campaigns.pool import carry_out
+    from fismo_cli.campaigns.storage import storage_errors
+    from fismo_cli.comparison.studies import open_studies, site_of
+    from fismo_cli.reporting.comparison_progress import comparison_progress
+    from fismo_cli.reporting.comparison_report import write_report
+    from fismo_cli.reporting.comparison_tables import print_comparison
+
     with storage_errors(storage, plan.directory):
         opened = open_studies(plan, kept)
     with comparison_progress(console, opened, workers) as tell:
@@ -141,7 +187,4 @@ def compare(
     with storage_errors(storage, plan.directory):
         summary = write_report(plan, opened.results())
     print_comparison(console, summary)
-    if as_json:
-        print_json(summary)
-    if summary["target_missed"] and target is not None:
-        raise typer.Exit(ExitCode.TARGET_MISSED)
+    return summary

@@ -7,10 +7,11 @@ import typer
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
+from fismo_cli.runs.directory import read_json
 
 __all__ = ["report"]
 
-Kind = Literal["run", "study", "comparison"]
+Kind = Literal["run", "study", "comparison", "tasks"]
 
 
 def report(
@@ -40,6 +41,8 @@ def report(
         raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
     elif kinds == ["study"]:
         summary = _report_study(directories[0], storage)
+    elif kinds == ["tasks"]:
+        summary = _report_tasks(directories[0])
     else:
         summary = _report_comparison(directories[0], storage)
     if as_json:
@@ -58,6 +61,8 @@ def _kind(directory: Path) -> Kind:
         return "study"
     if (directory / "preset.yaml").is_file():
         return "run"
+    if "profiles" in read_json(directory / "summary.json"):
+        return "tasks"
     reason = "there is no such directory" if not directory.exists() else "it has no preset.yaml, trials or plan.json"
     raise UsageError(
         f"{directory}: not a directory of fismo train, fismo tune or fismo compare ({reason}); give a run "
@@ -81,6 +86,15 @@ def _report_study(directory: Path, url: str | None) -> Any:
 
     summary = rebuild_study_page(directory, url)
     print_study(stderr_console(), summary)
+    return summary
+
+
+def _report_tasks(directory: Path) -> Any:
+    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.tasks_report import print_tasks, rebuild_tasks
+
+    summary = rebuild_tasks(directory)
+    print_tasks(stderr_console(), summary)
     return summary
 
 

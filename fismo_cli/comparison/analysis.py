@@ -16,6 +16,7 @@ from fismo_cli.comparison.results import Results, Tuned, judged
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
+from fismo_cli.metrics import cost
 from fismo_cli.preset.optimizer_names import MATRIX_NAMES
 from fismo_cli.tuning.search_space import near_bounds
 
@@ -59,7 +60,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         )
     everything = [record for found in records.values() for record in found]
     check_pairing(everything)
-    target = plan.target or _own_target([records[baseline.label] for baseline in plan.baselines])
+    target = plan.target or _own_target(plan.metric, [records[baseline.label] for baseline in plan.baselines])
     return {
         "comparison": str(plan.directory),
         "preset": plan.candidate.loaded.name,
@@ -68,6 +69,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
         "studies": plan.studies,
+        "metric": plan.metric,
         "margin": plan.margin,
         "target": _target(target, given=plan.target is not None),
         "target_missed": target is not None and _missed(records[plan.candidate.label], target),
@@ -102,18 +104,17 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
                 "seed": record.summary["seed"],
                 "step": [point.step for point in record.curve],
                 "seconds": [point.seconds for point in record.curve],
-                "loss": [point.metrics.get("loss") for point in record.curve],
+                "value": [point.metrics.get(plan.metric) for point in record.curve],
             }
             for record in everything
         ],
     }
 
 
-def _own_target(baselines: Sequence[Sequence[Record]]) -> Target | None:
-    """The median final loss of the best baseline; None if each diverged in half of its runs or more."""
-    medians = [statistics.median_high([record.loss for record in records]) for records in baselines]
-    best = min(medians)
-    return Target("loss", best) if math.isfinite(best) else None
+def _own_target(metric: str, baselines: Sequence[Sequence[Record]]) -> Target | None:
+    """The median final value of the best baseline; None if each diverged in half of its runs or more."""
+    best = min(statistics.median_high([record.cost(metric) for record in records]) for records in baselines)
+    return Target(metric, cost(metric, best)) if math.isfinite(best) else None
 
 
 def _missed(records: Sequence[Record], target: Target) -> bool:
@@ -121,33 +122,35 @@ def _missed(records: Sequence[Record], target: Target) -> bool:
 
 
 def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | None) -> list[dict[str, Any]]:
-    count, candidate = len(plan.baselines), records[plan.candidate.label]
-    own = [record.loss for record in candidate]
-    others = {baseline.label: [record.loss for record in records[baseline.label]] for baseline in plan.baselines}
-    compared = {label: compare_paired(own, losses, baselines=count) for label, losses in others.items()}
+    count, candidate, metric = len(plan.baselines), records[plan.candidate.label], plan.metric
+    own = [record.cost(metric) for record in candidate]
+    others = {
+        baseline.label: [record.cost(metric) for record in records[baseline.label]] for baseline in plan.baselines
+    }
+    compared = {label: compare_paired(own, costs, baselines=count) for label, costs in others.items()}
     adjusted = dict(zip(compared, holm([paired.p_value for paired in compared.values()]), strict=True))
     verdicts = []
     for label, paired in compared.items():
-        finite = [loss for loss in others[label] if math.isfinite(loss)]
-        margin = plan.margin * statistics.mean(finite) if finite else 0.0
+        finite = [each for each in others[label] if math.isfinite(each)]
+        margin = plan.margin * abs(statistics.mean(finite)) if finite else 0.0
         verdicts.append(
             {
                 "baseline": label,
                 "verdict": decide(
                     paired, p_holm=adjusted[label], margin=margin, seeds=len(plan.seeds), baselines=count
                 ),
-                "difference": paired.difference,
-                "ci95": paired.ci95,
+                "difference": None if paired.difference is None else cost(metric, paired.difference),
+                "ci95": None if paired.ci95 is None else sorted(cost(metric, end) for end in paired.ci95),
                 "p_value": paired.p_value,
                 "p_holm": adjusted[label],
                 "t_p_value": paired.t_p_value,
-                "effect_size": paired.effect_size,
+                "effect_size": None if paired.effect_size is None else cost(metric, paired.effect_size),
                 "wins": paired.wins,
                 "ties": paired.ties,
                 "losses": paired.losses,
                 "diverged": paired.diverged,
                 "margin": margin,
-                "differences": [_difference(a, b) for a, b in zip(own, others[label], strict=True)],
+                "differences": [_difference(metric, a, b) for a, b in zip(own, others[label], strict=True)],
                 **_speedups(candidate, records[label], target),
             }
         )
@@ -158,8 +161,9 @@ def _target(target: Target | None, *, given: bool) -> dict[str, Any] | None:
     return None if target is None else {"metric": target.metric, "value": target.value, "given": given}
 
 
-def _difference(own: float, other: float) -> float | None:
-    return own - other if math.isfinite(own) and math.isfinite(other) else None
+def _difference(metric: str, own: float, other: float) -> float | None:
+    """Of the values, from their costs."""
+    return cost(metric, own - other) if math.isfinite(own) and math.isfinite(other) else None
 
 
 def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: Target | None) -> dict[str, Any]:
@@ -189,6 +193,10 @@ def _number(value: float) -> float | str:
     return "inf" if math.isinf(value) else value
 
 
+def _value(metric: str, its_cost: float) -> float | str:
+    return "inf" if math.isinf(its_cost) else cost(metric, its_cost)
+
+
 def _untreated(contender: Contender) -> Any:
     """Who treats the parameters that matrix optimizers leave out, and how; None for other optimizers."""
     config = contender.loaded.preset.optimizer
@@ -212,6 +220,7 @@ def _contender(
     contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None, results: Results
 ) -> dict[str, Any]:
     done = [record for record in records if not record.diverged]
+    costs = [record.cost(plan.metric) for record in done]
     summaries = [record.summary for record in done]
     reached = [record.reached(target) for record in records] if target is not None else []
     steps, seconds = ([pair[index] for pair in reached] for index in (0, 1))
@@ -222,7 +231,7 @@ def _contender(
         "same_adamw": _untreated(contender) in (None, _untreated(plan.candidate)),
         "completed": len(done),
         "diverged": len(records) - len(done),
-        "validation_loss": _spread([record.loss for record in done]),
+        "value": _spread([cost(plan.metric, each) for each in costs if math.isfinite(each)]),
         "metrics": {
             split: {
                 name: _spread([value for record in done if (value := record.metric(split, name)) is not None])
@@ -252,23 +261,25 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 def _tuning(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> dict[str, Any]:
     """All studies of a contender; with one for each seed, also what more trials would have brought."""
-    studies = [results.tuned.get((contender.label, number), Tuned()) for number in range(plan.studies)]
+    metric = plan.metric
+    studies = [results.tuned.get((contender.label, number), Tuned(metric=metric)) for number in range(plan.studies)]
     failed = sum(record.diverged for tuned in studies for _, record in tuned.trials)
     budgets = []
     if plan.studies > 1:
-        found = [math.inf if tuned.best is None else tuned.trials[tuned.best][1].loss for tuned in studies]
-        budgets = by_budget(found, [record.loss for record in records], plan.tune_trials)
+        found = [math.inf if tuned.best is None else tuned.trials[tuned.best][1].cost(metric) for tuned in studies]
+        budgets = by_budget(found, [record.cost(metric) for record in records], plan.tune_trials)
     return {
         "label": contender.label,
         "space": {name: vars(where) for name, where in contender.space.items()},
         "trials": {"finished": sum(len(tuned.trials) for tuned in studies) - failed, "failed": failed},
         "studies": [_study(contender, number, tuned, plan) for number, tuned in enumerate(studies)],
-        "budgets": [{**vars(budget), "mean": _number(budget.mean)} for budget in budgets],
+        "budgets": [{**vars(budget), "mean": _value(metric, budget.mean)} for budget in budgets],
     }
 
 
 def _study(contender: Contender, number: int, tuned: Tuned, plan: Plan) -> dict[str, Any]:
     best = None if tuned.best is None else tuned.trials[tuned.best]
+    value = None if best is None else best[1].metric("validation", plan.metric)
     return {
         "seed": plan.tuning_seed(number),
         "judged_with": [seed for seed in plan.seeds if plan.study_of(seed) == number],
@@ -276,12 +287,12 @@ def _study(contender: Contender, number: int, tuned: Tuned, plan: Plan) -> dict[
         "trial_list": [
             {
                 "settings": settings,
-                "loss": None if record.diverged else record.loss,
+                "value": record.metric("validation", plan.metric),
                 "run_dir": record.summary["run_dir"],
             }
             for settings, record in tuned.trials
         ],
-        "best": None if best is None else {"value": best[1].loss, "params": best[0], "trial": tuned.best},
+        "best": None if best is None else {"value": value, "params": best[0], "trial": tuned.best},
         "best_preset": None if best is None else f"{best[1].summary['run_dir']}/preset.yaml",
         "at_bound": [] if best is None else list(near_bounds(contender.space, best[0])),
     }

@@ -29,6 +29,7 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import locked
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
+from fismo_cli.preset.schema_tune import METRICS
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.runs.same_data import refuse_other_data
 from fismo_cli.words import counted
@@ -56,7 +57,8 @@ class Asked:
         seeds: of the runs that are judged.
         tune_trials: trials of a study of a contender; 0: none is tuned.
         studies: of each contender: one for each seed, or one for all.
-        margin: share of a baseline's mean loss below which a difference does not matter.
+        metric: of the validation part, by which all is judged.
+        margin: share of a baseline's mean below which a difference does not matter.
         target: what was asked for.
         workers: runs side by side.
         threads: CPU threads of a run, unless the comparison was begun with another number.
@@ -67,6 +69,7 @@ class Asked:
     seeds: tuple[int, ...]
     tune_trials: int
     studies: int
+    metric: str
     margin: float
     target: Target | None
     workers: int
@@ -95,6 +98,7 @@ def ask(
     target: str | None,
     margin: float,
     workers: int,
+    metric: str = "loss",
     omp_threads: str | None = None,
 ) -> Asked:
     """Check what was asked for, without trying or writing anything.
@@ -107,7 +111,11 @@ def ask(
     wanted = None if target is None else parse_target(target, loaded.preset.task)
     if seeds is None:
         seeds = studies if studies is not None and studies > 1 else DEFAULT_SEEDS
-    problems = _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
+    problems = []
+    if metric not in METRICS[loaded.preset.task]:
+        known = ", ".join(METRICS[loaded.preset.task])
+        problems.append(f"--metric {metric}: the metrics of {loaded.preset.task} are {known}")
+    problems += _argument_problems(seeds=seeds, tune_trials=tune_trials, margin=margin, workers=workers)
     problems += _study_problems(seeds, tune_trials, studies)
     studies = 0 if tune_trials == 0 else seeds if studies is None else studies
     first = loaded.preset.train.seed
@@ -118,13 +126,16 @@ def ask(
         problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:
         raise UsageError("\n       ".join(problems))
-    text = json.dumps([run_identity(contenders[0].loaded.preset), tune_trials, "one study" if studies == 1 else ""])
+    chosen_by = [metric] if tune_trials > 0 and metric != "loss" else []
+    what = [run_identity(contenders[0].loaded.preset), tune_trials, "one study" if studies == 1 else "", *chosen_by]
+    text = json.dumps(what)
     return Asked(
         directory=root / f"{loaded.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}",
         contenders=tuple(contenders),
         seeds=tuple(range(first, first + seeds)),
         tune_trials=tune_trials,
         studies=studies,
+        metric=metric,
         margin=margin,
         target=wanted,
         workers=workers,
@@ -170,6 +181,7 @@ def begin(
                     seeds=asked.seeds,
                     tune_trials=asked.tune_trials,
                     studies=asked.studies,
+                    metric=asked.metric,
                     margin=asked.margin,
                     target=asked.target,
                     environment=known["environment"],
@@ -242,6 +254,7 @@ def _declarations(asked: Asked, before: Sequence[Mapping[str, Any]]) -> list[dic
     declared = {
         "baselines": {baseline.label: run_identity(baseline.loaded.preset) for baseline in _by_label(asked)},
         "seeds": len(asked.seeds),
+        **({} if asked.metric == "loss" else {"metric": asked.metric}),
         "margin": asked.margin,
         "target": None if asked.target is None else asked.target.text,
         "workers": asked.workers,

@@ -33,8 +33,9 @@ class Plan:
         seeds: of the runs that are judged.
         tune_trials: trials of a study of a contender; 0: none is tuned.
         studies: of each contender. As many as seeds: each seed judges what its own study found. 1: all judge the same.
-        margin: share of a baseline's mean loss below which a difference does not matter.
-        target: what was asked for; None: the median final loss of the best baseline.
+        metric: of the validation part, by which trials are chosen and optimizers judged.
+        margin: share of a baseline's mean below which a difference does not matter.
+        target: what was asked for; None: the median final value of the best baseline.
         environment: threads, device, steps, how often is evaluated, the identity of the data: the same in every run.
         declarations: every set of baselines, margin, target, number of seeds and of workers it was ever asked for with.
         tried: identities of the presets with which a few steps were taken before any run.
@@ -54,6 +55,7 @@ class Plan:
     tried: tuple[str, ...] = ()
     name: str = ""
     database: str | None = None
+    metric: str = "loss"
 
     @property
     def candidate(self) -> Contender:
@@ -118,6 +120,7 @@ def read_plan(directory: Path) -> Plan:
             seeds=tuple(stored["seeds"]),
             tune_trials=stored["tune_trials"],
             studies=stored.get("studies", min(1, stored["tune_trials"])),
+            metric=stored.get("metric", "loss"),
             margin=stored["margin"],
             target=None if stored["target"] is None else parse_target(stored["target"], task),
             environment=stored["environment"],
@@ -149,6 +152,7 @@ def write_plan(plan: Plan) -> None:
         "seeds": list(plan.seeds),
         "tune_trials": plan.tune_trials,
         "studies": plan.studies,
+        "metric": plan.metric,
         "margin": plan.margin,
         "target": None if plan.target is None else plan.target.text,
         "environment": plan.environment,

@@ -8,6 +8,7 @@ from typing import Any
 
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
+from fismo_cli.metrics import cost
 from fismo_cli.runs.directory import RunDirectory
 
 __all__ = ["Point", "Record", "as_plain", "from_plain", "read_record"]
@@ -45,6 +46,11 @@ class Record:
     def loss(self) -> float:
         """Final validation loss; infinite for a run that diverged."""
         return math.inf if self.diverged else float(self.summary["metrics"]["validation"]["loss"])
+
+    def cost(self, metric: str) -> float:
+        """The final value on validation data, lower being better; infinite for a run that diverged or has none."""
+        value = self.metric("validation", metric)
+        return math.inf if value is None or not math.isfinite(value) else cost(metric, float(value))
 
     def metric(self, split: str, name: str) -> float | None:
         """A final metric; None where it was not measured or the run diverged."""

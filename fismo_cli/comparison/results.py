@@ -20,16 +20,22 @@ __all__ = ["Results", "Tuned", "judged", "results_of_directories"]
 
 @dataclass(frozen=True)
 class Tuned:
-    """A study of a contender: the settings and the record of each trial that has ended, in their order."""
+    """A study of a contender: the settings and the record of each trial that has ended, in their order.
+
+    Attributes:
+        trials: settings and records.
+        metric: by which the best is chosen.
+    """
 
     trials: tuple[tuple[dict[str, Any], Record], ...] = ()
+    metric: str = "loss"
 
     @property
     def best(self) -> int | None:
-        """The trial with the lowest loss, the first of equals; None if all diverged, or none has ended."""
-        losses = [(record.loss, number) for number, (_, record) in enumerate(self.trials)]
-        loss, number = min(losses, default=(math.inf, 0))
-        return number if math.isfinite(loss) else None
+        """The best trial, the first of equals; None if all diverged, or none has ended."""
+        costs = [(record.cost(self.metric), number) for number, (_, record) in enumerate(self.trials)]
+        lowest, number = min(costs, default=(math.inf, 0))
+        return number if math.isfinite(lowest) else None
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -46,7 +52,7 @@ class Results:
 
     def tuned_for(self, plan: Plan, contender: Contender, seed: int) -> Tuned:
         """The study whose best settings are judged with a seed."""
-        return self.tuned.get((contender.label, plan.study_of(seed)), Tuned())
+        return self.tuned.get((contender.label, plan.study_of(seed)), Tuned(metric=plan.metric))
 
 
 def judged(contender: Contender, seed: int, tuned: Tuned) -> LoadedPreset:
@@ -60,7 +66,8 @@ def results_of_directories(plan: Plan) -> Results:
     for contender in plan.contenders:
         for study in range(plan.studies):
             trials = _trials(plan, contender, study)
-            results.tuned[contender.label, study] = Tuned(tuple(trial for _, trial in sorted(trials, key=_number)))
+            ordered = tuple(trial for _, trial in sorted(trials, key=_number))
+            results.tuned[contender.label, study] = Tuned(ordered, plan.metric)
         for seed in plan.seeds:
             loaded = judged(contender, seed, results.tuned_for(plan, contender, seed))
             found = finished_run(plan.runs_dir(contender), loaded, plan.data)

@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from fismo_cli.campaigns.jobs import Site, Source
@@ -26,6 +26,7 @@ from fismo_cli.comparison.plan import PLAN_FILE, Plan
 from fismo_cli.comparison.records import Record, as_plain, from_plain, read_record
 from fismo_cli.comparison.results import Results, Tuned, judged, results_of_directories
 from fismo_cli.files import locked
+from fismo_cli.metrics import higher_is_better
 from fismo_cli.runs.directory import found_again, run_identity
 from fismo_cli.tuning.samplers import StartThenSample, distributions
 from fismo_cli.tuning.search_space import Choice, Space, short_settings
@@ -86,7 +87,7 @@ class Studies:
 
     def _tuned(self, key: tuple[str, int]) -> Tuned:
         trials = _ended(self.tuning[key]) if key in self.tuning else ()
-        return Tuned(tuple((dict(trial.params), self._record(key[0], trial)) for trial in trials))
+        return Tuned(tuple((dict(trial.params), self._record(key[0], trial)) for trial in trials), self.plan.metric)
 
     def _record(self, label: str, trial: FrozenTrial) -> Record:
         """What is recorded of a trial's run; its directory where it is now, if it is on this host."""
@@ -100,7 +101,7 @@ class Studies:
             study,
             trials=1,
             distributions={},
-            judging=Judging(),
+            judging=Judging(plan.metric),
             runs=lambda settings: [judged(contender, seed, self._tuned((label, plan.study_of(seed))))],
             title=lambda settings, number: f"{label}, seed {seed}",
             shown=lambda settings: "",
@@ -118,9 +119,9 @@ def open_studies(plan: Plan, storage: BaseStorage) -> Studies:
         for number in range(plan.studies):
             seed = plan.tuning_seed(number)
             sampler = StartThenSample("tpe", contender.space, seed=seed, trials=plan.tune_trials)
-            tuning[label, number] = _study(_name(plan, contender, f"study {number}"), storage, sampler)
+            tuning[label, number] = _study(plan, _name(plan, contender, f"study {number}"), storage, sampler)
         for seed in plan.seeds:
-            judging[label, seed] = _study(_name(plan, contender, f"seed {seed}"), storage)
+            judging[label, seed] = _study(plan, _name(plan, contender, f"seed {seed}"), storage)
     studies = Studies(plan, tuning, judging)
     with locked(plan.directory / "workers" / ".drawing"):
         for source in studies.stages()[0]:
@@ -168,12 +169,14 @@ def site_of(plan: Plan, url: str | None) -> Site:
 
 def _name(plan: Plan, contender: Contender, which: str) -> str:
     """A study's name: other settings of a contender are another study."""
-    return f"{plan.name}/{contender.folder}-{run_identity(contender.loaded.preset)[:8]}/{which}"
+    by = "" if plan.metric == "loss" else f" by {plan.metric}"
+    return f"{plan.name}/{contender.folder}-{run_identity(contender.loaded.preset)[:8]}/{which}{by}"
 
 
-def _study(name: str, storage: BaseStorage, sampler: optuna.samplers.BaseSampler | None = None) -> Study:
+def _study(plan: Plan, name: str, storage: BaseStorage, sampler: optuna.samplers.BaseSampler | None = None) -> Study:
+    direction = StudyDirection.MAXIMIZE if higher_is_better(plan.metric) else StudyDirection.MINIMIZE
     return optuna.create_study(
-        study_name=name, storage=storage, direction="minimize", sampler=sampler, load_if_exists=True
+        study_name=name, storage=storage, direction=direction, sampler=sampler, load_if_exists=True
     )
 
 
@@ -210,7 +213,7 @@ def _tuning(plan: Plan, contender: Contender, number: int, study: Study) -> Sour
         study,
         plan.tune_trials,
         where,
-        Judging(),
+        Judging(plan.metric),
         runs=lambda settings: [contender.run(plan.tuning_seed(number), settings)],
         title=lambda settings, trial: f"tuning {label}, {which}trial {trial + 1}",
         shown=lambda settings: f"  ({short_settings(settings)})",

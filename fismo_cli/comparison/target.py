@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fismo_cli.errors import UsageError
+from fismo_cli.metrics import cost, higher_is_better
 from fismo_cli.preset.schema_tune import METRICS
 
 __all__ = ["Target", "parse_target"]
@@ -12,7 +13,7 @@ __all__ = ["Target", "parse_target"]
 
 @dataclass(frozen=True)
 class Target:
-    """A value of a validation metric that is to be reached; only top-k accuracies are better when higher."""
+    """A value of a validation metric that is to be reached."""
 
     metric: str
     value: float
@@ -22,7 +23,7 @@ class Target:
         value = metrics.get(self.metric)
         if value is None:
             return False
-        return bool(value >= self.value if self.metric.startswith("top") else value <= self.value)
+        return cost(self.metric, value) <= cost(self.metric, self.value)
 
     @property
     def text(self) -> str:
@@ -47,9 +48,8 @@ def parse_target(text: str, task: str) -> Target:
         raise UsageError(f"--target {text}: must be a number, or METRIC=NUMBER such as loss=0.3") from None
     if metric not in METRICS[task]:
         raise UsageError(f"--target {text}: the metrics of {task} are {', '.join(METRICS[task])}")
-    higher_is_better = metric.startswith("top")
-    low, high = (1.0 if metric == "perplexity" else 0.0), (1.0 if higher_is_better else math.inf)
+    low, high = (1.0 if metric == "perplexity" else 0.0), (1.0 if higher_is_better(metric) else math.inf)
     if not low < value <= high or math.isinf(value):
-        bounds = f"more than {low:g}" + (f" and at most {high:g}" if higher_is_better else "")
+        bounds = f"more than {low:g}" + (f" and at most {high:g}" if higher_is_better(metric) else "")
         raise UsageError(f"--target {text}: cannot be reached, or not be missed; a target for {metric} is {bounds}")
     return Target(metric, value)

@@ -1,4 +1,4 @@
-"""The first arguments of a command: a preset, which may be left out, and overrides. Never imports torch."""
+"""The first arguments of a command: presets, which may be left out, and overrides. Never imports torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from fismo_cli.errors import PresetError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.preset.locate import DEFAULT_PRESET
 
-__all__ = ["load_arguments"]
+__all__ = ["load_all", "load_arguments"]
 
 
 def load_arguments(first: str | None, rest: Sequence[str]) -> tuple[LoadedPreset, bool]:
@@ -30,6 +30,33 @@ def load_arguments(first: str | None, rest: Sequence[str]) -> tuple[LoadedPreset
         either = "; nor is there a file of this name, if it was to be the preset"
         about = f"command line: {first}  "
         raise PresetError([text + either if about in text else text for text in error.problems]) from error
+
+
+def load_all(arguments: Sequence[str]) -> tuple[list[LoadedPreset], bool]:
+    """The presets of a command that takes several, and whether the default one was taken.
+
+    Args:
+        arguments: presets, then overrides, which are for all of them.
+
+    Raises:
+        PresetError: with every problem of every preset at once.
+    """
+    count = next((index for index, text in enumerate(arguments) if _is_override(text)), len(arguments))
+    if count < 2:
+        loaded, by_default = load_arguments(arguments[0] if arguments else None, arguments[1:])
+        return [loaded], by_default
+    found: list[LoadedPreset] = []
+    problems: list[str] = []
+    for name in arguments[:count]:
+        try:
+            found.append(load_preset(name, arguments[count:]))
+        except PresetError as error:
+            problems += error.problems
+    names = [loaded.name for loaded in found]
+    problems += [f"preset error: {name}: given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if problems:
+        raise PresetError(list(dict.fromkeys(problems)))
+    return found, False
 
 
 def _is_override(argument: str) -> bool:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from fismo_cli.metrics import called, cost, higher_is_better
 from fismo_cli.reporting.comparison_words import MANY
 from fismo_cli.reporting.page import GREY, styled
 
-__all__ = ["figures"]
+__all__ = ["figures", "style_of"]
 
 COLOURS = ("#2f7ed8", "#e07b00", "#1f9d63", "#c2378f", "#8a6fd1", "#a08a2c", "#3aa6b9", "#7d848c")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "2px,8px", "14px,4px,2px,4px,2px,4px")
@@ -30,10 +31,11 @@ class Style:
 
 def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Name -> plotly figure and its caption, in the order of the page."""
+    metric = summary["metric"]
     made = {
         "loss-by-steps": (
             _curves(summary, "step", "step"),
-            "Validation loss against steps: mean and range over seeds.",
+            f"Validation {called(metric)} against steps: mean and range over seeds.",
         ),
         "loss-by-seconds": (
             _curves(summary, "seconds", "seconds of training"),
@@ -41,8 +43,9 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         ),
         "differences": (
             _differences(summary),
-            "Final validation loss of the candidate less the baseline's, seed by seed, with the mean and its 95 % "
-            "interval; below zero the candidate is ahead. Within the shaded margin a difference does not matter.",
+            f"Final validation {called(metric)} of the candidate less the baseline's, seed by seed, with the mean and "
+            f"its 95 % interval; {'above' if higher_is_better(metric) else 'below'} zero the candidate is ahead. "
+            "Within the shaded margin a difference does not matter.",
         ),
     }
     if summary["target"] is not None:
@@ -53,7 +56,8 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     if summary["tuning"]:
         made["tuning"] = (
             _tuning(summary),
-            "Tuning: the best validation loss so far against trials (of several studies the mean); points are trials.",
+            f"Tuning: the best validation {called(metric)} so far against trials (of several studies the mean); points "
+            "are trials.",
         )
     made["cost"] = (_cost(summary), "Time of a training step: the optimizer's part, and the rest.")
     return made
@@ -67,7 +71,7 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
         label = style.label
         curves = [curve for curve in summary["curves"] if curve["label"] == label and curve["step"]]
         length = min((len(curve["step"]) for curve in curves), default=0)
-        columns = [[curve["loss"][index] for curve in curves] for index in range(length)]
+        columns = [[curve["value"][index] for curve in curves] for index in range(length)]
         kept = [index for index, column in enumerate(columns) if None not in column]
         if not kept:
             continue
@@ -87,12 +91,11 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
         line = {"color": style.colour, "dash": style.dash}
         figure.add_scatter(x=x, y=mean, name=label, mode="lines", line=line, legendgroup=label)
     target = summary["target"]
-    if target is not None and target["metric"] == "loss" and figure.data:
+    if target is not None and target["metric"] == summary["metric"] and figure.data:
         ends = [min(min(trace.x) for trace in figure.data), max(max(trace.x) for trace in figure.data)]
         line = {"color": GREY, "dash": "dot"}
         figure.add_scatter(x=ends, y=[target["value"]] * 2, name="target", mode="lines", line=line)
-    figure.update_yaxes(type="log")
-    return _styled(figure, title, "validation loss")
+    return _by_metric(figure, title, summary["metric"])
 
 
 def _differences(summary: Mapping[str, Any]) -> Any:
@@ -125,7 +128,7 @@ def _differences(summary: Mapping[str, Any]) -> Any:
     figure.add_hrect(y0=-margin, y1=margin, fillcolor=GREY, opacity=0.15, line_width=0)
     figure.add_hline(y=0, line={"color": GREY})
     figure.update_layout(showlegend=len(summary["verdicts"]) <= MANY)  # the axis names them
-    return _styled(figure, "", "difference in validation loss")
+    return _styled(figure, "", f"difference in validation {called(summary['metric'])}")
 
 
 def _to_target(summary: Mapping[str, Any]) -> Any:
@@ -160,21 +163,21 @@ def _tuning(summary: Mapping[str, Any]) -> Any:
     figure = go.Figure()
     styles = {style.label: style for style in _styles(summary)}
     for tuning in summary["tuning"]:
-        studies = [[trial["loss"] for trial in study["trial_list"]] for study in tuning["studies"]]
+        studies = [[trial["value"] for trial in study["trial_list"]] for study in tuning["studies"]]
         numbers = list(range(1, summary["tune_trials"] + 1))
-        infinite = float("inf")
-        lowest = [list(accumulate((infinite if x is None else x for x in losses), min)) for losses in studies]
+        metric, infinite = summary["metric"], float("inf")
+        costs = [[infinite if x is None else cost(metric, x) for x in values] for values in studies]
+        lowest = [list(accumulate(own, min)) for own in costs]
         means = [sum(column) / len(column) for column in zip(*lowest, strict=True)]
-        best = [None if mean == infinite else mean for mean in means]
+        best = [None if mean == infinite else cost(metric, mean) for mean in means]
         name: dict[str, Any] = {"name": tuning["label"], "legendgroup": tuning["label"]}
         style = styles[tuning["label"]]
         line = {"color": style.colour, "dash": style.dash, "shape": "hv"}
         marker = {"color": style.colour, "symbol": style.symbol}
         figure.add_scatter(x=numbers, y=best, mode="lines", line=line, **name)
-        points = {"x": numbers * len(studies), "y": [loss for losses in studies for loss in losses]}
+        points = {"x": numbers * len(studies), "y": [value for values in studies for value in values]}
         figure.add_scatter(**points, mode="markers", marker=marker, showlegend=False, **name)
-    figure.update_yaxes(type="log")
-    return _styled(figure, "trial", "validation loss")
+    return _by_metric(figure, "trial", summary["metric"])
 
 
 def _cost(summary: Mapping[str, Any]) -> Any:
@@ -191,12 +194,21 @@ def _cost(summary: Mapping[str, Any]) -> Any:
     return _rows(_styled(figure, "ms a step", ""), len(labels), legend=True)
 
 
+def _by_metric(figure: Any, x_title: str, metric: str) -> Any:
+    """With the metric upwards: a logarithmic axis, but for accuracies."""
+    if not higher_is_better(metric):
+        figure.update_yaxes(type="log")
+    return _styled(figure, x_title, f"validation {called(metric)}")
+
+
 def _styles(summary: Mapping[str, Any]) -> list[Style]:
+    return [style_of(index, entry["label"]) for index, entry in enumerate(summary["contenders"])]
+
+
+def style_of(index: int, label: str) -> Style:
+    """How the contender of a place is drawn; the candidate is the first."""
     count = len(COLOURS)
-    return [
-        Style(entry["label"], COLOURS[index % count], DASHES[index // count % 8], SYMBOLS[index // count % 8])
-        for index, entry in enumerate(summary["contenders"])
-    ]
+    return Style(label, COLOURS[index % count], DASHES[index // count % 8], SYMBOLS[index // count % 8])
 
 
 def _rows(figure: Any, rows: int, legend: bool = False) -> Any:

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.metrics import called, higher_is_better
 from fismo_cli.reporting.comparison_figures import figures
 from fismo_cli.reporting.comparison_tables import budget_table, cost_table, quality_table
 from fismo_cli.reporting.comparison_words import MANY, caveats, opening, opponents, verdict_lines, verdict_sentence
@@ -57,7 +58,7 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         yield table(headings, [[escape(cell) for cell in row] for row in rows])
     target = summary["target"]
     if target is not None:
-        whose = "as asked for" if target["given"] else "the median final loss of the best baseline"
+        whose = "as asked for" if target["given"] else "the median final value of the best baseline"
         yield f'<p class="soft">Target: {target["metric"]} {target["value"]:.5g}, {whose}. A run that misses it '
         yield "counts as infinitely late. Mean ± standard deviation over the seeds.</p>"
     headings = (
@@ -70,10 +71,11 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
         "effect size",
         "wins/ties/losses",
     )
-    yield "<h2>Paired differences in the final validation loss</h2>"
+    yield f"<h2>Paired differences in the final validation {called(summary['metric'])}</h2>"
     yield table(headings, [_test_row(verdict) for verdict in summary["verdicts"]])
     yield (
-        '<p class="soft">Negative: in favour of the candidate. Exact sign-flip permutation test and the interval that '
+        f'<p class="soft">{"Positive" if higher_is_better(summary["metric"]) else "Negative"}: in favour of the '
+        "candidate. Exact sign-flip permutation test and the interval that "
         "inverts it; Holm's correction for the number of baselines; a paired t test for comparison; the effect size is "
         "the mean difference by its standard deviation.</p>"
     )
@@ -107,8 +109,8 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
     yield "<h2>Tuning</h2>"
     if summary["studies"] > 1:
         yield table(*budget_table(summary))
-        yield '<p class="soft">The judged loss to be expected of a number of tuning trials: studies put together make '
-        yield "longer ones, of which there are fewer.</p>"
+        yield '<p class="soft">The judged result to be expected of a number of tuning trials: studies put together '
+        yield "make longer ones, of which there are fewer.</p>"
     for tuning in summary["tuning"]:
         studies = tuning["studies"]
         amount = counted(sum(len(study["trial_list"]) for study in studies), "trial")
@@ -119,19 +121,19 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
             [
                 *([str(number)] if len(studies) > 1 else []),
                 link(Path(trial["run_dir"]), directory, str(index)),
-                f"{_loss(trial)}{' (best)' if study['best'] and study['best']['trial'] == index - 1 else ''}",
+                f"{_value(trial)}{' (best)' if study['best'] and study['best']['trial'] == index - 1 else ''}",
                 *(f"{trial['settings'][name]:.3g}" for name in names),
             ]
             for number, study in enumerate(studies, start=1)
             for index, trial in enumerate(study["trial_list"], start=1)
         ]
         which = ["study", "trial"] if len(studies) > 1 else ["trial"]
-        yield table([*which, "validation loss", *map(escape, names)], rows)
+        yield table([*which, f"validation {called(summary['metric'])}", *map(escape, names)], rows)
         yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"
 
 
-def _loss(trial: Mapping[str, Any]) -> str:
-    return "diverged" if trial["loss"] is None else f"{trial['loss']:.4f}"
+def _value(trial: Mapping[str, Any]) -> str:
+    return "diverged" if trial["value"] is None else f"{trial['value']:.4f}"
 
 
 def _settings(summary: Mapping[str, Any]) -> Iterator[str]:

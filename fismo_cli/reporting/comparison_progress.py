@@ -9,6 +9,7 @@ from rich.table import Table
 from fismo_cli.campaigns.jobs import Status
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.studies import Studies
+from fismo_cli.metrics import called
 from fismo_cli.reporting.console import say
 from fismo_cli.reporting.live import left, live_progress
 from fismo_cli.words import counted, duration
@@ -58,7 +59,7 @@ def _table(studies: Studies, status: Status) -> Table:
     if plan.studies:
         table.add_column("tuning", justify="right")
     table.add_column("runs", justify="right")
-    table.add_column("mean validation loss", justify="right")
+    table.add_column(f"mean validation {called(plan.metric)}", justify="right")
     table.add_column("running")
     for contender in plan.contenders:
         label = contender.label

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fismo_cli.reporting.comparison_words import MANY, caveats, number, opening, verdict_lines
+from fismo_cli.metrics import called
+from fismo_cli.reporting.comparison_words import MANY, caveats, opening, spread, verdict_lines
 from fismo_cli.reporting.console import print_rows, say
 
 __all__ = ["budget_table", "cost_table", "print_comparison", "quality_table"]
@@ -17,7 +18,15 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def quality_table(summary: Mapping[str, Any]) -> Rows:
     """How well each optimizer trained, and the verdict on it."""
     verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
-    headings = ("optimizer", "validation loss", "top-1", "test loss", "test top-1", "p (Holm)", "verdict")
+    other = {"loss": ("loss", "top1"), "top1": ("top1", "loss")}.get(summary["metric"], (summary["metric"], "loss"))
+    headings = (
+        "optimizer",
+        *(f"validation {called(name)}" for name in other),
+        "test loss",
+        "test top-1",
+        "p (Holm)",
+        "verdict",
+    )
     rows: list[tuple[str, ...]] = []
     for contender in summary["contenders"]:
         verdict = verdicts.get(contender["label"])
@@ -25,10 +34,10 @@ def quality_table(summary: Mapping[str, Any]) -> Rows:
         rows.append(
             (
                 contender["label"],
-                _spread(contender["validation_loss"], contender["diverged"]),
-                _percent(metrics.get("validation", {}).get("top1")),
+                _spread(contender["value"], contender["diverged"], other[0]),
+                _spread(metrics.get("validation", {}).get(other[1]), metric=other[1]),
                 _spread(metrics.get("test", {}).get("loss")),
-                _percent(metrics.get("test", {}).get("top1")),
+                _spread(metrics.get("test", {}).get("top1"), metric="top1"),
                 "" if verdict is None else f"{verdict['p_holm']:.3g}",
                 "" if verdict is None else _adjective(summary["candidate"], verdict["verdict"]),
             )
@@ -67,18 +76,22 @@ def cost_table(summary: Mapping[str, Any]) -> Rows:
 
 
 def budget_table(summary: Mapping[str, Any]) -> Rows:
-    """What more tuning would have brought: mean judged loss by trials, one row a number of trials."""
+    """What more tuning would have brought: the mean of what was judged by trials, one row a number of trials."""
     tunings = summary["tuning"]
     headings = ("tuning trials", "studies", *(tuning["label"] for tuning in tunings))
     rows = [
-        (str(budgets[0]["trials"]), str(budgets[0]["searches"]), *map(_budget, budgets))
+        (
+            str(budgets[0]["trials"]),
+            str(budgets[0]["searches"]),
+            *(_budget(summary["metric"], budget) for budget in budgets),
+        )
         for budgets in zip(*(tuning["budgets"] for tuning in tunings), strict=True)
     ]
     return headings, rows
 
 
-def _budget(budget: Mapping[str, Any]) -> str:
-    return "diverged" if budget["standard_deviation"] is None else _spread(budget)
+def _budget(metric: str, budget: Mapping[str, Any]) -> str:
+    return "diverged" if budget["standard_deviation"] is None else spread(metric, budget)
 
 
 def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Rows:
@@ -111,15 +124,11 @@ def _adjective(candidate: str, verdict: str) -> str:
     return f"{candidate} {verdict}" if verdict in ("better", "worse") else verdict
 
 
-def _spread(value: Mapping[str, float] | None, diverged: int = 0) -> str:
+def _spread(value: Mapping[str, float] | None, diverged: int = 0, metric: str = "loss") -> str:
     if value is None:
         return "all diverged" if diverged else ""
-    text = f"{number(value['mean'])} ± {number(value['standard_deviation'])}"
+    text = spread(metric, value)
     return f"{text} ({diverged} diverged)" if diverged else text
-
-
-def _percent(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else f"{100 * value['mean']:.2f} %"
 
 
 def _reached(value: float | str | None, pattern: str) -> str:

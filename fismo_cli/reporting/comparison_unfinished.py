@@ -1,5 +1,6 @@
 """The page and the tables of a comparison that was cut off, or still runs: what there is, and no verdict."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -11,6 +12,7 @@ from rich.console import Console
 from fismo_cli.comparison.plan import Plan
 from fismo_cli.comparison.results import Results
 from fismo_cli.files import whole_file
+from fismo_cli.metrics import called, cost
 from fismo_cli.reporting.comparison_words import opponents
 from fismo_cli.reporting.console import print_rows, say
 from fismo_cli.reporting.page import document, figure, link, table
@@ -48,15 +50,15 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
     for contender in plan.contenders:
         label = contender.label
         records = [results.runs[label, seed] for seed in plan.seeds if (label, seed) in results.runs]
-        losses = [record.loss for record in records if not record.diverged]
+        values = [cost(plan.metric, own) for record in records if math.isfinite(own := record.cost(plan.metric))]
         contenders.append(
             {
                 "label": label,
                 "finished": len(records),
-                "diverged": len(records) - len(losses),
+                "diverged": len(records) - len(values),
                 "missing": len(plan.seeds) - len(records),
                 "tuning_trials": sum(len(tuned.trials) for (own, _), tuned in results.tuned.items() if own == label),
-                "mean_validation_loss": statistics.mean(losses) if losses else None,
+                "mean": statistics.mean(values) if values else None,
             }
         )
     made: dict[str, Any] = json_safe(
@@ -68,6 +70,7 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
             "seeds": plan.seeds,
             "tune_trials": plan.tune_trials,
             "studies": plan.studies,
+            "metric": plan.metric,
             "verdicts": [],
             "contenders": contenders,
             "runs": [
@@ -108,11 +111,17 @@ def _progress(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             *([f"{entry['tuning_trials']}/{tuned}"] if tuned else []),
             f"{entry['finished']}/{total}",
             str(entry["diverged"]),
-            "" if entry["mean_validation_loss"] is None else f"{entry['mean_validation_loss']:.4f}",
+            "" if entry["mean"] is None else f"{entry['mean']:.4f}",
         ]
         for entry in summary["contenders"]
     ]
-    return ["optimizer", *(["tuning"] if tuned else []), "runs", "diverged", "mean validation loss so far"], rows
+    return [
+        "optimizer",
+        *(["tuning"] if tuned else []),
+        "runs",
+        "diverged",
+        f"mean validation {called(summary['metric'])} so far",
+    ], rows
 
 
 def _body(plan: Plan, results: Results, summary: Mapping[str, Any]) -> Iterator[str]:

@@ -4,9 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from fismo_cli.comparison.power import seeds_needed
+from fismo_cli.metrics import called
 from fismo_cli.words import counted
 
-__all__ = ["MANY", "caveats", "number", "opening", "opponents", "speedup", "verdict_lines", "verdict_sentence"]
+__all__ = [
+    "MANY",
+    "caveats",
+    "number",
+    "opening",
+    "opponents",
+    "speedup",
+    "spread",
+    "verdict_lines",
+    "verdict_sentence",
+]
 
 MANY = 8
 """Baselines above which they are told by numbers and groups."""
@@ -58,7 +69,7 @@ def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> 
     own, other = summary["candidate"], verdict["baseline"]
     start = _about(summary) + _start(own, other, verdict["verdict"], len(summary["seeds"]), len(summary["verdicts"]))
     within = f" of {number(verdict['margin'])}" if verdict["verdict"] == "equivalent" else ""
-    parts = [f"{start}{within}: {_difference(verdict)}"]
+    parts = [f"{start}{within}: {_difference(summary['metric'], verdict)}"]
     if verdict["steps_speedup"] is not None:
         parts.append(_how_soon(summary["target"], other, verdict))
     return "; ".join(parts) + "."
@@ -150,7 +161,15 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.0001 or value == 0 else f"{value:.2e}"
 
 
-def _difference(verdict: Mapping[str, Any]) -> str:
+def spread(metric: str, value: Mapping[str, float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    mean, deviation = value["mean"], value["standard_deviation"]
+    if metric.startswith("top"):
+        return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+    return f"{number(mean)} ± {number(deviation)}"
+
+
+def _difference(metric: str, verdict: Mapping[str, Any]) -> str:
     if verdict["difference"] is None:
         return f"a run diverged on {verdict['diverged']} seeds, p {verdict['p_holm']:.3g} by ranks"
     interval = verdict["ci95"]
@@ -161,8 +180,9 @@ def _difference(verdict: Mapping[str, Any]) -> str:
     else:
         within = f"95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
     return (
-        f"difference in validation loss {verdict['difference']:+.4f} ({within}), p {verdict['p_holm']:.3g} after "
-        f"Holm's correction, {verdict['wins']} wins, {verdict['ties']} ties, {verdict['losses']} losses"
+        f"difference in validation {called(metric)} {verdict['difference']:+.4f} ({within}), p "
+        f"{verdict['p_holm']:.3g} after Holm's correction, {verdict['wins']} wins, {verdict['ties']} ties, "
+        f"{verdict['losses']} losses"
     )
 
 

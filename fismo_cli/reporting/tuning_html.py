@@ -7,6 +7,7 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.metrics import higher_is_better
 from fismo_cli.reporting.page import document, figure, link, literal, styled, table
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
 from fismo_cli.tuning.plan import space_from_plain
@@ -66,7 +67,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
     quiet_optuna()
     metric = summary["plan"]["judging"]["metric"]
     space = {_label(name): _shown(where) for name, where in space_from_plain(summary["plan"]["space"]).items()}
-    study = optuna.create_study(direction="maximize" if metric.startswith("top") else "minimize")
+    study = optuna.create_study(direction="maximize" if higher_is_better(metric) else "minimize")
     for trial in summary["trial_list"]:
         if all(value <= 0 for value in trial["limits"].values()):
             params = {_label(name): literal(value) for name, value in trial["params"].items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fismo_cli.metrics import higher_is_better
 from fismo_cli.reporting.tables import noise_words
 from fismo_cli.tuning.search_space import short_name, short_settings, short_value
 from fismo_cli.words import counted
@@ -42,7 +43,7 @@ def result_sentence(summary: Mapping[str, Any]) -> str:
 def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
     """The best trials, best first."""
     judging, space = summary["plan"]["judging"], summary["plan"]["space"]
-    higher = judging["metric"].startswith("top")
+    higher = higher_is_better(judging["metric"])
     done = [t for t in summary["trial_list"] if t["state"] == "complete" and t.get("same_as") is None]
     kept = [trial for trial in done if all(value <= 0 for value in trial["limits"].values())]
     kept.sort(key=lambda trial: (-trial["value"] if higher else trial["value"], trial["number"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fismo_cli.comparison.analysis import _own_target, _ratio, _settings, check_pairing
+from fismo_cli.comparison.analysis import _own_target, _ratio, _settings, _verdicts, check_pairing
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan
 from fismo_cli.comparison.records import Point, Record
@@ -115,12 +115,43 @@ def test_pairing_is_asserted():
 def test_the_target_is_the_best_baseline_s_median_and_misses_are_infinite():
     good = [record("a", seed, value) for seed, value in enumerate((1.0, 2.0, 3.0))]
     bad = [record("b", seed, value) for seed, value in enumerate((9.0, math.inf, math.inf))]
-    target = _own_target([bad, good])
+    target = _own_target("loss", [bad, good])
     assert target is not None
     assert target.value == 2.0
-    assert _own_target([bad]) is None
+    assert _own_target("loss", [bad]) is None
     assert record("c", 0, 1.0, (3.0, 2.0, 1.0)).reached(target) == (20.0, 2.0)
     assert record("c", 0, 1.0, (3.0, 2.5)).reached(target) == (math.inf, math.inf)
+
+
+def test_by_an_accuracy_higher_is_better():
+    """Judged by top1 the numbers are those of a loss of 1 - top1, but for the signs that a reader sees."""
+
+    def by(label, seed, hits):
+        summary = {**record(label, seed, 1.0).summary, "metrics": {"validation": {"loss": 1 - hits, "top1": hits}}}
+        points = tuple(Point(10 * n, float(n), {"loss": 1 - hits * n / 4, "top1": hits * n / 4}) for n in range(1, 5))
+        return Record(label, summary, points, "w", "o", "cpu", {})
+
+    above = (0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97)
+    hits = {"a": above, "b": (0.89, 0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.98)}
+    records = {label: [by(label, seed, value) for seed, value in enumerate(values)] for label, values in hits.items()}
+    loaded = load_preset("digits-vit")
+    contenders = tuple(Contender(label, loaded, label) for label in hits)
+    plans = {
+        metric: Plan(Path("c"), contenders, tuple(range(8)), 0, 0, 0.005, None, {}, [], metric=metric)
+        for metric in ("loss", "top1")
+    }
+    targets = {metric: _own_target(metric, [records["b"]]) for metric in plans}
+    (loss,), (top1,) = (_verdicts(plans[metric], records, targets[metric]) for metric in plans)
+    same = ("p_value", "p_holm", "t_p_value", "wins", "ties", "losses", "steps_speedup")
+    assert {key: top1[key] for key in same} == {key: loss[key] for key in same}
+    for key in ("difference", "effect_size"):
+        assert top1[key] == pytest.approx(-loss[key])
+    assert top1["ci95"] == pytest.approx([-end for end in reversed(loss["ci95"])])
+    assert top1["differences"] == pytest.approx([-each for each in loss["differences"]])
+    assert top1["difference"] > 0
+    assert targets["top1"].value == pytest.approx(1 - targets["loss"].value)
+    tuned = tuple(({}, each) for each in records["a"])
+    assert (Tuned(tuned, "top1").best, Tuned(tuned, "loss").best, Tuned(tuned[:3], "top1").best) == (7, 7, 2)
 
 
 def test_speed_ups_keep_misses():

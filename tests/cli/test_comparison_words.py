@@ -41,7 +41,7 @@ def contender(label: str, **changes) -> dict:
         "same_adamw": True,
         "completed": 2,
         "diverged": 0,
-        "validation_loss": spread,
+        "value": spread,
         "metrics": {"validation": {"loss": spread, "top1": spread}, "test": {"loss": spread, "top1": spread}},
         "target_steps": [10, "inf"],
         "steps_to_target": 10,
@@ -76,6 +76,7 @@ def summary(**changes) -> dict:
         "seeds": [0, 1],
         "tune_trials": 0,
         "studies": 0,
+        "metric": "loss",
         "margin": 0.005,
         "target": {"metric": "loss", "value": 0.25, "given": False},
         "timing": "alone",
@@ -90,7 +91,7 @@ def summary(**changes) -> dict:
         "runs": runs,
         "pairing": [],
         "curves": [
-            {"label": run["label"], "seed": run["seed"], "step": [10, 20], "seconds": [0.5, 1.0], "loss": [1.0, 0.25]}
+            {"label": run["label"], "seed": run["seed"], "step": [10, 20], "seconds": [0.5, 1.0], "value": [1.0, 0.25]}
             for run in runs
         ],
         "report": "c/report.html",
@@ -158,12 +159,15 @@ def test_caveats_name_what_weakens_a_result():
 def test_tables():
     headings, rows = quality_table(summary())
     assert rows[1][headings.index("verdict")] == "fismo better"
-    assert rows[0][headings.index("top-1")] == "25.00 %"
+    assert rows[0][headings.index("validation top-1")] == "25.00 ± 1.00 %"
     headings, rows = cost_table(summary())
     assert rows[0][headings.index("state B/parameter")] == "8.0"
     assert rows[0][headings.index("s to target")] == "not reached"
     text = contender("gpt", metrics={"validation": {"loss": {"mean": 1.0, "standard_deviation": 0.1}}})
-    assert "top-1" not in quality_table(summary(contenders=[text]))[0]
+    assert "validation top-1" not in quality_table(summary(contenders=[text]))[0]
+    by_hits = summary(metric="top1", contenders=[contender("fismo"), contender("muon")])
+    assert quality_table(by_hits)[0][1:3] == ("validation top-1", "validation loss")
+    assert "difference in validation top-1 -0.1000" in verdict_sentence(by_hits, verdict())
     out = io.StringIO()
     print_comparison(Console(file=out, width=100), summary())
     assert "report: c/report.html" in out.getvalue()

@@ -165,7 +165,7 @@ def settings(trials: int = 2) -> list:
 def final_numbers(summary) -> tuple:
     runs = sorted((run["label"], run["seed"], run["metrics"]["validation"]["loss"]) for run in summary["runs"])
     tuned = [
-        [(trial["settings"], trial["loss"]) for trial in study["trial_list"]]
+        [(trial["settings"], trial["value"]) for trial in study["trial_list"]]
         for tuning in summary["tuning"]
         for study in tuning["studies"]
     ]
@@ -254,7 +254,7 @@ def check_studies(summary, studies: int) -> None:
         drawn = [trial["settings"] for study in tuning["studies"] for trial in study["trial_list"]]
         assert len({json.dumps(settings, sort_keys=True) for settings in drawn}) == len(drawn)
         for study in tuning["studies"]:
-            losses = [trial["loss"] for trial in study["trial_list"]]
+            losses = [trial["value"] for trial in study["trial_list"]]
             assert study["best"]["value"] == min(losses)
             for seed in study["judged_with"]:
                 (run,) = [r for r in summary["runs"] if (r["label"], r["seed"]) == (tuning["label"], seed)]
@@ -312,3 +312,25 @@ def test_a_target_that_was_asked_for_and_missed(cli):
     assert done.json["target"] == {"metric": "top1", "value": 0.999, "given": True}
     assert done.json["verdicts"][0]["verdict"] == "underpowered"
     assert math.isfinite(done.json["verdicts"][0]["difference"])
+
+
+def test_two_tasks_by_top1(tmp_path):
+    cli = Cli(tmp_path)
+    short = ("train.epochs=null", "train.steps=20", "train.threads=1")
+    done = cli.run(
+        *("compare", "digits-vit", "digits-resnet", *short, "--baselines", "muon", "--seeds", 2, "--tune-trials", 1),
+        *("--metric", "top1", "--workers", 2, "--json"),
+    )
+    assert done.code == 0, done.err
+    assert "fismo against muon, of 2 tasks: underpowered on 2" in done.err
+    assert [task["preset"] for task in done.json["tasks"]] == ["digits-vit", "digits-resnet"]
+    for task in done.json["tasks"]:
+        summary = json.loads((cli.folder / task["comparison"] / "summary.json").read_text())
+        finals = {(run["label"], run["seed"]): run["metrics"]["validation"]["top1"] for run in summary["runs"]}
+        (verdict,) = summary["verdicts"]
+        own = [finals["fismo", seed] - finals["muon", seed] for seed in (0, 1)]
+        assert verdict["differences"] == pytest.approx(own)
+        assert task["verdicts"]["muon"]["difference"] == pytest.approx(sum(own) / 2)
+        assert "validation top-1" in (cli.folder / summary["report"]).read_text()
+    report = cli.run("report", done.json["directory"], "--json")
+    assert report.json == done.json

@@ -1,0 +1,18 @@
+"""Which way metrics go: the top-k accuracies are better when higher, all others when lower. Never imports torch."""
+
+__all__ = ["called", "cost", "higher_is_better"]
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a higher value of a metric is the better one."""
+    return metric.startswith("top")
+
+
+def cost(metric: str, value: float) -> float:
+    """A value so that lower is better: itself, or its negative. Of a cost, the value again."""
+    return -value if higher_is_better(metric) else value
+
+
+def called(metric: str) -> str:
+    """A metric's name for people."""
+    return f"top-{metric.removeprefix('top')}" if metric.startswith("top") else metric.replace("_", " ")

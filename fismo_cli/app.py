@@ -19,7 +19,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fismo_cli.errors import AbortedError, ExitCode, FismoError, PresetError, QuietError, first_line, place_of
+from fismo_cli.errors import (
+    AbortedError,
+    ExitCode,
+    FismoError,
+    PresetError,
+    QuietError,
+    UsageError,
+    first_line,
+    place_of,
+)
 
 __all__ = ["COMMANDS", "app", "main"]
 
@@ -93,6 +102,10 @@ def _options(
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    imported: Annotated[
+        str | None,
+        typer.Option("--import", metavar="FILE.py", help="Python file with optimizers of your own: own/NAME."),
+    ] = None,
 ) -> None:
     pass
 
@@ -100,7 +113,7 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; always leaves by SystemExit with one of `ExitCode`.
 
-    `--debug` may stand anywhere, so that it can be appended to a command that failed.
+    `--debug` and `--import FILE.py` may stand anywhere, so that they can be appended to a command.
     """
     if arguments is None:
         _insist_on_utf8()
@@ -110,9 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    remaining = [argument for argument in given if argument != "--debug"]
+    remaining, imported = _without_import([argument for argument in given if argument != "--debug"])
     with _leaving_in_order() as received:
-        code = _run(remaining or ["--help"], debug, received)
+        code = _run(remaining or ["--help"], debug, received, imported)
     _end_children()
     try:
         sys.stdout.flush()
@@ -128,6 +141,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(code)
 
 
+def _without_import(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each `--import FILE`, and the files."""
+    rest: list[str] = []
+    files: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--import":
+            files.append(next(given, ""))
+        elif argument.startswith("--import="):
+            files.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return rest, files
+
+
 def _insist_on_utf8() -> None:
     """Start again in Python's UTF-8 mode where file names would be ASCII (LC_ALL=C with PYTHONUTF8=0).
 
@@ -138,8 +166,14 @@ def _insist_on_utf8() -> None:
         os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
 
 
-def _run(arguments: list[str], debug: bool, received: list["_StoppedBySignal"]) -> int:
+def _run(arguments: list[str], debug: bool, received: list["_StoppedBySignal"], imported: Sequence[str]) -> int:
     try:
+        if imported:
+            from fismo_cli.own_optimizers import use_file
+
+            if len(imported) > 1:
+                raise UsageError("--import: give one file; it can import others")
+            use_file(imported[0])
         typer.main.get_command(app).main(args=arguments, prog_name="fismo")
     except SystemExit as leaving:
         if _came_of(leaving, KeyboardInterrupt):

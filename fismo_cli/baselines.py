@@ -11,13 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fismo_cli.errors import UsageError
+from fismo_cli.own_optimizers import OWN, OWN_MATRICES, own_class
 from fismo_cli.preset.optimizer_names import (
     DEFAULTS,
     LOW_RANK_NAMES,
-    MATRIX_NAMES,
     TIMM_PREFIX,
     TORCH_NAMES,
     is_optimizer_name,
+    takes_matrices,
     why_refused,
 )
 from fismo_cli.preset.schema import BaselineConfig
@@ -90,7 +91,7 @@ def _following(config: BaselineConfig, options: Mapping[str, Any], known: Mappin
 
 def _try_out(name: str, create: Create) -> None:
     """Build the optimizer and take two steps: wrong types and ranges show before any data is read."""
-    shapes = [shape for shape in TRIED_SHAPES if len(shape) == 2 or name not in MATRIX_NAMES]
+    shapes = [shape for shape in TRIED_SHAPES if len(shape) == 2 or not takes_matrices(name)]
     parameters = [nn.Parameter(torch.full(shape, 0.5)) for shape in shapes]
     with kept_rng_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,6 +109,9 @@ def _factory(name: str) -> tuple[Callable[..., Optimizer], Mapping[str, inspect.
     """What makes an optimizer, and the arguments that it takes."""
     if not is_optimizer_name(name):
         raise UsageError(f"optimizer.name: {why_refused(name) or f'unknown optimizer {name}'}")
+    if name.startswith((OWN, OWN_MATRICES)):
+        own = own_class(name)
+        return own, inspect.signature(own).parameters
     try:
         if name.startswith(TIMM_PREFIX):
             from timm.optim import create_optimizer_v2, get_optimizer_class  # type: ignore[attr-defined]

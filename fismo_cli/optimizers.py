@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fismo_cli.baselines import baseline
 from fismo_cli.errors import UsageError
 from fismo_cli.matrix_optimizer import Group, MatrixOptimizer
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES
+from fismo_cli.preset.optimizer_names import takes_matrices
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig, fismo_options, plain
 from fismo_core import FISMO, Mars, split_parameters, undecayed_parameters
 from fismo_core.config import Rule
@@ -45,7 +45,7 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, p
     try:
         if isinstance(config, FismoConfig):
             return _build_fismo(config, model, process_group)
-        if config.name not in MATRIX_NAMES:
+        if not takes_matrices(config.name):
             undecayed = undecayed_parameters(model) if config.weight_decay_on == "matrices" else {}
             return _build_elementwise(config, model, undecayed)
         groups = split_parameters(model, config.rules, decayed=_decayed_rules(config))

@@ -17,7 +17,7 @@ from fismo_cli.comparison.statistics import compare_paired, decide, holm, median
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.metrics import cost
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES
+from fismo_cli.preset.optimizer_names import takes_matrices
 from fismo_cli.tuning.search_space import near_bounds
 
 __all__ = ["analyse", "check_pairing"]
@@ -200,7 +200,7 @@ def _value(metric: str, its_cost: float) -> float | str:
 def _untreated(contender: Contender) -> Any:
     """Who treats the parameters that matrix optimizers leave out, and how; None for other optimizers."""
     config = contender.loaded.preset.optimizer
-    return (config.adamw, config.rules) if config.name in ("fismo", *MATRIX_NAMES) else None
+    return (config.adamw, config.rules) if takes_matrices(config.name) else None
 
 
 def _settings(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> dict[str, Any]:

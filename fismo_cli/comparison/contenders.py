@@ -10,10 +10,10 @@ from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.nested import without
 from fismo_cli.preset.optimizer_names import (
     COUPLED_DECAY,
-    MATRIX_NAMES,
     NO_WEIGHT_DECAY,
     is_optimizer_name,
     optimizer_names,
+    takes_matrices,
     why_refused,
 )
 from fismo_cli.preset.overrides import FORM_KEYS
@@ -119,7 +119,7 @@ def _baseline(preset: Preset, label: str) -> Preset:
     }
     if name not in COUPLED_DECAY | NO_WEIGHT_DECAY:
         shared["weight_decay"] = candidate.weight_decay
-    if name in ("fismo", *MATRIX_NAMES):
+    if takes_matrices(name):
         shared["rules"] = dict(candidate.rules)
     if name == candidate.name:  # a variant: what it does not say is the candidate's
         shared = candidate.model_dump()

@@ -14,6 +14,7 @@ import yaml
 
 from fismo_cli.errors import PresetError
 from fismo_cli.files import encodable
+from fismo_cli.own_optimizers import own_origin
 from fismo_cli.preset.document import RESOLVERS, Document, DocumentError, Path, dotted, parse_document
 from fismo_cli.preset.locate import PresetFile, find_preset, shipped_presets
 from fismo_cli.preset.overrides import Layered, apply_overrides, parse_overrides
@@ -100,8 +101,13 @@ def resolved_yaml(loaded: LoadedPreset) -> str:
 
 
 def identity(preset: Preset) -> str:
-    """A hash of the resolved preset: equal for two presets exactly if all their values are equal."""
+    """A hash of the resolved preset: equal for two presets exactly if all their values are equal.
+
+    And, where the optimizer is the user's own, its file or its package's version.
+    """
     canonical = json.dumps(_plain(preset.model_dump()), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    origin = own_origin(preset.optimizer.name)
+    canonical += "" if origin is None else json.dumps({**origin, "file": None}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,8 @@ with the reason.
 
 from typing import Any
 
+from fismo_cli.own_optimizers import OWN, OWN_MATRICES, why_no_own
+
 __all__ = [
     "COUPLED_DECAY",
     "DEFAULTS",
@@ -20,6 +22,7 @@ __all__ = [
     "driven_argument",
     "is_optimizer_name",
     "optimizer_names",
+    "takes_matrices",
     "why_refused",
 ]
 
@@ -167,13 +170,18 @@ def optimizer_names() -> tuple[str, ...]:
 
 
 def is_optimizer_name(name: str) -> bool:
-    """Whether the name is one of `optimizer_names`."""
-    return name in optimizer_names()
+    """Whether the name is one of `optimizer_names`, or of the user's own."""
+    return name in optimizer_names() or (name.startswith((OWN, OWN_MATRICES)) and why_no_own(name) is None)
+
+
+def takes_matrices(name: str) -> bool:
+    """Whether the optimizer is given the hidden matrices alone, and AdamW treats the rest."""
+    return name == "fismo" or name in MATRIX_NAMES or name.startswith(OWN_MATRICES)
 
 
 def why_refused(name: str) -> str | None:
-    """Why an optimizer that one of the libraries has is not offered; None where nothing is known of it."""
-    return f"{name} {REFUSED[name]}" if name in REFUSED else None
+    """Why an optimizer that a library has, or the user is to have, is not there; None where nothing is known of it."""
+    return f"{name} {REFUSED[name]}" if name in REFUSED else why_no_own(name)
 
 
 def driven_argument(name: str, key: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fismo_cli.preset.document import DocumentError, Path, dotted, parse_scalar
 from fismo_cli.preset.nested import MISSING, leaf, without
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES
+from fismo_cli.preset.optimizer_names import takes_matrices
 from fismo_cli.preset.schema_data import unused_keys
 from fismo_cli.preset.schema_tune import SearchedConfig
 from fismo_core.config import FORMS
@@ -92,7 +92,7 @@ def _leave_out(layered: Layered, overrides: Sequence[Override], source: str) -> 
         before, name = optimizer.get("name"), chosen.get("name", optimizer.get("name"))
         form_before = optimizer.get("form", "default")
         if before is not None and name != before:
-            shared = SHARED_OPTIMIZER_KEYS - (set() if name in ("fismo", *MATRIX_NAMES) else {"rules"})
+            shared = SHARED_OPTIMIZER_KEYS - (set() if takes_matrices(str(name)) else {"rules"})
             _drop(layered, "optimizer", set(optimizer) - shared, chosen, f"not for {name}", source)
         elif name == "fismo" and chosen.get("form", form_before) != form_before:
             paths = {

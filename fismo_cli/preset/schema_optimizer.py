@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_h
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, create_model, model_validator
 
 from fismo_cli.preset.nested import MISSING, leaf, put
-from fismo_cli.preset.optimizer_names import MATRIX_NAMES, driven_argument, is_optimizer_name, why_refused
+from fismo_cli.preset.optimizer_names import driven_argument, is_optimizer_name, takes_matrices, why_refused
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 from fismo_core.checked import to_plain
 from fismo_core.config import FORMS, AdamW, ComputeDtype, FisherMetric, FismoOptions, Polar, Scale
@@ -153,7 +153,7 @@ def _known_optimizer(name: str) -> str:
 
 
 class BaselineConfig(Config):
-    """Any other optimizer: adam, adamw, sgd, muon (torch), soap, shampoo, lion, ... (pytorch-optimizer), timm/NAME."""
+    """Any other: adam, adamw, sgd, muon (torch), soap, shampoo, lion, ... (pytorch-optimizer), timm/NAME, own/NAME."""
 
     name: Annotated[str, AfterValidator(_known_optimizer)] = Field(
         description="The optimizer.", json_schema_extra={"expected": "the name of an optimizer"}
@@ -177,7 +177,7 @@ class BaselineConfig(Config):
     def _check(self) -> "BaselineConfig":
         message = f"{self.name} treats all parameters alike; rules are for matrix optimizers"
         refuse(
-            (bool(self.rules) and self.name not in MATRIX_NAMES, "rules", message, ("name",)),
+            (bool(self.rules) and not takes_matrices(self.name), "rules", message, ("name",)),
             *(
                 (
                     key in self.args and getattr(self, key) is not None,

@@ -1,10 +1,10 @@
 """A comparison in words, from its summary alone: the verdict first, then what weakens it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fismo_cli.comparison.power import seeds_needed
-from fismo_cli.metrics import called
+from fismo_cli.metrics import called, cost
 from fismo_cli.words import counted
 
 __all__ = [
@@ -18,6 +18,9 @@ __all__ = [
     "verdict_lines",
     "verdict_sentence",
 ]
+
+LITTLE, STEEP, LAST_PART = 0.1, 0.1, 0.1
+"""Shares of the most that any contender got better, and of the steps: below and above them there is a note."""
 
 MANY = 8
 """Baselines above which they are told by numbers and groups."""
@@ -145,9 +148,44 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
         for contender, own in zip(summary["contenders"], decayed, strict=True)
         if own != decayed[0]
     ]
+    found += _about_curves(summary)
     if summary["target"] is None:
         found.append("No baseline finished often enough to set a target, so no speed-up is given.")
     return found
+
+
+def _about_curves(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Who learnt next to nothing, and who was still getting better quickly when training ended."""
+    metric = summary["metric"]
+    curves = {
+        contender["label"]: _mean_curve(metric, [c for c in summary["curves"] if c["label"] == contender["label"]])
+        for contender in summary["contenders"]
+    }
+    known = [curve for curve in curves.values() if len(curve) > 1]
+    if not known:
+        return
+    start, best = max(curve[0] for curve in known), min(curve[-1] for curve in known)
+    for label, curve in curves.items():
+        if len(curve) < 2 or best >= start:
+            continue
+        if start - curve[-1] < LITTLE * (start - best):
+            yield (
+                f"{label} learnt next to nothing (from {number(cost(metric, start))} to "
+                f"{number(cost(metric, curve[-1]))}): its settings may be wrong, and a comparison with it says little."
+            )
+            continue
+        last = int(len(curve) * LAST_PART)
+        if last and curve[-1 - last] - curve[-1] > STEEP * (start - best):
+            yield (
+                f"{label} was still getting better quickly when training ended, by more than {STEEP:.0%} of all "
+                f"progress in the last {LAST_PART:.0%} of the steps: with more steps the verdict may be another."
+            )
+
+
+def _mean_curve(metric: str, curves: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Mean cost at each evaluation that all runs reached with a finite value."""
+    columns = zip(*(curve["value"] for curve in curves), strict=False)
+    return [cost(metric, sum(column) / len(column)) for column in columns if None not in column]
 
 
 def speedup(ratio: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fismo_cli.environment import environment
+from fismo_cli.own_optimizers import own_origin
 
 __all__ = ["describe_run", "differences", "weights_hash"]
 
@@ -25,7 +26,13 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def describe_run(
-    *, command: Sequence[str], device: torch.device, initial_weights: str, sample_order: str, data: Mapping[str, Any]
+    *,
+    command: Sequence[str],
+    device: torch.device,
+    initial_weights: str,
+    sample_order: str,
+    data: Mapping[str, Any],
+    optimizer: str,
 ) -> dict[str, Any]:
     """The content of `environment.json`.
 
@@ -35,7 +42,9 @@ def describe_run(
         initial_weights: `weights_hash` of the model before the first step.
         sample_order: hash of the first epoch's order.
         data: the task's own description of its data.
+        optimizer: its name.
     """
+    origin = own_origin(optimizer)
     return {
         **environment(),
         "device": str(device),
@@ -44,6 +53,7 @@ def describe_run(
         "initial_weights_sha256": initial_weights,
         "sample_order_sha256": sample_order,
         "data": dict(data),
+        **({} if origin is None else {"optimizer": origin}),
     }
 
 

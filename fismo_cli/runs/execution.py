@@ -333,4 +333,5 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
         initial_weights=prepared.initial_weights,
         sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
         data=prepared.task.description,
+        optimizer=prepared.loaded.preset.optimizer.name,
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, MATRIX_NAMES, NO_WEIGHT_DECAY
+from fismo_cli.preset.optimizer_names import COUPLED_DECAY, DEFAULTS, NO_WEIGHT_DECAY, takes_matrices
 from fismo_cli.preset.reference import shown
 from fismo_cli.preset.schema import BaselineConfig, FismoConfig, Preset
 from fismo_cli.preset.schema_tune import SearchedConfig
@@ -106,7 +106,7 @@ def compared_space(config: FismoConfig | BaselineConfig) -> Space:
     """
     space = default_space(config)
     space.pop("optimizer.metric.damping", None)
-    if config.name in ("fismo", *MATRIX_NAMES):
+    if takes_matrices(config.name):
         space.pop("1 - optimizer.beta2", None)
         space["optimizer.adamw.lr"] = _around(config.adamw.lr)
     return space

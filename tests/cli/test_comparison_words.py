@@ -156,6 +156,29 @@ def test_caveats_name_what_weakens_a_result():
     assert sentence.startswith("adamw decays all parameters, the candidate matrices alone")
 
 
+def test_who_learnt_nothing_or_was_not_done_is_marked():
+    def curves(**values):
+        return [
+            {"label": label, "seed": seed, "step": list(range(20)), "seconds": list(range(20)), "value": own}
+            for label, own in values.items()
+            for seed in (0, 1)
+        ]
+
+    falling = [2.0 - 0.05 * step for step in range(20)]  # a tenth of all progress in the last tenth, and a bit more
+    flat = [2.0 - 0.001 * step for step in range(20)]
+    done = [2.0 - 1.0 * min(step, 10) / 10 for step in range(20)]
+    assert caveats(summary(curves=curves(fismo=done, muon=done))) == []
+    (nothing,) = caveats(summary(curves=curves(fismo=done, muon=flat)))
+    assert nothing.startswith("muon learnt next to nothing (from 2.0000 to 1.9810)")
+    (steep,) = caveats(summary(curves=curves(fismo=done, muon=falling)))
+    assert steep.startswith("muon was still getting better quickly when training ended")
+    up = {label: [1 - loss / 2 for loss in own] for label, own in {"fismo": done, "muon": falling}.items()}
+    (steep,) = caveats(summary(metric="top1", curves=curves(**up)))
+    assert steep.startswith("muon was still getting better")
+    missing = [None] * 20
+    assert caveats(summary(curves=curves(fismo=done, muon=missing))) == []
+
+
 def test_tables():
     headings, rows = quality_table(summary())
     assert rows[1][headings.index("verdict")] == "fismo better"

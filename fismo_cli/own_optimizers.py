@@ -7,7 +7,6 @@ preset can make anything run that the user has not installed or named by `--impo
 import ast
 import hashlib
 import importlib.util
-import os
 import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,19 +16,19 @@ from typing import Any
 
 from fismo_cli.errors import UsageError, first_line, place_of
 
-__all__ = ["OWN", "OWN_MATRICES", "own_class", "own_names", "own_origin", "use_file", "why_no_own"]
+__all__ = ["OWN", "OWN_MATRICES", "import_arguments", "own_class", "own_names", "own_origin", "use_file", "why_no_own"]
 
 OWN, OWN_MATRICES = "own/", "own-matrices/"
 
 GROUP = "fismo.optimizers"
 """Of entry points."""
 
-_VARIABLE = "FISMO_IMPORT"
-"""By which the processes of runs know the file of `--import`."""
+_files: list[Path] = []
+"""The file of `--import`, if there is one."""
 
 
 def use_file(text: str) -> None:
-    """Take optimizers from a Python file; nothing in it is run yet.
+    """Take optimizers from a Python file, and from no other; nothing in it is run yet.
 
     Raises:
         UsageError: if it is not there, cannot be read, or is no Python.
@@ -42,7 +41,12 @@ def use_file(text: str) -> None:
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
         raise UsageError(f"--import {text}{line}: {first_line(error)}") from error
-    os.environ[_VARIABLE] = str(path)
+    _files[:] = [path]
+
+
+def import_arguments() -> list[str]:
+    """What another process of fismo has to be told to know the same file."""
+    return [argument for file in _files for argument in ("--import", str(file))]
 
 
 def own_names() -> tuple[str, ...]:
@@ -106,8 +110,7 @@ def own_origin(name: str) -> dict[str, str] | None:
 
 
 def _file() -> Path | None:
-    path = os.environ.get(_VARIABLE)
-    return Path(path) if path else None
+    return _files[0] if _files else None
 
 
 def _classes_of_file() -> tuple[str, ...]:

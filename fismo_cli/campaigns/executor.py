@@ -15,6 +15,7 @@ from typing import Any
 
 from fismo_cli.campaigns import forked
 from fismo_cli.errors import ExitCode
+from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.processes import killed_by
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity, write_preset
@@ -76,6 +77,7 @@ class RunProcess:
         write_preset(preset_file, loaded)
         log.parent.mkdir(parents=True, exist_ok=True)
         command = ["train", str(preset_file), "--runs-dir", str(runs_dir), "--resume", "auto", *_several(nproc)]
+        command += import_arguments()
         command += ["--same-data", str(same_data)] if same_data is not None else []
         with log.open("ab") as messages:
             self._process = forked.start(
@@ -179,7 +181,7 @@ def dry_run_elsewhere(
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as messages:
         # Into files: a pipe would be waited for as long as any process that the run has left behind holds it.
         process = forked.start(
-            ["train", str(preset_file), "--dry-run", "--json", *_several(nproc)],
+            ["train", str(preset_file), "--dry-run", "--json", *_several(nproc), *import_arguments()],
             loaded.preset,
             stdout=answer.fileno(),
             stderr=messages.fileno(),

@@ -9,13 +9,14 @@ from typing import Any
 
 from fismo_cli.metrics import higher_is_better
 from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.training.run_summary import RunSummary
 
 __all__ = ["REPORTS", "Judging", "RunResult", "TrialResult", "run_value", "trial_result"]
 
 REPORTS = 10
 """Into how many parts the budget of a trial is cut for a pruner."""
 
-RunResult = tuple[RunDirectory, dict[str, Any]]
+RunResult = tuple[RunDirectory, RunSummary]
 """A finished run and its summary."""
 
 
@@ -60,7 +61,7 @@ class TrialResult:
     attributes: dict[str, Any]
 
 
-def run_value(summary: dict[str, Any], metric: str) -> float | None:
+def run_value(summary: RunSummary, metric: str) -> float | None:
     """The final validation metric of a run; None if it diverged or the metric is not finite."""
     metrics = summary["metrics"]["validation"] or {}
     value = metrics.get(metric)

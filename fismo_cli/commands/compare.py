@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from fismo_cli.comparison.beginning import Asked
     from fismo_cli.comparison.plan import Plan
+    from fismo_cli.comparison.summary import ComparisonSummary, TasksSummary
 
 __all__ = ["app", "spread_out"]
 
@@ -135,12 +136,12 @@ def compare(
             say(console, f"note: {note}")
         begun.append(_begin(console, each, storage))
     summaries = [_carry_out(console, *each, workers=workers, storage=storage) for each in begun]
-    summary = summaries[0]
+    summary: ComparisonSummary | TasksSummary = summaries[0]
     if len(summaries) > 1:
         from fismo_cli.reporting.tasks_report import print_tasks, write_tasks
 
-        summary = write_tasks(summaries, directory)
-        print_tasks(console, summary)
+        together = summary = write_tasks(summaries, directory)
+        print_tasks(console, together)
     if as_json:
         print_json(summary)
     if target is not None and any(each["target_missed"] for each in summaries):
@@ -172,7 +173,7 @@ def _begin(console: "Console", asked: "Asked", storage: str | None) -> tuple["Pl
 
 def _carry_out(
     console: "Console", plan: "Plan", kept: "BaseStorage", *, workers: int, storage: str | None
-) -> dict[str, Any]:
+) -> "ComparisonSummary":
     from fismo_cli.campaigns.pool import carry_out
     from fismo_cli.campaigns.storage import storage_errors
     from fismo_cli.comparison.studies import open_studies, site_of

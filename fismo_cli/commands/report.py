@@ -111,7 +111,7 @@ def _report_comparison(directory: Path, url: str | None) -> Any:
     if is_complete(plan, results):
         summary = write_report(plan, results)
         print_comparison(stderr_console(), summary)
-    else:
-        summary = write_unfinished(plan, results)
-        print_unfinished(stderr_console(), summary)
-    return summary
+        return summary
+    so_far = write_unfinished(plan, results)
+    print_unfinished(stderr_console(), so_far)
+    return so_far

@@ -11,6 +11,7 @@ import typer
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import DataError, ExitCode, UsageError
+from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
 
@@ -67,6 +68,7 @@ def train(
         flags += [*(["--json"] if as_json else []), "--runs-dir", str(runs_dir)]
         flags += ["--allow-changed-data"] if allow_changed_data else []
         flags += [] if same_data is None else ["--same-data", str(same_data)]
+        flags += import_arguments()
         _launch(["train", preset, *given, *flags], nproc, torchrun_arguments, loaded)
     if dry_run:
         _show_dry_run(loaded, as_json)
@@ -112,7 +114,7 @@ def train(
             command = RunDirectory(Path(summary["run_dir"])).resume_command
             command += f" --nproc {summary['world_size']}" if summary["world_size"] > 1 else ""
             say(console, f"continue with: {command}")
-            raise typer.Exit(128 + summary["signal"])
+            raise typer.Exit(128 + (summary["signal"] or 0))
 
 
 def _split(given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,9 +11,23 @@ from typing import Any
 from fismo_cli.comparison.budget import by_budget
 from fismo_cli.comparison.contenders import Contender
 from fismo_cli.comparison.plan import Plan
-from fismo_cli.comparison.records import Record
+from fismo_cli.comparison.records import Record, judged_run
 from fismo_cli.comparison.results import Results, Tuned, judged
 from fismo_cli.comparison.statistics import compare_paired, decide, holm, median_interval
+from fismo_cli.comparison.summary import (
+    COMPARISON_VERSION,
+    Budget,
+    ComparisonSummary,
+    ContenderSummary,
+    Number,
+    Ratio,
+    Speedups,
+    Spread,
+    StudySummary,
+    TargetSummary,
+    TuningSummary,
+    VerdictSummary,
+)
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.metrics import cost
@@ -40,7 +54,7 @@ def check_pairing(records: Sequence[Record]) -> None:
                 )
 
 
-def analyse(plan: Plan, results: Results) -> dict[str, Any]:
+def analyse(plan: Plan, results: Results) -> ComparisonSummary:
     """All numbers of a comparison whose runs have finished.
 
     Raises:
@@ -62,6 +76,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
     check_pairing(everything)
     target = plan.target or _own_target(plan.metric, [records[baseline.label] for baseline in plan.baselines])
     return {
+        "version": COMPARISON_VERSION,
         "comparison": str(plan.directory),
         "preset": plan.candidate.loaded.name,
         "task": plan.candidate.loaded.preset.task,
@@ -86,10 +101,7 @@ def analyse(plan: Plan, results: Results) -> dict[str, Any]:
         "tuning": [
             _tuning(contender, plan, records[contender.label], results) for contender in plan.contenders if plan.studies
         ],
-        "runs": [
-            {"label": record.label, **{key: value for key, value in record.summary.items() if key != "identity"}}
-            for record in everything
-        ],
+        "runs": [judged_run(record) for record in everything],
         "pairing": [
             {
                 "seed": seed,
@@ -121,7 +133,7 @@ def _missed(records: Sequence[Record], target: Target) -> bool:
     return math.isinf(statistics.median_high([record.reached(target)[0] for record in records]))
 
 
-def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | None) -> list[dict[str, Any]]:
+def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | None) -> list[VerdictSummary]:
     count, candidate, metric = len(plan.baselines), records[plan.candidate.label], plan.metric
     own = [record.cost(metric) for record in candidate]
     others = {
@@ -129,7 +141,7 @@ def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | Non
     }
     compared = {label: compare_paired(own, costs, baselines=count) for label, costs in others.items()}
     adjusted = dict(zip(compared, holm([paired.p_value for paired in compared.values()]), strict=True))
-    verdicts = []
+    verdicts: list[VerdictSummary] = []
     for label, paired in compared.items():
         finite = [each for each in others[label] if math.isfinite(each)]
         margin = plan.margin * abs(statistics.mean(finite)) if finite else 0.0
@@ -157,7 +169,7 @@ def _verdicts(plan: Plan, records: dict[str, list[Record]], target: Target | Non
     return verdicts
 
 
-def _target(target: Target | None, *, given: bool) -> dict[str, Any] | None:
+def _target(target: Target | None, *, given: bool) -> TargetSummary | None:
     return None if target is None else {"metric": target.metric, "value": target.value, "given": given}
 
 
@@ -166,18 +178,16 @@ def _difference(metric: str, own: float, other: float) -> float | None:
     return cost(metric, own - other) if math.isfinite(own) and math.isfinite(other) else None
 
 
-def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: Target | None) -> dict[str, Any]:
+def _speedups(candidate: Sequence[Record], baseline: Sequence[Record], target: Target | None) -> Speedups:
     """How many times as long the baseline needs to the target: the median over the seeds, with its interval."""
     if target is None:
         return {"steps_speedup": None, "seconds_speedup": None}
     pairs = [(a.reached(target), b.reached(target)) for a, b in zip(candidate, baseline, strict=True)]
-    return {
-        name: _ratio([(theirs[index], ours[index]) for ours, theirs in pairs])
-        for index, name in enumerate(("steps_speedup", "seconds_speedup"))
-    }
+    steps, seconds = (_ratio([(theirs[index], ours[index]) for ours, theirs in pairs]) for index in (0, 1))
+    return {"steps_speedup": steps, "seconds_speedup": seconds}
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """Median ratio with its interval. One that misses the target makes a ratio infinite or 0; where both do it could be
     anything: the interval takes it as the least at its lower end and as the most at its upper one, and the median is
     None where it would depend on it.
@@ -189,11 +199,11 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     return {"median": _number(least) if least == most else None, "ci95": [_number(low), _number(high)]}
 
 
-def _number(value: float) -> float | str:
+def _number(value: float) -> Number:
     return "inf" if math.isinf(value) else value
 
 
-def _value(metric: str, its_cost: float) -> float | str:
+def _value(metric: str, its_cost: float) -> Number:
     return "inf" if math.isinf(its_cost) else cost(metric, its_cost)
 
 
@@ -218,7 +228,7 @@ def _settings(contender: Contender, plan: Plan, records: Sequence[Record], resul
 
 def _contender(
     contender: Contender, plan: Plan, records: Sequence[Record], target: Target | None, results: Results
-) -> dict[str, Any]:
+) -> ContenderSummary:
     done = [record for record in records if not record.diverged]
     costs = [record.cost(plan.metric) for record in done]
     summaries = [record.summary for record in done]
@@ -247,37 +257,39 @@ def _contender(
         "seconds": _spread([s["seconds"] for s in summaries]),
         "step_milliseconds": 1000 * total / sum(s["steps"] for s in summaries) if summaries else None,
         "optimizer_share": optimizer / total if total else None,
-        "peak_memory_bytes": max((s["peak_memory_bytes"] for s in summaries), default=None),
-        "optimizer_state_bytes": max((s["optimizer_state_bytes"] for s in summaries), default=None),
+        "peak_memory_bytes": max((s["peak_memory_bytes"] or 0 for s in summaries), default=0) or None,
+        "optimizer_state_bytes": max((s["optimizer_state_bytes"] or 0 for s in summaries), default=0) or None,
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
+def _spread(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "standard_deviation": deviation}
 
 
-def _tuning(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> dict[str, Any]:
+def _tuning(contender: Contender, plan: Plan, records: Sequence[Record], results: Results) -> TuningSummary:
     """All studies of a contender; with one for each seed, also what more trials would have brought."""
     metric = plan.metric
     studies = [results.tuned.get((contender.label, number), Tuned(metric=metric)) for number in range(plan.studies)]
     failed = sum(record.diverged for tuned in studies for _, record in tuned.trials)
-    budgets = []
+    budgets: list[Budget] = []
     if plan.studies > 1:
         found = [math.inf if tuned.best is None else tuned.trials[tuned.best][1].cost(metric) for tuned in studies]
-        budgets = by_budget(found, [record.cost(metric) for record in records], plan.tune_trials)
+        for budget in by_budget(found, [record.cost(metric) for record in records], plan.tune_trials):
+            mean = _value(metric, budget.mean)
+            budgets.append({**vars(budget), "mean": mean})  # type: ignore[typeddict-item]
     return {
         "label": contender.label,
         "space": {name: vars(where) for name, where in contender.space.items()},
         "trials": {"finished": sum(len(tuned.trials) for tuned in studies) - failed, "failed": failed},
         "studies": [_study(contender, number, tuned, plan) for number, tuned in enumerate(studies)],
-        "budgets": [{**vars(budget), "mean": _value(metric, budget.mean)} for budget in budgets],
+        "budgets": budgets,
     }
 
 
-def _study(contender: Contender, number: int, tuned: Tuned, plan: Plan) -> dict[str, Any]:
+def _study(contender: Contender, number: int, tuned: Tuned, plan: Plan) -> StudySummary:
     best = None if tuned.best is None else tuned.trials[tuned.best]
     value = None if best is None else best[1].metric("validation", plan.metric)
     return {

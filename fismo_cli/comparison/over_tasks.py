@@ -6,12 +6,23 @@ arXiv 2306.07179, section 4.2; Dolan and Moré, 2002).
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from scipy import stats
 
 from fismo_cli.comparison.power import LEVEL
+from fismo_cli.comparison.summary import (
+    COMPARISON_VERSION,
+    Against,
+    ComparisonSummary,
+    JudgedRun,
+    Number,
+    Profile,
+    Task,
+    TasksSummary,
+    TaskVerdict,
+    VerdictSummary,
+)
 from fismo_cli.metrics import cost
 
 __all__ = ["LARGEST_RATIO", "over_tasks"]
@@ -19,10 +30,8 @@ __all__ = ["LARGEST_RATIO", "over_tasks"]
 LARGEST_RATIO = 4.0
 """Up to which ratio of steps profiles are looked at, as in AlgoPerf."""
 
-Summary = Mapping[str, Any]
 
-
-def over_tasks(summaries: Sequence[Summary]) -> dict[str, Any]:
+def over_tasks(summaries: Sequence[ComparisonSummary]) -> TasksSummary:
     """What several comparisons of the same contenders say together.
 
     Args:
@@ -37,6 +46,7 @@ def over_tasks(summaries: Sequence[Summary]) -> dict[str, Any]:
     labels = [contender["label"] for contender in summaries[0]["contenders"]]
     tasks, metric = [_task(summary) for summary in summaries], summaries[0]["metric"]
     return {
+        "version": COMPARISON_VERSION,
         "candidate": labels[0],
         "baselines": labels[1:],
         "tune_trials": summaries[0]["tune_trials"],
@@ -51,23 +61,32 @@ def over_tasks(summaries: Sequence[Summary]) -> dict[str, Any]:
     }
 
 
-def _task(summary: Summary) -> dict[str, Any]:
+def _task(summary: ComparisonSummary) -> Task:
     target = _common_target(summary)
     steps = {contender["label"]: _steps_to(target, summary, contender["label"]) for contender in summary["contenders"]}
     soonest = min(steps.values())
-    kept = ("verdict", "difference", "p_holm", "wins", "losses")
     return {
         "preset": summary["preset"],
         "comparison": summary["comparison"],
         "report": summary["report"],
-        "verdicts": {v["baseline"]: {key: v[key] for key in kept} for v in summary["verdicts"]},
+        "verdicts": {verdict["baseline"]: _kept(verdict) for verdict in summary["verdicts"]},
         "values": {entry["label"]: entry["value"] for entry in summary["contenders"]},
         "target": cost(summary["metric"], target) if math.isfinite(target) else None,
         "ratios": {label: taken / soonest if math.isfinite(taken) else "inf" for label, taken in steps.items()},
     }
 
 
-def _common_target(summary: Summary) -> float:
+def _kept(verdict: VerdictSummary) -> TaskVerdict:
+    return {
+        "verdict": verdict["verdict"],
+        "difference": verdict["difference"],
+        "p_holm": verdict["p_holm"],
+        "wins": verdict["wins"],
+        "losses": verdict["losses"],
+    }
+
+
+def _common_target(summary: ComparisonSummary) -> float:
     """The cost of a value that the median run of every contender reaches: the highest of their median final ones.
 
     Of those alone of which half the runs end; infinite where no contender has such.
@@ -80,12 +99,12 @@ def _common_target(summary: Summary) -> float:
     return max(finite) if finite else math.inf
 
 
-def _final(metric: str, run: Mapping[str, Any]) -> float:
+def _final(metric: str, run: JudgedRun) -> float:
     value = (run["metrics"]["validation"] or {}).get(metric)
     return math.inf if run["status"] != "completed" or not isinstance(value, int | float) else cost(metric, value)
 
 
-def _steps_to(target: float, summary: Summary, label: str) -> float:
+def _steps_to(target: float, summary: ComparisonSummary, label: str) -> float:
     """Median over the runs of the steps until an evaluation is at the target; a run that is never there: infinite."""
     if math.isinf(target):
         return math.inf
@@ -100,15 +119,15 @@ def _at(metric: str, value: float | None, target: float) -> bool:
     return value is not None and cost(metric, value) <= target
 
 
-def _profile(label: str, ratios: Sequence[float | str]) -> dict[str, Any]:
+def _profile(label: str, ratios: Sequence[Number]) -> Profile:
     """The share of tasks up to each ratio, and its mean from 1 to `LARGEST_RATIO`: 1 if soonest everywhere."""
     reached = sorted(ratio for ratio in ratios if isinstance(ratio, float) and ratio <= LARGEST_RATIO)
-    points = [[ratio, number / len(ratios)] for number, ratio in enumerate(reached, start=1)]
+    points = [(ratio, number / len(ratios)) for number, ratio in enumerate(reached, start=1)]
     area = sum(LARGEST_RATIO - ratio for ratio in reached) / len(ratios)
     return {"label": label, "points": points, "score": area / (LARGEST_RATIO - 1)}
 
 
-def _against(metric: str, label: str, verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _against(metric: str, label: str, verdicts: Sequence[TaskVerdict]) -> Against:
     won = sum(_won(metric, verdict) for verdict in verdicts)
     interval = stats.binomtest(won, len(verdicts)).proportion_ci(1 - LEVEL, method="exact")
     return {
@@ -123,7 +142,7 @@ def _against(metric: str, label: str, verdicts: Sequence[Mapping[str, Any]]) -> 
     }
 
 
-def _won(metric: str, verdict: Mapping[str, Any]) -> bool:
+def _won(metric: str, verdict: TaskVerdict) -> bool:
     """Whether the candidate's mean was better; where runs diverged, whether it won more seeds than it lost."""
     difference = verdict["difference"]
     return bool(verdict["wins"] > verdict["losses"] if difference is None else cost(metric, difference) < 0)

@@ -4,14 +4,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
+from fismo_cli.comparison.summary import JudgedRun
 from fismo_cli.comparison.target import Target
 from fismo_cli.errors import FismoError
 from fismo_cli.metrics import cost
 from fismo_cli.runs.directory import RunDirectory
+from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["Point", "Record", "as_plain", "from_plain", "read_record"]
+__all__ = ["Point", "Record", "as_plain", "from_plain", "judged_run", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Record:
     """A run that completed or diverged."""
 
     label: str
-    summary: dict[str, Any]
+    summary: RunSummary
     curve: tuple[Point, ...]
     initial_weights: str
     sample_order: str
@@ -45,16 +47,16 @@ class Record:
     @property
     def loss(self) -> float:
         """Final validation loss; infinite for a run that diverged."""
-        return math.inf if self.diverged else float(self.summary["metrics"]["validation"]["loss"])
+        return self.cost("loss")
 
     def cost(self, metric: str) -> float:
         """The final value on validation data, lower being better; infinite for a run that diverged or has none."""
         value = self.metric("validation", metric)
         return math.inf if value is None or not math.isfinite(value) else cost(metric, float(value))
 
-    def metric(self, split: str, name: str) -> float | None:
+    def metric(self, split: Literal["train", "validation", "test"], name: str) -> float | None:
         """A final metric; None where it was not measured or the run diverged."""
-        metrics = self.summary["metrics"].get(split)
+        metrics = self.summary["metrics"][split]
         return None if self.diverged or not metrics else metrics.get(name)
 
     def reached(self, target: Target) -> tuple[float, float]:
@@ -64,13 +66,11 @@ class Record:
                 return float(point.step), point.seconds
         return math.inf, math.inf
 
-    def headline(self) -> str:
-        """The result in a few words."""
-        if self.diverged:
-            return f"diverged at step {self.summary['steps']}"
-        others = {name: value for name, value in self.summary["metrics"]["validation"].items() if name == "top1"}
-        accuracy = "".join(f", top1 {100 * value:.2f} %" for value in others.values())
-        return f"validation loss {self.loss:.4f}{accuracy}, {self.summary['seconds']:.1f} s"
+
+def judged_run(record: Record) -> JudgedRun:
+    """What the summary of a comparison has of a run: all of the run's own but its identity."""
+    known: Any = {key: value for key, value in record.summary.items() if key != "identity"}
+    return cast(JudgedRun, {"label": record.label, **known})
 
 
 def as_plain(record: Record) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def read_record(run: RunDirectory, label: str) -> Record:
         FismoError: if its files cannot be read.
     """
     try:
-        summary = {**json.loads(run.summary.read_text(encoding="utf-8")), "run_dir": str(run.path)}
+        summary: Any = {**json.loads(run.summary.read_text(encoding="utf-8")), "run_dir": str(run.path)}
         environment = json.loads(run.environment.read_text(encoding="utf-8"))
         curve = []
         for line in run.metrics.read_text(encoding="utf-8").splitlines():

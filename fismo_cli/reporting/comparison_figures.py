@@ -1,10 +1,10 @@
 """The figures of a comparison, from its summary alone, readable on light and dark ground."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
+from fismo_cli.comparison.summary import ComparisonSummary
 from fismo_cli.metrics import called, cost, higher_is_better
 from fismo_cli.reporting.comparison_words import MANY
 from fismo_cli.reporting.page import GREY, styled
@@ -29,7 +29,7 @@ class Style:
     symbol: str
 
 
-def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+def figures(summary: ComparisonSummary) -> dict[str, tuple[Any, str]]:
     """Name -> plotly figure and its caption, in the order of the page."""
     metric = summary["metric"]
     made = {
@@ -63,7 +63,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     return made
 
 
-def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
+def _curves(summary: ComparisonSummary, axis: Literal["step", "seconds"], title: str) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -71,8 +71,10 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
         label = style.label
         curves = [curve for curve in summary["curves"] if curve["label"] == label and curve["step"]]
         length = min((len(curve["step"]) for curve in curves), default=0)
-        columns = [[curve["value"][index] for curve in curves] for index in range(length)]
-        kept = [index for index, column in enumerate(columns) if None not in column]
+        columns = [
+            [value for curve in curves if (value := curve["value"][index]) is not None] for index in range(length)
+        ]
+        kept = [index for index, column in enumerate(columns) if len(column) == len(curves)]
         if not kept:
             continue
         x = [sum(curve[axis][index] for curve in curves) / len(curves) for index in kept]
@@ -98,7 +100,7 @@ def _curves(summary: Mapping[str, Any], axis: str, title: str) -> Any:
     return _by_metric(figure, title, summary["metric"])
 
 
-def _differences(summary: Mapping[str, Any]) -> Any:
+def _differences(summary: ComparisonSummary) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -114,12 +116,13 @@ def _differences(summary: Mapping[str, Any]) -> Any:
             name=label,
             marker={"color": styles[label].colour, "symbol": styles[label].symbol, "opacity": 0.55, "size": 9},
         )
-        if interval and None not in interval and verdict["difference"] is not None:
-            mean = verdict["difference"]
+        low, high = interval or (None, None)
+        mean = verdict["difference"]
+        if low is not None and high is not None and mean is not None:
             figure.add_scatter(
                 x=[f"against {label}"],
                 y=[mean],
-                error_y={"array": [interval[1] - mean], "arrayminus": [mean - interval[0]], "thickness": 2, "width": 9},
+                error_y={"array": [high - mean], "arrayminus": [mean - low], "thickness": 2, "width": 9},
                 mode="markers",
                 name=f"{label}: mean, 95 %",
                 marker={"color": styles[label].colour, "symbol": "line-ew-open", "size": 16},
@@ -131,7 +134,7 @@ def _differences(summary: Mapping[str, Any]) -> Any:
     return _styled(figure, "", f"difference in validation {called(summary['metric'])}")
 
 
-def _to_target(summary: Mapping[str, Any]) -> Any:
+def _to_target(summary: ComparisonSummary) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -157,7 +160,7 @@ def _to_target(summary: Mapping[str, Any]) -> Any:
     return _rows(_styled(figure, "steps to the target", ""), len(styles))
 
 
-def _tuning(summary: Mapping[str, Any]) -> Any:
+def _tuning(summary: ComparisonSummary) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -180,14 +183,18 @@ def _tuning(summary: Mapping[str, Any]) -> Any:
     return _by_metric(figure, "trial", summary["metric"])
 
 
-def _cost(summary: Mapping[str, Any]) -> Any:
+def _cost(summary: ComparisonSummary) -> Any:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    measured = [entry for entry in summary["contenders"] if entry["step_milliseconds"] is not None]
-    labels = [entry["label"] for entry in measured]
-    optimizer = [entry["step_milliseconds"] * entry["optimizer_share"] for entry in measured]
-    rest = [entry["step_milliseconds"] - part for entry, part in zip(measured, optimizer, strict=True)]
+    measured = [
+        (entry["label"], whole, whole * share)
+        for entry in summary["contenders"]
+        if (whole := entry["step_milliseconds"]) is not None and (share := entry["optimizer_share"]) is not None
+    ]
+    labels = [label for label, _, _ in measured]
+    optimizer = [part for _, _, part in measured]
+    rest = [whole - part for _, whole, part in measured]
     figure.add_bar(y=labels, x=rest, name="forward, backward, data", orientation="h", marker={"color": COLOURS[0]})
     figure.add_bar(y=labels, x=optimizer, name="optimizer", orientation="h", marker={"color": COLOURS[1]})
     figure.update_layout(barmode="stack")
@@ -201,7 +208,7 @@ def _by_metric(figure: Any, x_title: str, metric: str) -> Any:
     return _styled(figure, x_title, f"validation {called(metric)}")
 
 
-def _styles(summary: Mapping[str, Any]) -> list[Style]:
+def _styles(summary: ComparisonSummary) -> list[Style]:
     return [style_of(index, entry["label"]) for index, entry in enumerate(summary["contenders"])]
 
 

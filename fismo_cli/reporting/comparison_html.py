@@ -1,14 +1,14 @@
 """`report.html`: a comparison as one page without any network, from its summary alone. The verdict comes first."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from fismo_cli.comparison.summary import ComparisonSummary, TrialSummary, VerdictSummary
 from fismo_cli.metrics import called, higher_is_better
 from fismo_cli.reporting.comparison_figures import figures
-from fismo_cli.reporting.comparison_tables import budget_table, cost_table, quality_table
+from fismo_cli.reporting.comparison_tables import Rows, budget_table, cost_table, quality_table
 from fismo_cli.reporting.comparison_words import MANY, caveats, opening, opponents, verdict_lines, verdict_sentence
 from fismo_cli.reporting.page import document, figure, link, table
 from fismo_cli.words import counted
@@ -16,7 +16,7 @@ from fismo_cli.words import counted
 __all__ = ["page"]
 
 
-def page(summary: Mapping[str, Any], directory: Path) -> str:
+def page(summary: ComparisonSummary, directory: Path) -> str:
     """The whole page.
 
     Args:
@@ -36,8 +36,9 @@ def page(summary: Mapping[str, Any], directory: Path) -> str:
     )
 
 
-def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
-    yield f"<h1>{escape(summary['candidate'])} against {escape(opponents(summary))}</h1>"
+def _verdicts(summary: ComparisonSummary) -> Iterator[str]:
+    baselines = [contender["label"] for contender in summary["contenders"][1:]]
+    yield f"<h1>{escape(summary['candidate'])} against {escape(opponents(baselines))}</h1>"
     yield f"<p>{escape(opening(summary))}</p>"
     many = len(summary["verdicts"]) > MANY
     if many:
@@ -52,8 +53,9 @@ def _verdicts(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f'<ul class="soft">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>'
 
 
-def _results(summary: Mapping[str, Any]) -> Iterator[str]:
-    for title, (headings, rows) in (("Results", quality_table(summary)), ("Cost", cost_table(summary))):
+def _results(summary: ComparisonSummary) -> Iterator[str]:
+    results = _verdict_first(quality_table(summary))
+    for title, (headings, rows) in (("Results", results), ("Cost", cost_table(summary))):
         yield f"<h2>{title}</h2>"
         yield table(headings, [[escape(cell) for cell in row] for row in rows])
     target = summary["target"]
@@ -81,7 +83,15 @@ def _results(summary: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _test_row(verdict: Mapping[str, Any]) -> list[str]:
+def _verdict_first(found: Rows) -> Rows:
+    """The verdict beside the name, where a phone shows it."""
+    headings, rows = found
+    if headings[-1] != "verdict":
+        return found
+    return (headings[0], headings[-1], *headings[1:-1]), [(row[0], row[-1], *row[1:-1]) for row in rows]
+
+
+def _test_row(verdict: VerdictSummary) -> list[str]:
     interval = verdict["ci95"]
     ends = ["" if end is None else f"{end:+.4f}" for end in interval] if interval else []
     return [
@@ -96,14 +106,14 @@ def _test_row(verdict: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
+def _figures(summary: ComparisonSummary) -> Iterator[str]:
     yield "<h2>Figures</h2>"
     yield '<p class="soft">A click on a name in a legend switches its curve off and on.</p>'
     for name, (drawing, caption) in figures(summary).items():
         yield figure(name, drawing, caption)
 
 
-def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+def _tuning(summary: ComparisonSummary, directory: Path) -> Iterator[str]:
     if not summary["tuning"]:
         return
     yield "<h2>Tuning</h2>"
@@ -132,11 +142,11 @@ def _tuning(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
         yield f"<pre>{escape(json.dumps(tuning['space'], indent=1))}</pre></details>"
 
 
-def _value(trial: Mapping[str, Any]) -> str:
+def _value(trial: TrialSummary) -> str:
     return "diverged" if trial["value"] is None else f"{trial['value']:.4f}"
 
 
-def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
+def _settings(summary: ComparisonSummary) -> Iterator[str]:
     yield "<h2>Settings</h2>"
     if summary["studies"] > 1:
         yield f'<p class="soft">Of the runs with seed {summary["seeds"][0]}; what was tuned differs between seeds.</p>'
@@ -144,11 +154,11 @@ def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"<details><summary>{escape(contender['label'])}</summary>"
         yield f"<pre>{escape(json.dumps(contender['settings'], indent=1))}</pre></details>"
     keys = ("environment", "cpus", "versions", "seeds", "margin", "timing", "declarations", "pairing")
-    everything = json.dumps({key: summary[key] for key in keys}, indent=1)
+    everything = json.dumps({key: value for key, value in summary.items() if key in keys}, indent=1)
     yield f"<details><summary>environment, declarations, hashes</summary><pre>{escape(everything)}</pre></details>"
 
 
-def _runs(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+def _runs(summary: ComparisonSummary, directory: Path) -> Iterator[str]:
     yield "<h2>Runs</h2><details><summary>all of them, with their directories</summary>"
     rows = []
     for run in summary["runs"]:

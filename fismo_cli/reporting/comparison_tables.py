@@ -1,21 +1,19 @@
 """The tables of a comparison for the terminal, from its summary alone."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import Console
 
+from fismo_cli.comparison.summary import Budget, ComparisonSummary, Spread
 from fismo_cli.metrics import called
 from fismo_cli.reporting.comparison_words import MANY, caveats, opening, spread, verdict_lines
 from fismo_cli.reporting.console import print_rows, say
 
-__all__ = ["budget_table", "cost_table", "print_comparison", "quality_table"]
+__all__ = ["Rows", "budget_table", "cost_table", "print_comparison", "quality_table"]
 
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings, and one row an optimizer."""
 
 
-def quality_table(summary: Mapping[str, Any]) -> Rows:
+def quality_table(summary: ComparisonSummary) -> Rows:
     """How well each optimizer trained, and the verdict on it."""
     verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
     other = {"loss": ("loss", "top1"), "top1": ("top1", "loss")}.get(summary["metric"], (summary["metric"], "loss"))
@@ -45,7 +43,7 @@ def quality_table(summary: Mapping[str, Any]) -> Rows:
     return _without_empty(headings, rows)
 
 
-def cost_table(summary: Mapping[str, Any]) -> Rows:
+def cost_table(summary: ComparisonSummary) -> Rows:
     """What each optimizer costs, and how soon it reaches the target."""
     parameters = summary["environment"]["parameters"]
     headings = (
@@ -75,7 +73,7 @@ def cost_table(summary: Mapping[str, Any]) -> Rows:
     return _without_empty(headings, rows)
 
 
-def budget_table(summary: Mapping[str, Any]) -> Rows:
+def budget_table(summary: ComparisonSummary) -> Rows:
     """What more tuning would have brought: the mean of what was judged by trials, one row a number of trials."""
     tunings = summary["tuning"]
     headings = ("tuning trials", "studies", *(tuning["label"] for tuning in tunings))
@@ -90,8 +88,11 @@ def budget_table(summary: Mapping[str, Any]) -> Rows:
     return headings, rows
 
 
-def _budget(metric: str, budget: Mapping[str, Any]) -> str:
-    return "diverged" if budget["standard_deviation"] is None else spread(metric, budget)
+def _budget(metric: str, budget: Budget) -> str:
+    mean, deviation = budget["mean"], budget["standard_deviation"]
+    if deviation is None or isinstance(mean, str):
+        return "diverged"
+    return spread(metric, {"mean": mean, "standard_deviation": deviation})
 
 
 def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Rows:
@@ -99,7 +100,7 @@ def _without_empty(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Ro
     return tuple(headings[index] for index in kept), [tuple(row[index] for index in kept) for row in rows]
 
 
-def print_comparison(console: Console, summary: Mapping[str, Any]) -> None:
+def print_comparison(console: Console, summary: ComparisonSummary) -> None:
     """Verdict in words, results, where the time went, where the report is."""
     say(console, opening(summary))
     for line in verdict_lines(summary):
@@ -124,7 +125,7 @@ def _adjective(candidate: str, verdict: str) -> str:
     return f"{candidate} {verdict}" if verdict in ("better", "worse") else verdict
 
 
-def _spread(value: Mapping[str, float] | None, diverged: int = 0, metric: str = "loss") -> str:
+def _spread(value: Spread | None, diverged: int = 0, metric: str = "loss") -> str:
     if value is None:
         return "all diverged" if diverged else ""
     text = spread(metric, value)

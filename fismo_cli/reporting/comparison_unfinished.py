@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from fismo_cli.comparison.plan import Plan
+from fismo_cli.comparison.records import judged_run
 from fismo_cli.comparison.results import Results
 from fismo_cli.files import whole_file
 from fismo_cli.metrics import called, cost
@@ -73,10 +74,7 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
             "metric": plan.metric,
             "verdicts": [],
             "contenders": contenders,
-            "runs": [
-                {"label": label, **{key: value for key, value in record.summary.items() if key != "identity"}}
-                for (label, _), record in results.runs.items()
-            ],
+            "runs": [judged_run(record) for record in results.runs.values()],
             "report": str(plan.directory / "report.html"),
         }
     )
@@ -85,7 +83,8 @@ def _summary(plan: Plan, results: Results) -> dict[str, Any]:
 
 def _opening(summary: Mapping[str, Any]) -> str:
     seeds = counted(len(summary["seeds"]), "seed", "paired seeds")
-    return f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {seeds}."
+    baselines = [contender["label"] for contender in summary["contenders"][1:]]
+    return f"{summary['candidate']} against {opponents(baselines)} on {summary['preset']}, {seeds}."
 
 
 def _missing(summary: Mapping[str, Any]) -> str:

@@ -1,9 +1,18 @@
 """A comparison in words, from its summary alone: the verdict first, then what weakens it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 from fismo_cli.comparison.power import seeds_needed
+from fismo_cli.comparison.summary import (
+    ComparisonSummary,
+    Curve,
+    Number,
+    Ratio,
+    Spread,
+    TargetSummary,
+    VerdictSummary,
+)
 from fismo_cli.metrics import called, cost
 from fismo_cli.words import counted
 
@@ -26,7 +35,7 @@ MANY = 8
 """Baselines above which they are told by numbers and groups."""
 
 
-def opening(summary: Mapping[str, Any]) -> str:
+def opening(summary: ComparisonSummary) -> str:
     """What was compared, and whether anything was tuned."""
     trials, studies = counted(summary["tune_trials"], "trial"), summary["studies"]
     if studies > 1:
@@ -35,24 +44,24 @@ def opening(summary: Mapping[str, Any]) -> str:
         tuned = f"each tuned once, by {trials} on another seed"
     else:
         tuned = "nothing was tuned: the preset's own settings, its `compare` values, or built-in defaults"
+    baselines = [contender["label"] for contender in summary["contenders"][1:]]
     environment = summary["environment"]
     grows = environment.get("batch_grows", False)  # then each run takes steps of its own number
     amount = f"{environment['total_samples']:,} samples" if grows else f"{environment['total_steps']:,} steps"
     threads = counted(environment["threads"], "CPU thread")
     seeds = counted(len(summary["seeds"]), "seed", "paired seeds")
     return (
-        f"{summary['candidate']} against {opponents(summary)} on {summary['preset']}, {seeds} "
+        f"{summary['candidate']} against {opponents(baselines)} on {summary['preset']}, {seeds} "
         f"of {amount} with {threads}; {tuned}."
     )
 
 
-def opponents(summary: Mapping[str, Any]) -> str:
-    """The baselines by name, or their number where a reader would not read them all."""
-    labels = [contender["label"] for contender in summary["contenders"][1:]]
+def opponents(labels: Sequence[str]) -> str:
+    """Baselines by name, or their number where a reader would not read them all."""
     return ", ".join(labels) if len(labels) <= MANY else f"{len(labels)} baselines"
 
 
-def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
+def verdict_lines(summary: ComparisonSummary) -> list[str]:
     """The verdict on each baseline as a sentence; of many baselines, a line for each verdict."""
     verdicts = summary["verdicts"]
     if len(verdicts) <= MANY:
@@ -67,18 +76,19 @@ def verdict_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def verdict_sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+def verdict_sentence(summary: ComparisonSummary, verdict: VerdictSummary) -> str:
     """The verdict on one baseline: by how much, with what certainty, how much faster."""
     own, other = summary["candidate"], verdict["baseline"]
     start = _about(summary) + _start(own, other, verdict["verdict"], len(summary["seeds"]), len(summary["verdicts"]))
     within = f" of {number(verdict['margin'])}" if verdict["verdict"] == "equivalent" else ""
     parts = [f"{start}{within}: {_difference(summary['metric'], verdict)}"]
-    if verdict["steps_speedup"] is not None:
-        parts.append(_how_soon(summary["target"], other, verdict))
+    steps, seconds, target = verdict["steps_speedup"], verdict["seconds_speedup"], summary["target"]
+    if steps is not None and seconds is not None and target is not None:
+        parts.append(_how_soon(target, other, steps, seconds))
     return "; ".join(parts) + "."
 
 
-def _about(summary: Mapping[str, Any]) -> str:
+def _about(summary: ComparisonSummary) -> str:
     """What a verdict is about."""
     if summary["studies"] > 1:
         return f"Tuned by {counted(summary['tune_trials'], 'trial')} and then trained, "
@@ -97,7 +107,7 @@ def _start(own: str, other: str, verdict: str, seeds: int, baselines: int) -> st
     }[verdict]
 
 
-def caveats(summary: Mapping[str, Any]) -> list[str]:
+def caveats(summary: ComparisonSummary) -> list[str]:
     """What a reader should know before trusting the verdict."""
     found = []
     if summary["timing"] == "shared":
@@ -154,7 +164,7 @@ def caveats(summary: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _about_curves(summary: Mapping[str, Any]) -> Iterator[str]:
+def _about_curves(summary: ComparisonSummary) -> Iterator[str]:
     """Who learnt next to nothing, and who was still getting better quickly when training ended."""
     metric = summary["metric"]
     curves = {
@@ -182,13 +192,14 @@ def _about_curves(summary: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _mean_curve(metric: str, curves: Sequence[Mapping[str, Any]]) -> list[float]:
+def _mean_curve(metric: str, curves: Sequence[Curve]) -> list[float]:
     """Mean cost at each evaluation that all runs reached with a finite value."""
     columns = zip(*(curve["value"] for curve in curves), strict=False)
-    return [cost(metric, sum(column) / len(column)) for column in columns if None not in column]
+    known = ([value for value in column if value is not None] for column in columns)
+    return [cost(metric, sum(values) / len(values)) for values in known if len(values) == len(curves)]
 
 
-def speedup(ratio: Mapping[str, Any]) -> str:
+def speedup(ratio: Ratio) -> str:
     """A ratio with its interval: `1.30 (1.10 to 1.52) times`."""
     low, high = ratio["ci95"]
     return f"{_times(ratio['median'])} ({_times(low)} to {_times(high)}) times"
@@ -199,7 +210,7 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) >= 0.0001 or value == 0 else f"{value:.2e}"
 
 
-def spread(metric: str, value: Mapping[str, float]) -> str:
+def spread(metric: str, value: Spread) -> str:
     """Mean and standard deviation over the seeds."""
     mean, deviation = value["mean"], value["standard_deviation"]
     if metric.startswith("top"):
@@ -207,16 +218,16 @@ def spread(metric: str, value: Mapping[str, float]) -> str:
     return f"{number(mean)} ± {number(deviation)}"
 
 
-def _difference(metric: str, verdict: Mapping[str, Any]) -> str:
+def _difference(metric: str, verdict: VerdictSummary) -> str:
     if verdict["difference"] is None:
         return f"a run diverged on {verdict['diverged']} seeds, p {verdict['p_holm']:.3g} by ranks"
     interval = verdict["ci95"]
     if interval is None:
         within = "median over the seeds, with diverged runs"
-    elif None in interval or any(abs(end) == float("inf") for end in interval):
+    elif (low := interval[0]) is None or (high := interval[1]) is None or math.isinf(low) or math.isinf(high):
         within = "too few seeds for an interval"
     else:
-        within = f"95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+        within = f"95 % interval {low:+.4f} to {high:+.4f}"
     return (
         f"difference in validation {called(metric)} {verdict['difference']:+.4f} ({within}), p "
         f"{verdict['p_holm']:.3g} after Holm's correction, {verdict['wins']} wins, {verdict['ties']} ties, "
@@ -224,8 +235,7 @@ def _difference(metric: str, verdict: Mapping[str, Any]) -> str:
     )
 
 
-def _how_soon(target: Mapping[str, Any], baseline: str, verdict: Mapping[str, Any]) -> str:
-    steps, seconds = verdict["steps_speedup"], verdict["seconds_speedup"]
+def _how_soon(target: TargetSummary, baseline: str, steps: Ratio, seconds: Ratio) -> str:
     goal = f"{target['metric']} {target['value']:.4g}"
     if steps["median"] is None or seconds["median"] is None:
         return f"too few runs of the two reach {goal} to say who is sooner there"
@@ -236,5 +246,5 @@ def _how_soon(target: Mapping[str, Any], baseline: str, verdict: Mapping[str, An
     return f"to {goal} {baseline} takes {speedup(steps)} as many steps and {speedup(seconds)} as many seconds"
 
 
-def _times(value: float | str) -> str:
-    return "∞" if value == "inf" else f"{value:.2f}"
+def _times(value: Number | None) -> str:
+    return "" if value is None else "∞" if value == "inf" else f"{value:.2f}"

@@ -101,12 +101,14 @@ def styled(drawing: Any, *, literal: bool = False) -> Any:
         plot_bgcolor=clear,
         font={"color": GREY, "size": 13},
         margin={"l": 60, "r": 10, "t": 20, "b": 50},
-        legend={"orientation": "h", "y": 1.12},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},  # below, however many lines
         modebar={"bgcolor": clear, "color": GREY},
     )
     axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
     drawing.update_xaxes(**axis)
     drawing.update_yaxes(**axis)
+    for update, logarithmic in ((drawing.update_xaxes, {"type": "log"}), (drawing.update_yaxes, {"type": "log"})):
+        update(tickformat="~g", selector=logarithmic)  # whole numbers, where plotly would write their first digit alone
     if not literal:
         drawing.for_each_trace(_literal_trace)
     return drawing

@@ -5,18 +5,21 @@ from typing import Any
 
 from rich.table import Table
 
+from fismo_cli.training.run_summary import RunSummary
+
 __all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_rows", "summary_table"]
 
 
-def summary_table(summary: Mapping[str, Any]) -> Table:
+def summary_table(summary: RunSummary) -> Table:
     """What a run was and what came out of it, as two columns."""
     return plain_table({"run": str(summary["run_dir"]), **summary_rows(summary)})
 
 
-def summary_rows(summary: Mapping[str, Any]) -> dict[str, str]:
+def summary_rows(summary: RunSummary) -> dict[str, str]:
     """The lines of `summary_table` but for the place, by name; what the summary does not know (None) is left out."""
     rows = {"status": _status(summary)}
-    for split, metrics in summary["metrics"].items():
+    parts = summary["metrics"]
+    for split, metrics in (("train", parts["train"]), ("validation", parts["validation"]), ("test", parts["test"])):
         if metrics:
             rows[split] = "  ".join(f"{name} {_metric(name, value)}" for name, value in metrics.items())
     if summary["seconds"] is not None:
@@ -24,13 +27,12 @@ def summary_rows(summary: Mapping[str, Any]) -> dict[str, str]:
         rows["time"] = f"{summary['seconds']:.1f} s, of which optimizer {100 * share:.0f} %"
     if summary["samples_per_second"] is not None:
         rows["speed"] = f"{summary['samples_per_second']:,.0f} samples/s"
-    if summary.get("noise_scale") is not None:
-        rows["noise scale"] = noise_words(summary["noise_scale"], summary["fisher_noise_scale"])
+    if (noise := summary.get("noise_scale")) is not None:
+        rows["noise scale"] = noise_words(noise, summary["fisher_noise_scale"])
     if summary.get("radius_scale", 1.0) != 1.0:
         rows["trust radius"] = f"adapted: {summary['radius_scale']:g} times the preset's at the end"
-    if summary["peak_memory_bytes"] is not None:
-        state = _bytes(summary["optimizer_state_bytes"])
-        rows["memory"] = f"{_bytes(summary['peak_memory_bytes'])} at most, optimizer state {state}"
+    if (peak := summary["peak_memory_bytes"]) is not None:
+        rows["memory"] = f"{_bytes(peak)} at most, optimizer state {_bytes(summary['optimizer_state_bytes'] or 0)}"
     return rows
 
 
@@ -91,7 +93,7 @@ def plain_table(rows: Mapping[str, str]) -> Table:
     return table
 
 
-def _status(summary: Mapping[str, Any]) -> str:
+def _status(summary: RunSummary) -> str:
     text = f"{summary['status']} after {summary['steps']} "
     text += "steps" if summary["total_steps"] is None else f"of {summary['total_steps']} steps"
     if summary["resumed_from_step"] is not None:

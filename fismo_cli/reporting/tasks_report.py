@@ -1,7 +1,7 @@
 """Several comparisons of the same optimizers as one: words, tables and page, from their summaries alone."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from fismo_cli.comparison.over_tasks import LARGEST_RATIO, over_tasks
+from fismo_cli.comparison.summary import COMPARISON_VERSION, ComparisonSummary, Spread, TasksSummary
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.metrics import called
 from fismo_cli.reporting.comparison_figures import style_of
+from fismo_cli.reporting.comparison_tables import Rows
 from fismo_cli.reporting.comparison_words import spread
 from fismo_cli.reporting.console import print_rows, say
 from fismo_cli.reporting.page import document, figure, link, styled, table
@@ -21,19 +23,17 @@ from fismo_cli.words import counted
 
 __all__ = ["print_tasks", "rebuild_tasks", "write_tasks"]
 
-Summary = Mapping[str, Any]
-Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 WITHIN = (1.0, 1.1, 1.5, 2.0)
 """Ratios of steps of which the table says on how many tasks they were kept."""
 
 
-def write_tasks(summaries: Sequence[Summary], root: Path) -> dict[str, Any]:
+def write_tasks(summaries: Sequence[ComparisonSummary], root: Path) -> TasksSummary:
     """Write `summary.json` and `report.html` of several finished comparisons into a directory beside theirs."""
     names = sorted(Path(summary["comparison"]).name for summary in summaries)
     directory = root / f"tasks-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
     together = {"directory": str(directory), "report": str(directory / "report.html"), **over_tasks(summaries)}
-    summary: dict[str, Any] = json_safe(together)
+    summary: TasksSummary = json_safe(together)
     directory.mkdir(parents=True, exist_ok=True)
     with whole_file(directory / "report.html") as file:
         file.write_text(_page(summary, directory), encoding="utf-8")
@@ -41,23 +41,28 @@ def write_tasks(summaries: Sequence[Summary], root: Path) -> dict[str, Any]:
     return summary
 
 
-def rebuild_tasks(directory: Path) -> dict[str, Any]:
+def rebuild_tasks(directory: Path) -> TasksSummary:
     """The same again, from the comparisons that a directory is about, which are beside it.
 
     Raises:
         UsageError: if one of them is not there.
     """
-    summaries = []
+    summaries: list[ComparisonSummary] = []
     for task in read_json(directory / "summary.json").get("tasks", ()):
         place = directory.parent / Path(task["comparison"]).name
-        found = read_json(place / "summary.json")
+        found: Any = read_json(place / "summary.json")
         if "verdicts" not in found:
             raise UsageError(f"{directory}: it is about {place}, which has no summary.json of a comparison")
-        summaries.append({**found, "comparison": str(place), "report": str(place / "report.html")})
+        if found.get("version") != COMPARISON_VERSION:
+            raise UsageError(
+                f"{place}: its summary.json is of another version of fismo; run fismo report {place} first"
+            )
+        found["comparison"], found["report"] = str(place), str(place / "report.html")
+        summaries.append(found)
     return write_tasks(summaries, directory.parent)
 
 
-def print_tasks(console: Console, summary: Summary) -> None:
+def print_tasks(console: Console, summary: TasksSummary) -> None:
     """What holds over all tasks, task by task, and where the report is."""
     say(console, _opening(summary))
     for line in _sentences(summary):
@@ -69,12 +74,12 @@ def print_tasks(console: Console, summary: Summary) -> None:
     say(console, f"report: {summary['report']}")
 
 
-def _opening(summary: Summary) -> str:
+def _opening(summary: TasksSummary) -> str:
     seeds, tasks = counted(summary["seeds"], "paired seed"), counted(len(summary["tasks"]), "task")
     return f"{summary['candidate']} against {', '.join(summary['baselines'])} on {tasks}, with {seeds} on each."
 
 
-def _sentences(summary: Summary) -> list[str]:
+def _sentences(summary: TasksSummary) -> list[str]:
     lines = []
     for against in summary["against"]:
         words = [f"{word} on {count}" for word, count in against["verdicts"].items() if count]
@@ -87,14 +92,14 @@ def _sentences(summary: Summary) -> list[str]:
     return lines
 
 
-def _caveats(summary: Summary) -> list[str]:
+def _caveats(summary: TasksSummary) -> list[str]:
     return [
         "The interval takes the tasks for a random sample of those that it speaks of.",
         "Verdicts are corrected for the number of baselines within a task, not for the number of tasks.",
     ]
 
 
-def _by_task(summary: Summary) -> Rows:
+def _by_task(summary: TasksSummary) -> Rows:
     labels = [summary["candidate"], *summary["baselines"]]
     headings = ("task", *labels, *(f"against {label}" for label in summary["baselines"]))
     rows = [
@@ -108,11 +113,11 @@ def _by_task(summary: Summary) -> Rows:
     return headings, rows
 
 
-def _spread(metric: str, value: Mapping[str, float] | None) -> str:
+def _spread(metric: str, value: Spread | None) -> str:
     return "diverged" if value is None else spread(metric, value)
 
 
-def _profiles(summary: Summary) -> Rows:
+def _profiles(summary: TasksSummary) -> Rows:
     headings = ("optimizer", "soonest on", *(f"within {ratio:g}x" for ratio in WITHIN[1:]), "score")
     count, rows = len(summary["tasks"]), []
     for profile in summary["profiles"]:
@@ -121,11 +126,11 @@ def _profiles(summary: Summary) -> Rows:
     return headings, rows
 
 
-def _page(summary: Summary, directory: Path) -> str:
+def _page(summary: TasksSummary, directory: Path) -> str:
     return document(f"fismo compare: {counted(len(summary['tasks']), 'task')}", _body(summary, directory))
 
 
-def _body(summary: Summary, directory: Path) -> Iterator[str]:
+def _body(summary: TasksSummary, directory: Path) -> Iterator[str]:
     yield f"<h1>{escape(summary['candidate'])} against {escape(', '.join(summary['baselines']))}</h1>"
     yield f"<p>{escape(_opening(summary))}</p>"
     yield from (f'<p class="verdict">{escape(line)}</p>' for line in _sentences(summary))
@@ -147,7 +152,7 @@ def _body(summary: Summary, directory: Path) -> Iterator[str]:
     )
 
 
-def _drawn(summary: Summary) -> Any:
+def _drawn(summary: TasksSummary) -> Any:
     import plotly.graph_objects as go
 
     drawing = go.Figure()

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from fismo_cli.reporting.page import document, figure, link, literal, styled, ta
 from fismo_cli.reporting.tuning_words import best_table, importance_table, notes, opening, result_sentence
 from fismo_cli.tuning.plan import space_from_plain
 from fismo_cli.tuning.search_space import Choice, Range, short_name
+from fismo_cli.tuning.summary import StudySummary
 
 __all__ = ["figures", "tuning_page"]
 
@@ -19,7 +20,7 @@ LEAST_TRIALS = 2
 """Finished trials below which there is nothing to draw."""
 
 
-def tuning_page(summary: Mapping[str, Any], directory: Path) -> str:
+def tuning_page(summary: StudySummary, directory: Path) -> str:
     """The whole page.
 
     Args:
@@ -30,7 +31,7 @@ def tuning_page(summary: Mapping[str, Any], directory: Path) -> str:
     return document(f"fismo tune: {summary['study']}", body)
 
 
-def _result(summary: Mapping[str, Any]) -> Iterator[str]:
+def _result(summary: StudySummary) -> Iterator[str]:
     yield f"<h1>{escape(summary['study'])}</h1><p>{escape(opening(summary))}</p>"
     where = summary["plan"]["environment"]
     yield f'<p class="soft">CPU threads of a process: {where["threads"]}; device: {escape(where["device"])}.</p>'
@@ -48,7 +49,7 @@ def _result(summary: Mapping[str, Any]) -> Iterator[str]:
     yield '<p class="soft">Importance: share of a setting in what sets the better trials apart (PED-ANOVA).</p>'
 
 
-def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
+def _figures(summary: StudySummary) -> Iterator[str]:
     if summary["trials"]["finished"] < LEAST_TRIALS:
         return
     yield "<h2>Figures</h2>"
@@ -56,7 +57,7 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[str]:
         yield figure(name, drawing, caption, height)
 
 
-def figures(summary: Mapping[str, Any]) -> dict[str, tuple[Any, str, str]]:
+def figures(summary: StudySummary) -> dict[str, tuple[Any, str, str]]:
     """Name -> plotly figure, caption and height, drawn by Optuna."""
     import optuna
     from optuna import visualization
@@ -122,7 +123,7 @@ def _shown(where: Range | Choice) -> Range | Choice:
     return Choice(tuple(map(literal, where.values)), literal(where.start))
 
 
-def _trials(summary: Mapping[str, Any], directory: Path) -> Iterator[str]:
+def _trials(summary: StudySummary, directory: Path) -> Iterator[str]:
     space = summary["plan"]["space"]
     yield "<h2>Trials</h2><details><summary>all of them, with their run directories</summary>"
     rows = []
@@ -149,6 +150,6 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _settings(summary: Mapping[str, Any]) -> Iterator[str]:
+def _settings(summary: StudySummary) -> Iterator[str]:
     plan = json.dumps({"storage": summary["storage"], **summary["plan"]}, indent=1)
     yield f"<details><summary>what was searched, and how it was judged</summary><pre>{escape(plan)}</pre></details>"

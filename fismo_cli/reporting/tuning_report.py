@@ -3,9 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -20,20 +18,23 @@ from fismo_cli.runs.directory import found_again, json_safe, write_json
 from fismo_cli.tuning.analysis import summarise_study
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.studies import read_study
+from fismo_cli.tuning.summary import Best, StudySummary
 
 __all__ = ["print_study", "rebuild_study_page", "write_study"]
 
 
-def write_study(plan: StudyPlan, summary: Mapping[str, Any]) -> dict[str, Any]:
+def write_study(plan: StudyPlan, summary: StudySummary) -> StudySummary:
     """Write the files of a study and return its summary with their places."""
     directory = plan.directory
     best, file = summary["best"], None
     if best is not None:
         file = directory / "best.yaml"
         with whole_file(file) as temporary:
-            temporary.write_text(_origin(summary) + resolved_yaml(plan.best_preset(best["params"])), encoding="utf-8")
+            temporary.write_text(
+                _origin(summary, best) + resolved_yaml(plan.best_preset(best["params"])), encoding="utf-8"
+            )
     report = directory / "tune.html"
-    full: dict[str, Any] = json_safe(
+    full: StudySummary = json_safe(
         {**summary, "best_preset": None if file is None else str(file), "report": str(report)}
     )
     write_json(directory / "summary.json", full)
@@ -42,7 +43,7 @@ def write_study(plan: StudyPlan, summary: Mapping[str, Any]) -> dict[str, Any]:
     return full
 
 
-def rebuild_study_page(directory: Path, url: str | None = None) -> dict[str, Any]:
+def rebuild_study_page(directory: Path, url: str | None = None) -> StudySummary:
     """Write the files of a study again, whether it has ended or not.
 
     Trials are read from its journal, or the database at a URL; without these, from the last `summary.json`, or else
@@ -59,15 +60,13 @@ def rebuild_study_page(directory: Path, url: str | None = None) -> dict[str, Any
             summary = summarise_study(plan, found.study())
             if not found.complete:
                 storage = found.database or summary["storage"]
-                summary |= {
-                    "storage": storage,
-                    "partial": f"only what was run on this host is shown: {storage} has all",
-                }
+                summary["storage"] = storage
+                summary["partial"] = f"only what was run on this host is shown: {storage} has all"
             return write_study(plan, summary)
     if not file.exists():
         raise UsageError(f"{directory}: it has neither a study.json nor a summary.json, so there is nothing to report")
     try:
-        last: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        last: StudySummary = json.loads(file.read_text(encoding="utf-8"))
         for trial in last["trial_list"]:
             trial["run_dirs"] = [str(found_again(Path(run), directory)) for run in trial["run_dirs"] or ()] or None
         last["directory"], last["report"] = str(directory), str(directory / "tune.html")
@@ -82,7 +81,7 @@ def rebuild_study_page(directory: Path, url: str | None = None) -> dict[str, Any
     return last
 
 
-def print_study(console: Console, summary: Mapping[str, Any]) -> None:
+def print_study(console: Console, summary: StudySummary) -> None:
     """The result in words, the best trials, what matters, and where everything is."""
     say(console, opening(summary))
     say(console, result_sentence(summary), style="bold")
@@ -98,19 +97,18 @@ def print_study(console: Console, summary: Mapping[str, Any]) -> None:
     say(console, f"live view: pip install optuna-dashboard && {_dashboard(summary)}")
 
 
-def _nproc(summary: Mapping[str, Any]) -> str:
+def _nproc(summary: StudySummary) -> str:
     nproc = summary["plan"]["judging"]["nproc"]
     return f" --nproc {nproc}" if nproc > 1 else ""
 
 
-def _dashboard(summary: Mapping[str, Any]) -> str:
+def _dashboard(summary: StudySummary) -> str:
     storage = summary["storage"]
     return f"optuna-dashboard {shlex.quote(storage) if '://' not in storage else 'DATABASE_URL'}"
 
 
-def _origin(summary: Mapping[str, Any]) -> str:
-    best, plan = summary["best"], summary["plan"]
-    judging, trials = plan["judging"], summary["trials"]
+def _origin(summary: StudySummary, best: Best) -> str:
+    judging, trials = summary["plan"]["judging"], summary["trials"]
     repeats = judging["repeats"]
     of = f"the mean of {repeats} seeds, of which this is the first" if repeats > 1 else "which this preset repeats"
     lines = [

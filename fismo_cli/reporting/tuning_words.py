@@ -1,11 +1,9 @@
 """A study in words, and its tables, from its summary alone."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from fismo_cli.metrics import higher_is_better
+from fismo_cli.metrics import cost
 from fismo_cli.reporting.tables import noise_words
 from fismo_cli.tuning.search_space import short_name, short_settings, short_value
+from fismo_cli.tuning.summary import StudySummary
 from fismo_cli.words import counted
 
 __all__ = ["best_table", "importance_table", "notes", "opening", "result_sentence"]
@@ -17,7 +15,7 @@ SHOWN = 5
 """Trials in the table on the terminal."""
 
 
-def opening(summary: Mapping[str, Any]) -> str:
+def opening(summary: StudySummary) -> str:
     """What was searched, by how many trials."""
     plan, trials = summary["plan"], summary["trials"]
     names = ", ".join(short_name(name) for name in plan["space"])
@@ -30,7 +28,7 @@ def opening(summary: Mapping[str, Any]) -> str:
     )
 
 
-def result_sentence(summary: Mapping[str, Any]) -> str:
+def result_sentence(summary: StudySummary) -> str:
     """The best trial, and what it gained over the starting point."""
     best, metric = summary["best"], summary["plan"]["judging"]["metric"]
     if best is None:
@@ -40,13 +38,13 @@ def result_sentence(summary: Mapping[str, Any]) -> str:
     return text if start is None else f"{text}; the starting point gave {start:.5g}"
 
 
-def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
+def best_table(summary: StudySummary, count: int | None = SHOWN) -> Rows:
     """The best trials, best first."""
     judging, space = summary["plan"]["judging"], summary["plan"]["space"]
-    higher = higher_is_better(judging["metric"])
+    metric = judging["metric"]
     done = [t for t in summary["trial_list"] if t["state"] == "complete" and t.get("same_as") is None]
     kept = [trial for trial in done if all(value <= 0 for value in trial["limits"].values())]
-    kept.sort(key=lambda trial: (-trial["value"] if higher else trial["value"], trial["number"]))
+    kept.sort(key=lambda trial: (cost(metric, trial["value"] or 0.0), trial["number"]))
     headings = ("trial", judging["metric"], *(short_name(name) for name in space), "seconds", "ms a step")
     rows = [
         (
@@ -61,7 +59,7 @@ def best_table(summary: Mapping[str, Any], count: int | None = SHOWN) -> Rows:
     return headings, rows
 
 
-def importance_table(summary: Mapping[str, Any]) -> Rows:
+def importance_table(summary: StudySummary) -> Rows:
     """Which settings matter."""
     rows: list[tuple[str, ...]] = [
         (short_name(name), f"{100 * share:.0f} %") for name, share in summary["importances"].items()
@@ -69,7 +67,7 @@ def importance_table(summary: Mapping[str, Any]) -> Rows:
     return ("setting", "importance"), rows
 
 
-def notes(summary: Mapping[str, Any]) -> list[str]:
+def notes(summary: StudySummary) -> list[str]:
     """What weakens the result, and what to do next."""
     found = [summary["partial"]] if summary.get("partial") else []
     best = None if summary["best"] is None else summary["best"]["trial"]

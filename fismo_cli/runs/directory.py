@@ -14,6 +14,7 @@ from typing import Any
 
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
+from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
 from fismo_cli.preset.schema import LoggingConfig, Preset, TuneConfig
 
@@ -91,7 +92,7 @@ class RunDirectory:
     @property
     def resume_command(self) -> str:
         """The command that continues this run, as it can be typed."""
-        return f"fismo train {shlex.quote(str(self.preset))} --resume {shlex.quote(str(self.path))}"
+        return shlex.join(["fismo", "train", str(self.preset), "--resume", str(self.path), *import_arguments()])
 
     def status(self) -> str | None:
         """`completed`, `diverged` or `interrupted` as the summary says; None where there is none (killed, running)."""

@@ -27,6 +27,7 @@ from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
+from fismo_cli.training.run_summary import RunSummary
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
 
@@ -47,7 +48,7 @@ def execute(
     allow_changed_data: bool = False,
     same_data: Path | None = None,
     progress: Progress = lambda done, total: None,
-) -> dict[str, Any] | None:
+) -> RunSummary | None:
     """Train as a preset says and return the summary, also when the run diverged or was interrupted.
 
     Where torchrun started this process, it trains together with the others; the first of them alone writes, and
@@ -101,7 +102,7 @@ def _carry_out(
     notes: Sequence[str],
     sinks: Sequence[Sink],
     stack: ExitStack,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Train, tell the sinks, and return the summary; whatever fails, what was trained is kept.
 
     Raises:
@@ -110,7 +111,7 @@ def _carry_out(
     """
     preset, trainer = prepared.loaded.preset, prepared.trainer
     store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
-    summary: dict[str, Any] = {}
+    summary: RunSummary | None = None
     try:
         tell = Teller(prepared, run, checkpoint, sinks, stack) if trainer.world.main else None
         with closing(_events(prepared, run, checkpoint, store, (*notes, *prepared.notes))) as events:
@@ -131,6 +132,7 @@ def _carry_out(
         if rescued is not None and not isinstance(error, QuietError):
             error.add_note(rescued)
         raise
+    assert summary is not None
     return summary
 
 
@@ -289,9 +291,9 @@ def _events(
                     except FismoError as error:
                         trainer.fail(error)
             elif isinstance(event, Finished) and trainer.world.main:
-                summary = {
-                    "run_dir": str(run.path),
+                summary: RunSummary = {
                     **event.summary,
+                    "run_dir": str(run.path),
                     "identity": run_identity(prepared.loaded.preset),
                     "optimizer_state_bytes": trainer.optimizer_state_bytes(),
                     "kept_step": store.newest() if event.summary["status"] == "diverged" else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.runs.directory import RunDirectory, read_json
+from fismo_cli.training.run_summary import RunSummary
 
 __all__ = ["RunRecord", "read_run"]
 
@@ -24,7 +25,7 @@ class RunRecord:
     """
 
     path: Path
-    summary: dict[str, Any]
+    summary: RunSummary
     events: tuple[dict[str, Any], ...]
 
     def of_kind(self, name: str) -> list[dict[str, Any]]:
@@ -40,7 +41,8 @@ def read_run(path: Path) -> RunRecord:
     running = _is_locked(path)
     if "status" not in stored or running:
         stored = _unfinished(path, events, "running" if running else "unfinished")
-    return RunRecord(path, {**stored, "run_dir": str(path)}, events)
+    summary: Any = {**stored, "run_dir": str(path)}
+    return RunRecord(path, summary, events)
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,8 @@ Knows nothing of torch: every field is a plain number, string or mapping, and `a
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from fismo_cli.training.run_summary import RunSummary
+
 __all__ = [
     "BatchGrown",
     "CheckpointSaved",
@@ -148,7 +150,7 @@ class Trained:
 class Finished:
     """The run is over, whatever way; `summary` is what `summary.json` holds."""
 
-    summary: dict[str, Any]
+    summary: RunSummary
 
 
 Event = (

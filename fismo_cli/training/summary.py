@@ -1,11 +1,12 @@
 """What a finished run is summarised by: the part of `summary.json` that the trainer knows. Pure."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from fismo_cli.preset.schema import TrainConfig
 from fismo_cli.training.device import peak_memory_bytes
+from fismo_cli.training.run_summary import RUN_VERSION, RunSummary
 from fismo_cli.training.state import RunState
 
 __all__ = ["Status", "summarise"]
@@ -31,10 +32,11 @@ def summarise(
     world_size: int,
     radius_scale: float,
     peak_lr: dict[str, float],
-) -> dict[str, Any]:
+) -> RunSummary:
     """The summary of a run; a metric that was not measured is None. Times leave out evaluation and checkpoints."""
     samples = state.batches * train.batch_size
     return {
+        "version": RUN_VERSION,
         "preset": preset,
         "optimizer": optimizer,
         "seed": train.seed,

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.study import Study
@@ -14,11 +13,12 @@ from fismo_cli.campaigns.storage import journal_file, shown_url
 from fismo_cli.runs.directory import found_again
 from fismo_cli.tuning.plan import StudyPlan
 from fismo_cli.tuning.search_space import near_bounds
+from fismo_cli.tuning.summary import STUDY_VERSION, StudySummary, TrialRecord
 
 __all__ = ["summarise_study"]
 
 
-def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
+def summarise_study(plan: StudyPlan, study: Study) -> StudySummary:
     """Summarise a study.
 
     Returns:
@@ -30,6 +30,7 @@ def summarise_study(plan: StudyPlan, study: Study) -> dict[str, Any]:
     best = best_of(ledger.counted, higher_is_better=plan.judging.higher_is_better)
     complete = ledger.of(TrialState.COMPLETE)
     return {
+        "version": STUDY_VERSION,
         "study": plan.name,
         "directory": str(plan.directory),
         "storage": str(journal_file(plan.directory)) if plan.url is None else shown_url(plan.url),
@@ -57,7 +58,7 @@ def _importances(study: Study) -> dict[str, float]:
     return {}
 
 
-def _as_plain(trial: FrozenTrial, directory: Path) -> dict[str, Any]:
+def _as_plain(trial: FrozenTrial, directory: Path) -> TrialRecord:
     attributes = trial.user_attrs
     run_dirs = attributes.get("run_dirs")
     return {
@@ -71,8 +72,13 @@ def _as_plain(trial: FrozenTrial, directory: Path) -> dict[str, Any]:
         "intermediate": dict(trial.intermediate_values),
         "same_as": attributes.get(SAME_AS),
         "run_dirs": None if run_dirs is None else [str(found_again(Path(run), directory)) for run in run_dirs],
-        **{key: attributes.get(key) for key in ("metrics", "host", "worker")},
-        **{key: attributes.get(key) for key in ("seconds", "step_seconds", "memory_gib", "noise_scale")},
+        "metrics": attributes.get("metrics"),
+        "host": attributes.get("host"),
+        "worker": attributes.get("worker"),
+        "seconds": attributes.get("seconds"),
+        "step_seconds": attributes.get("step_seconds"),
+        "memory_gib": attributes.get("memory_gib"),
+        "noise_scale": attributes.get("noise_scale"),
         "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(timespec="seconds"),
         "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(timespec="seconds"),
     }

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
 from fismo_cli.campaigns.judging import REPORTS, Judging
@@ -19,6 +19,7 @@ from fismo_cli.preset.settings import with_settings
 from fismo_cli.preset.validation import validate
 from fismo_cli.training.schedule import total_steps
 from fismo_cli.tuning.search_space import Choice, Range, Space, tuning_space
+from fismo_cli.tuning.summary import Judged, PlanSummary
 
 __all__ = [
     "PRUNERS",
@@ -117,13 +118,13 @@ class StudyPlan:
         """Optimizer steps of a run of a trial."""
         return total_steps(self.trial(settings).preset.train, self.environment.train_samples)
 
-    def as_plain(self) -> dict[str, Any]:
+    def as_plain(self) -> PlanSummary:
         """What a report has to know of it, as JSON can hold it."""
         return {
             "preset": self.loaded.name,
             "optimizer": self.loaded.preset.optimizer.name,
             "samples": self.loaded.preset.train.batch_size * self.steps({}),
-            "judging": asdict(self.judging),
+            "judging": cast(Judged, asdict(self.judging)),
             "environment": {name: known for name, known in asdict(self.environment).items() if name != "data"},
             "space": {name: asdict(where) for name, where in self.space.items()},
         }

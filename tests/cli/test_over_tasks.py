@@ -10,6 +10,7 @@ from scipy import stats
 
 from fismo_cli.app import main
 from fismo_cli.comparison.over_tasks import over_tasks
+from fismo_cli.comparison.summary import COMPARISON_VERSION
 from fismo_cli.errors import ExitCode, PresetError
 from fismo_cli.preset.arguments import load_all
 from fismo_cli.reporting.tasks_report import print_tasks, rebuild_tasks, write_tasks
@@ -41,6 +42,7 @@ def summary(preset, losses, **verdict):
     ]
     first = {"verdict": "better", "difference": -0.1, "p_holm": 0.01, "wins": 3, "losses": 0, **verdict}
     return {
+        "version": COMPARISON_VERSION,
         "preset": preset,
         "comparison": f"comparisons/{preset}-1",
         "report": f"comparisons/{preset}-1/report.html",
@@ -128,6 +130,11 @@ def test_page_and_words_are_made_of_the_comparisons_and_made_again_where_they_we
         main(["report", str(place), "--json"])
     assert left.value.code == 0
     assert json.loads(capsys.readouterr().out)["against"] == written["against"]
+    (tmp_path / "moved" / "a-1" / "summary.json").write_text(json.dumps({**THREE[0], "version": 0}))
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(place)])
+    assert left.value.code == ExitCode.USAGE
+    assert "a-1: its summary.json is of another version of fismo; run fismo report" in capsys.readouterr().err
     (tmp_path / "moved" / "a-1" / "summary.json").unlink()
     with pytest.raises(SystemExit) as left:
         main(["report", str(place)])

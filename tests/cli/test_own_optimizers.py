@@ -41,8 +41,9 @@ class _Hidden(torch.optim.SGD):
 
 @pytest.fixture
 def file(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("FISMO_IMPORT", "")
+    monkeypatch.setattr(own_optimizers, "_files", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "helper_beside", raising=False)
     own_optimizers._module.cache_clear()
     (tmp_path / "helper_beside.py").write_text("FACTOR = 1\n")
     path = tmp_path / "mine.py"
@@ -116,7 +117,7 @@ def test_a_file_that_is_no_python_is_refused_before_anything(file, capsys, text,
 
 
 def test_without_a_file_it_says_what_to_do(monkeypatch, capsys):
-    monkeypatch.delenv("FISMO_IMPORT", raising=False)
+    monkeypatch.setattr(own_optimizers, "_files", [])
     for arguments in (["validate", "digits-vit", "optimizer.name=own/Mine"], ["compare", "--baselines", "own/Mine"]):
         with pytest.raises(SystemExit) as left:
             main(arguments)
@@ -141,7 +142,7 @@ def test_runs_are_known_by_the_bytes_of_the_file(file, tmp_path):
 
 
 def test_a_package_has_them_by_an_entry_point(tmp_path, monkeypatch):
-    monkeypatch.delenv("FISMO_IMPORT", raising=False)
+    monkeypatch.setattr(own_optimizers, "_files", [])
     (tmp_path / "their_package.py").write_text("import torch\nclass Theirs(torch.optim.SGD): pass\n")
     info = tmp_path / "their_package-1.2.dist-info"
     info.mkdir()
@@ -170,7 +171,6 @@ def test_it_is_compared_and_the_record_says_which_file(file, tmp_path):
     from tests.end_to_end.conftest import Cli
 
     cli = Cli(tmp_path)
-    cli.env.pop("FISMO_IMPORT")
     short = (
         "train.epochs=null",
         "train.steps=12",

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from fismo_cli.comparison.summary import Budget, ComparisonSummary, Spread
 from fismo_cli.metrics import called
-from fismo_cli.reporting.comparison_words import MANY, caveats, opening, spread, verdict_lines
+from fismo_cli.reporting.comparison_words import MANY, caveats, number, opening, spread, verdict_lines
 from fismo_cli.reporting.console import print_rows, say
 
 __all__ = ["Rows", "budget_table", "cost_table", "print_comparison", "quality_table"]
@@ -16,26 +16,23 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 def quality_table(summary: ComparisonSummary) -> Rows:
     """How well each optimizer trained, and the verdict on it."""
     verdicts = {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
-    other = {"loss": ("loss", "top1"), "top1": ("top1", "loss")}.get(summary["metric"], (summary["metric"], "loss"))
+    metric = summary["metric"]
+    other = {"loss": "top1"}.get(metric, "loss")
     headings = (
-        "optimizer",
-        *(f"validation {called(name)}" for name in other),
-        "test loss",
-        "test top-1",
-        "p (Holm)",
-        "verdict",
+        *("optimizer", f"validation {called(metric)}", called(other)),
+        *("test loss", "test top-1", "p (Holm)", "verdict"),
     )
     rows: list[tuple[str, ...]] = []
     for contender in summary["contenders"]:
         verdict = verdicts.get(contender["label"])
-        metrics = contender["metrics"]
+        validation, test = (contender["metrics"].get(part, {}) for part in ("validation", "test"))
         rows.append(
             (
                 contender["label"],
-                _spread(contender["value"], contender["diverged"], other[0]),
-                _spread(metrics.get("validation", {}).get(other[1]), metric=other[1]),
-                _spread(metrics.get("test", {}).get("loss")),
-                _spread(metrics.get("test", {}).get("top1"), metric="top1"),
+                _spread(contender["value"], contender["diverged"], metric),
+                _mean(other, validation.get(other)),
+                _mean("loss", test.get("loss")),
+                _mean("top1", test.get("top1")),
                 "" if verdict is None else f"{verdict['p_holm']:.3g}",
                 "" if verdict is None else _adjective(summary["candidate"], verdict["verdict"]),
             )
@@ -125,7 +122,13 @@ def _adjective(candidate: str, verdict: str) -> str:
     return f"{candidate} {verdict}" if verdict in ("better", "worse") else verdict
 
 
-def _spread(value: Spread | None, diverged: int = 0, metric: str = "loss") -> str:
+def _mean(metric: str, value: Spread | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value['mean']:.2f} %" if metric.startswith("top") else number(value["mean"])
+
+
+def _spread(value: Spread | None, diverged: int, metric: str) -> str:
     if value is None:
         return "all diverged" if diverged else ""
     text = spread(metric, value)

@@ -62,7 +62,8 @@ def figure(name: str, drawing: Any, caption: str, height: str = "420px") -> str:
         include_plotlyjs=False,
         div_id=name,
         default_height=height,
-        config={"responsive": True, "displaylogo": False},
+        # Nothing of a report is sent anywhere.
+        config={"responsive": True, "displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""},
     )
     return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
 
@@ -108,7 +109,8 @@ def styled(drawing: Any, *, literal: bool = False) -> Any:
     drawing.update_xaxes(**axis)
     drawing.update_yaxes(**axis)
     for update, logarithmic in ((drawing.update_xaxes, {"type": "log"}), (drawing.update_yaxes, {"type": "log"})):
-        update(tickformat="~g", selector=logarithmic)  # whole numbers, where plotly would write their first digit alone
+        # 0.1, 0.2, 0.5, 1, ...: in full, where plotly would write a first digit alone.
+        update(tickformat="~g", dtick="D2", selector=logarithmic)
     if not literal:
         drawing.for_each_trace(_literal_trace)
     return drawing

@@ -20,6 +20,10 @@ LEAST_TRIALS = 2
 """Finished trials below which there is nothing to draw."""
 
 
+SCALE = ((0.0, "#8a929a"), (0.5, "#2f7ed8"), (1.0, "#e07b00"))
+"""Of colours, from what matters least to what matters most."""
+
+
 def tuning_page(summary: StudySummary, directory: Path) -> str:
     """The whole page.
 
@@ -87,7 +91,7 @@ def figures(summary: StudySummary) -> dict[str, tuple[Any, str, str]]:
         ),
         "slice": (
             lambda: visualization.plot_slice(study, target_name=metric),
-            "The metric against each setting alone; darker points are later trials.",
+            "The metric against each setting alone; orange points are the latest trials.",
             "420px",
         ),
         "contour": (
@@ -109,8 +113,25 @@ def figures(summary: StudySummary) -> dict[str, tuple[Any, str, str]]:
         warnings.simplefilter("ignore")
         for name, (draw, caption, height) in drawn.items():
             drawing = draw().update_layout(title=None, width=None, height=None)
+            _make_visible(drawing, metric)
             made[name] = (styled(drawing, literal=True), caption, height)
     return made
+
+
+def _make_visible(drawing: Any, metric: str) -> None:
+    """Optuna's dark blues for what matters most cannot be seen on dark ground."""
+    from plotly.colors import sample_colorscale
+
+    scale = [list(pair) for pair in SCALE]
+    for trace in drawing.data:
+        if trace.type != "scatter":
+            continue
+        if trace.marker.colorscale is not None:
+            trace.marker.colorscale = scale
+        if trace.mode == "lines" and trace.customdata is not None:  # a trial; its metric comes first, from 0 to 1
+            best = trace.y[0] if higher_is_better(metric) else 1.0 - trace.y[0]
+            trace.line.color = sample_colorscale(scale, [min(max(best, 0.0), 1.0)])[0]
+            trace.line.width = 3 if best == 1.0 else 1.2
 
 
 def _label(name: str) -> str:

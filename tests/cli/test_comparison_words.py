@@ -182,14 +182,15 @@ def test_who_learnt_nothing_or_was_not_done_is_marked():
 def test_tables():
     headings, rows = quality_table(summary())
     assert rows[1][headings.index("verdict")] == "fismo better"
-    assert rows[0][headings.index("validation top-1")] == "25.00 ± 1.00 %"
+    assert rows[0][headings.index("top-1")] == "25.00 %"
     headings, rows = cost_table(summary())
     assert rows[0][headings.index("state B/parameter")] == "8.0"
     assert rows[0][headings.index("s to target")] == "not reached"
     text = contender("gpt", metrics={"validation": {"loss": {"mean": 1.0, "standard_deviation": 0.1}}})
-    assert "validation top-1" not in quality_table(summary(contenders=[text]))[0]
+    assert "top-1" not in quality_table(summary(contenders=[text]))[0]
     by_hits = summary(metric="top1", contenders=[contender("fismo"), contender("muon")])
-    assert quality_table(by_hits)[0][1:3] == ("validation top-1", "validation loss")
+    assert quality_table(by_hits)[0][1:3] == ("validation top-1", "loss")
+    assert quality_table(by_hits)[1][0][1:3] == ("25.00 ± 1.00 %", "0.2500")
     assert "difference in validation top-1 -0.1000" in verdict_sentence(by_hits, verdict())
     out = io.StringIO()
     print_comparison(Console(file=out, width=100), summary())
@@ -199,6 +200,7 @@ def test_tables():
 
 def test_the_page_escapes_what_users_name():
     html = page(summary(), Path("c"))
+    assert html.count('"showSendToCloud": false') == len(figures(summary()))  # nothing can be sent from a report
     assert "<script>alert(1)" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "digits&lt;vit&gt;" in html

@@ -125,6 +125,8 @@ def open_page(driver: Any, page: Path, figures: int, first: str, least: int) -> 
     drawn = "return document.querySelectorAll('.js-plotly-plot .main-svg').length > 0 && "
     drawn += f"document.querySelectorAll('.js-plotly-plot').length == {figures}"
     wait_until(lambda: driver.execute_script(drawn))
+    buttons = "return [...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)"
+    assert not [title for title in driver.execute_script(buttons) if "hare" in title or "loud" in title]
     lines = f"return document.querySelectorAll('{first} .scatterlayer .trace').length"
     wait_until(lambda: driver.execute_script(lines) >= least)
     return driver.execute_script(lines)

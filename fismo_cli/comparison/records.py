@@ -44,11 +44,6 @@ class Record:
         loss = None if metrics is None else metrics["loss"]
         return str(self.summary["status"]) != "completed" or loss is None or not math.isfinite(loss)
 
-    @property
-    def loss(self) -> float:
-        """Final validation loss; infinite for a run that diverged."""
-        return self.cost("loss")
-
     def cost(self, metric: str) -> float:
         """The final value on validation data, lower being better; infinite for a run that diverged or has none."""
         value = self.metric("validation", metric)

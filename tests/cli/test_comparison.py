@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_is_a_divergence():
     broken = record("a", 0, 1.0)
     broken.summary["metrics"]["validation"]["loss"] = None
     assert broken.diverged
-    assert broken.loss == math.inf
+    assert broken.cost("loss") == math.inf
 
 
 def test_the_settings_shown_are_those_of_the_judged_runs():

@@ -83,8 +83,12 @@ def compare(
 def numbers(results: Results) -> dict[str, Any]:
     """What was found, but for when and where."""
     return {
-        "tuned": {key: [(params, r.loss) for params, r in tuned.trials] for key, tuned in results.tuned.items()},
-        "runs": {key: (record.loss, record.curve, record.initial_weights) for key, record in results.runs.items()},
+        "tuned": {
+            key: [(params, r.cost("loss")) for params, r in tuned.trials] for key, tuned in results.tuned.items()
+        },
+        "runs": {
+            key: (record.cost("loss"), record.curve, record.initial_weights) for key, record in results.runs.items()
+        },
     }
 
 
@@ -97,10 +101,10 @@ def check(studies: Studies, runs: int) -> Results:
         for seed in plan.seeds:
             trials = results.tuned[contender.label, plan.study_of(seed)].trials if plan.studies else ()
             assert len(trials) == plan.tune_trials
-            chosen, _ = min(trials, key=lambda trial: trial[1].loss, default=({}, None))
+            chosen, _ = min(trials, key=lambda trial: trial[1].cost("loss"), default=({}, None))
             expected = contender.run(seed, chosen).preset.optimizer
             loss = expected.lr + 0.001 * expected.weight_decay + 0.01 * (seed % 7)
-            assert results.runs[contender.label, seed].loss == loss
+            assert results.runs[contender.label, seed].cost("loss") == loss
     return results
 
 
@@ -203,7 +207,9 @@ def test_where_all_tuning_diverges_the_starting_point_is_judged(tmp_path, monkey
     assert all(tuned.best is None for (label, _), tuned in results.tuned.items() if label == "muon")
     assert all(len(tuned.trials) == 2 for tuned in results.tuned.values())
     start = studies.plan.contenders[1].loaded.preset.optimizer
-    assert [results.runs["muon", seed].loss - 0.01 * seed for seed in (0, 1, 2)] == pytest.approx([start.lr] * 3)
+    assert [results.runs["muon", seed].cost("loss") - 0.01 * seed for seed in (0, 1, 2)] == pytest.approx(
+        [start.lr] * 3
+    )
     assert numbers(results_of_directories(studies.plan))["runs"] == numbers(results)["runs"]
 
 

@@ -185,10 +185,17 @@ def children_of(folder: Path) -> list[int]:
     return found
 
 
-def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "whole").mkdir()
-    killed, whole = Cli(tmp_path / "killed"), HereCli(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The comparison of `settings()` that nothing disturbs."""
+    cli = HereCli(tmp_path_factory.mktemp("whole"))
+    done = cli.run(*settings())
+    assert done.code == 0, done.err
+    return cli, done
+
+
+def test_kill_and_rerun_gives_the_same_numbers(tmp_path, whole):
+    killed, (place, undisturbed) = Cli(tmp_path), whole
     process = killed.start(*settings())
     for wanted in ("tuning/*/*/*/*/*/checkpoints/step-*/complete.json", "runs/*/*/*/checkpoints/step-*/complete.json"):
         deadline = time.monotonic() + 240
@@ -205,17 +212,15 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path):
         process = killed.start(*settings())
     resumed = killed.finish(process)
     assert resumed.code == 0, resumed.err
-    undisturbed = whole.run(*settings())
-    assert undisturbed.code == 0, undisturbed.err
     assert final_numbers(resumed.json) == final_numbers(undisturbed.json)
     assert "12 runs: 2 studies of 2 trials and 2 judged runs for each of 2 optimizers; about" in undisturbed.err
     assert any(run["resumed_from_step"] for run in resumed.json["runs"])
-    with contextlib.chdir(whole.folder):
+    with contextlib.chdir(place.folder):
         check_studies(undisturbed.json, 2)
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_path):
+def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_path, whole):
     """As three hosts: nothing in common but the database."""
     with postgresql_server() as (url, _):
         hosts = []
@@ -241,9 +246,7 @@ def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_pat
         joined = late.run(*settings())
         assert final_numbers(joined.json) == final_numbers(done.json)
         assert not list(late.folder.rglob("metrics.jsonl"))  # nothing was left to run
-    whole = HereCli(tmp_path / "whole")
-    whole.folder.mkdir()
-    assert final_numbers(done.json) == final_numbers(whole.run(*settings()).json)
+    assert final_numbers(done.json) == final_numbers(whole[1].json)
 
 
 def check_studies(summary, studies: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fismo_cli.errors import UsageError
+from fismo_cli.errors import UsageError, first_line
 from fismo_cli.own_optimizers import OWN, OWN_MATRICES, own_class
 from fismo_cli.preset.optimizer_names import (
     DEFAULTS,
@@ -102,7 +102,7 @@ def _try_out(name: str, create: Create) -> None:
                     parameter.grad = torch.linspace(0.1, 0.2, parameter.numel()).reshape(parameter.shape)
                 optimizer.step()
         except Exception as error:  # libraries raise all kinds
-            raise UsageError(f"optimizer {name}: {error or type(error).__name__}") from error
+            raise UsageError(f"optimizer {name}: {first_line(error)}") from error
 
 
 def _factory(name: str) -> tuple[Callable[..., Optimizer], Mapping[str, inspect.Parameter]]:

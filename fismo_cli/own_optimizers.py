@@ -33,6 +33,8 @@ def use_file(text: str) -> None:
     Raises:
         UsageError: if it is not there, cannot be read, or is no Python.
     """
+    if not text:
+        raise UsageError("--import: name a Python file, as in --import mine.py")
     path = Path(text).expanduser().resolve()
     try:
         ast.parse(path.read_bytes(), filename=str(path))

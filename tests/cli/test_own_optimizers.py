@@ -36,6 +36,10 @@ class Switched(torch.optim.SGD):
 
 class _Hidden(torch.optim.SGD):
     pass
+
+class Stepless(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
 """
 
 
@@ -76,7 +80,7 @@ def test_it_trains_as_the_librarys_does_of_which_it_is_a_subclass(file, name, ow
 
 
 def test_names_are_those_of_the_classes_at_the_top(file):
-    assert own_names() == ("Mine", "Turned", "Neither", "Switched")
+    assert own_names() == ("Mine", "Turned", "Neither", "Switched", "Stepless")
     assert "helper_beside" not in sys.modules  # nothing is run before one is built
     with pytest.raises(PresetError, match=r"there is no optimizer Other of your own: mine.py has Mine, T"):
         load_preset("digits-vit", ["optimizer.name=own/Other"])
@@ -96,6 +100,19 @@ def test_names_are_those_of_the_classes_at_the_top(file):
 def test_what_cannot_be_trained_with_is_refused(file, name, why):
     with pytest.raises(UsageError, match=why):
         own_class(name)
+
+
+def test_one_that_takes_no_step_is_refused(file):
+    with pytest.raises(UsageError, match="optimizer own/Stepless: NotImplementedError"):
+        build_optimizer(BaselineConfig(name="own/Stepless", lr=0.1), nn.Linear(3, 3))
+
+
+def test_no_file_is_no_directory(file, capsys):
+    for arguments in (["validate", "digits-vit", "--import"], ["validate", "digits-vit", "--import="]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == ExitCode.USAGE
+        assert capsys.readouterr().err == "error: --import: name a Python file, as in --import mine.py\n"
 
 
 def test_what_a_file_raises_is_said_with_its_line(file):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -211,6 +212,13 @@ class _Start:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         end_with_parent(signal.SIGKILL, self.parent)
+        sys.excepthook = _quiet_about_peers
+
+
+def _quiet_about_peers(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In a worker: of a process that was killed while a file descriptor was handed over, there is nothing to say."""
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs import execution, preparation
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.training import signals, stepping
+from fismo_cli.training import loading, signals, stepping
 from fismo_cli.training.events import CheckpointSaved, Finished, Noticed, StepLogged
 from fismo_cli.training.loading import fetch
 from fismo_cli.training.signals import StopRequest
@@ -414,3 +414,11 @@ def test_processes_of_a_torchrun_that_is_killed_while_they_import_end(monkeypatc
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(rank, signal.SIGKILL)
+
+
+def test_a_worker_says_nothing_of_a_peer_that_was_killed(capsys):
+    for error in (EOFError(), ConnectionResetError(104, "reset"), BrokenPipeError(32, "pipe")):
+        loading._quiet_about_peers(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    loading._quiet_about_peers(ValueError, ValueError("what"), None)
+    assert "ValueError: what" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fismo_cli.errors import UsageError, first_line
-from fismo_cli.own_optimizers import OWN, OWN_MATRICES, own_class
+from fismo_cli.own_optimizers import is_own, own_class
 from fismo_cli.preset.optimizer_names import (
     DEFAULTS,
     LOW_RANK_NAMES,
@@ -109,7 +109,7 @@ def _factory(name: str) -> tuple[Callable[..., Optimizer], Mapping[str, inspect.
     """What makes an optimizer, and the arguments that it takes."""
     if not is_optimizer_name(name):
         raise UsageError(f"optimizer.name: {why_refused(name) or f'unknown optimizer {name}'}")
-    if name.startswith((OWN, OWN_MATRICES)):
+    if is_own(name):
         own = own_class(name)
         return own, inspect.signature(own).parameters
     try:

@@ -1,6 +1,6 @@
 """Which way metrics go: the top-k accuracies are better when higher, all others when lower. Never imports torch."""
 
-__all__ = ["called", "cost", "higher_is_better"]
+__all__ = ["called", "cost", "higher_is_better", "shown"]
 
 
 def higher_is_better(metric: str) -> bool:
@@ -16,3 +16,8 @@ def cost(metric: str, value: float) -> float:
 def called(metric: str) -> str:
     """A metric's name for people."""
     return f"top-{metric.removeprefix('top')}" if metric.startswith("top") else metric.replace("_", " ")
+
+
+def shown(metric: str, value: float) -> str:
+    """A value for people: accuracies in per cent."""
+    return f"{100 * value:.2f} %" if metric.startswith("top") else f"{value:.4f}"

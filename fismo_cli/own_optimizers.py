@@ -16,7 +16,16 @@ from typing import Any
 
 from fismo_cli.errors import UsageError, first_line, place_of
 
-__all__ = ["OWN", "OWN_MATRICES", "import_arguments", "own_class", "own_names", "own_origin", "use_file", "why_no_own"]
+__all__ = [
+    "OWN_MATRICES",
+    "import_arguments",
+    "is_own",
+    "own_class",
+    "own_names",
+    "own_origin",
+    "use_file",
+    "why_no_own",
+]
 
 OWN, OWN_MATRICES = "own/", "own-matrices/"
 
@@ -51,6 +60,11 @@ def import_arguments() -> list[str]:
     return [argument for file in _files for argument in ("--import", str(file))]
 
 
+def is_own(name: str) -> bool:
+    """Whether the name is one of a user's own optimizer, there or not."""
+    return name.startswith((OWN, OWN_MATRICES))
+
+
 def own_names() -> tuple[str, ...]:
     """What can stand after `own/` now: classes of the file, and entry points."""
     return (*_classes_of_file(), *(point.name for point in _points()))
@@ -58,8 +72,8 @@ def own_names() -> tuple[str, ...]:
 
 def why_no_own(name: str) -> str | None:
     """Why an own optimizer is not there; None where it is, or the name is of another kind."""
-    kind, slash, own = name.partition("/")
-    if f"{kind}{slash}" not in (OWN, OWN_MATRICES) or own in own_names():
+    own = name.partition("/")[2]
+    if not is_own(name) or own in own_names():
         return None
     file = _file()
     places = [
@@ -101,10 +115,9 @@ def own_class(name: str) -> type[Any]:
 
 def own_origin(name: str) -> dict[str, str] | None:
     """Where an own optimizer comes from, to the byte, as runs are known by it; None for any other name."""
-    kind, slash, own = name.partition("/")
-    if f"{kind}{slash}" not in (OWN, OWN_MATRICES):
+    if not is_own(name):
         return None
-    file = _file()
+    own, file = name.partition("/")[2], _file()
     if file is not None and own in _classes_of_file():
         return {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     point = next((point for point in _points() if point.name == own), None)

@@ -6,7 +6,7 @@ with the reason.
 
 from typing import Any
 
-from fismo_cli.own_optimizers import OWN, OWN_MATRICES, why_no_own
+from fismo_cli.own_optimizers import OWN_MATRICES, is_own, why_no_own
 
 __all__ = [
     "COUPLED_DECAY",
@@ -171,7 +171,7 @@ def optimizer_names() -> tuple[str, ...]:
 
 def is_optimizer_name(name: str) -> bool:
     """Whether the name is one of `optimizer_names`, or of the user's own."""
-    return name in optimizer_names() or (name.startswith((OWN, OWN_MATRICES)) and why_no_own(name) is None)
+    return name in optimizer_names() or (is_own(name) and why_no_own(name) is None)
 
 
 def takes_matrices(name: str) -> bool:

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from fismo_cli.metrics import shown
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.console import say
 from fismo_cli.training.events import (
@@ -155,7 +156,7 @@ def describe(event: Event, total: int | None) -> str | None:
                 f"{event.samples_per_second:,.0f} samples/s"
             )
         case Evaluated():
-            values = "  ".join(f"{name} {_number(name, value)}" for name, value in event.metrics.items())
+            values = "  ".join(f"{name} {shown(name, value)}" for name, value in event.metrics.items())
             return f"step {_step(event.step, total)}  {event.split}: {values}{'  (best)' if event.best else ''}"
         case CheckpointSaved():
             return f"step {_step(event.step, total)}  checkpoint saved"
@@ -180,8 +181,4 @@ def _noise(event: NoiseMeasured) -> str:
 
 def _headline(metrics: dict[str, float]) -> str:
     name = next((name for name in ("top1", "perplexity") if name in metrics), next(iter(metrics)))
-    return f"{name} {_number(name, metrics[name])}"
-
-
-def _number(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.4f}"
+    return f"{name} {shown(name, metrics[name])}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fismo_cli.metrics import shown
 from fismo_cli.training.run_summary import RunSummary
 
 __all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_rows", "summary_table"]
@@ -104,7 +105,7 @@ def _status(summary: RunSummary) -> str:
 def _metric(name: str, value: float | None) -> str:
     if value is None:  # as JSON has it
         return "not finite"
-    return f"{100 * value:.2f} %" if name.startswith("top") else f"{value:.4f}"
+    return shown(name, value)
 
 
 def _bytes(count: int) -> str:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from fismo_core import FISMO
-from fismo_core.ranks import matrix_cost, share_out
+from fismo_core import FISMO, FisherMetric
+from fismo_core.economy import matrix_cost, settled
+from fismo_core.ranks import share_out
 
 STEPS, WARM_UP = 20, 10
-INTERVAL = 10
+METRIC = settled(FisherMetric(), ECONOMY := "most")
 
 
 def shapes(width: int, layers: int) -> list[tuple[int, int]]:
@@ -35,8 +36,7 @@ def shapes(width: int, layers: int) -> list[tuple[int, int]]:
 
 
 def costs(sides: list[tuple[int, int]]) -> list[float]:
-    dense = [sum(dim <= 1.5 * other for dim, other in ((m, n), (n, m))) for m, n in sides]
-    return [matrix_cost(m, n, dense_sides=d, refresh_every=INTERVAL) for (m, n), d in zip(sides, dense, strict=True)]
+    return [matrix_cost(m, n, METRIC) for m, n in sides]
 
 
 def work(width: int, layers: int, result: Path) -> None:

@@ -26,13 +26,20 @@ from fismo_core.layout import MatrixLayout
 __all__ = ["MatrixOptimizer", "build_mars", "build_optimizer", "learning_rates", "optimizer_state_bytes"]
 
 
-def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, process_group: Any = None) -> Optimizer:
+def build_optimizer(
+    config: FismoConfig | BaselineConfig,
+    model: nn.Module,
+    *,
+    process_group: Any = None,
+    forward_flops: float | None = None,
+) -> Optimizer:
     """The optimizer that a preset asks for, over all trainable parameters of the model.
 
     Args:
         config: the preset's optimizer section.
         model: the model, on its final device.
         process_group: ranks between which FISMO shares its work; other optimizers do all of it in each.
+        forward_flops: of a whole batch, in all processes; FISMO's economy goes by it. None: unknown.
 
     Returns:
         An optimizer. Its groups hold the model's parameters and the peak learning rate as `lr`.
@@ -44,7 +51,7 @@ def build_optimizer(config: FismoConfig | BaselineConfig, model: nn.Module, *, p
         raise UsageError("the model has no trainable parameters")
     try:
         if isinstance(config, FismoConfig):
-            return _build_fismo(config, model, process_group)
+            return _build_fismo(config, model, process_group, forward_flops)
         if not takes_matrices(config.name):
             undecayed = undecayed_parameters(model) if config.weight_decay_on == "matrices" else {}
             return _build_elementwise(config, model, undecayed)
@@ -68,9 +75,11 @@ def build_mars(config: FismoConfig | BaselineConfig, optimizer: Optimizer) -> Ma
         raise UsageError(f"optimizer.variance_reduction: {config.name}: {error}") from error
 
 
-def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any) -> FISMO:
+def _build_fismo(config: FismoConfig, model: nn.Module, process_group: Any, forward_flops: float | None) -> FISMO:
     groups = split_parameters(model, config.rules, decayed=_decayed_rules(config))
-    return FISMO.of(groups, fismo_options(config), process_group=process_group)
+    entries = sum(p.numel() for group in groups if group["rule"] == "matrix" for _, p in group["params"])
+    rows = forward_flops / (2 * entries) if forward_flops and entries else None
+    return FISMO.of(groups, fismo_options(config), process_group=process_group, rows_per_step=rows)
 
 
 def _decayed_rules(config: FismoConfig | BaselineConfig) -> list[Rule]:

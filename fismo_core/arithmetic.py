@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fismo_core.config import ComputeDtype, FisherMetric, Polar, Scale
+from fismo_core.economy import metric_of
 
 __all__ = ["Arithmetic", "PolarFunction", "arithmetic_of"]
 
@@ -38,7 +39,7 @@ class Arithmetic:
 
 def arithmetic_of(group: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Arithmetic:
     """The arithmetic of a group's matrices whose state has this dtype, on this device."""
-    metric: FisherMetric = group["metric"]
+    metric = metric_of(group)
     compute_dtype = _resolved(group["compute_dtype"], dtype, device)
     coarse = metric.roots == "polynomial" and metric.power <= 0.25 and metric.damping >= BFLOAT16_DAMPING
     return Arithmetic(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["Checked", "OptionError", "leaves", "option", "to_plain"]
 
@@ -79,7 +79,7 @@ def _fits(value: Any, wanted: Any, bounds: Mapping[str, Any]) -> bool:
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin is Literal:
         return value in parts
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         return any(_fits(value, part, bounds) for part in parts)
     if origin is tuple:
         return (
@@ -111,7 +111,7 @@ def _expected(wanted: Any, bounds: Mapping[str, Any]) -> str:
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin is Literal:
         return f"one of {', '.join(parts)}"
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         return " or ".join(_expected(part, bounds) for part in parts)
     if origin is tuple:
         return f"{len(parts)} numbers"

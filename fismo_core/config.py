@@ -16,6 +16,7 @@ __all__ = [
     "PAPER",
     "AdamW",
     "ComputeDtype",
+    "Economy",
     "FisherMetric",
     "FismoOptions",
     "Form",
@@ -28,6 +29,7 @@ __all__ = [
 PolarMethod = Literal["composite", "quintic", "polar-express", "exact"]
 Scale = Literal["spectral", "rms", "none"]
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+Economy = Literal["auto", "none", "some", "most"]
 Rule = Literal["matrix", "adamw"]
 
 ROOT_POWERS = (0.125, 0.25, 0.5)
@@ -53,22 +55,32 @@ class FisherMetric(Checked):
         "damped by damping tr(P) / m I, as the paper has it; it depends on the gradient's scale.",
     )
     decay: float = option(0.95, "Decay of the factors' averages.", ge=0.0, lt=1.0)
-    statistics: Literal["alternating", "both"] = option(
-        "alternating", "Whether a step updates one factor, in turn, or both."
+    statistics: Literal["alternating", "both"] | None = option(
+        None, "Whether a step updates one factor, in turn, or both; null: as the economy has it."
     )
-    refresh_every: int = option(
-        10, "Steps between new roots of the factors; at the start also after 1, 2, 4, 8, ... steps.", ge=1
+    refresh_every: int | None = option(
+        None,
+        "Steps between new roots of the factors; at the start also after 1, 2, 4, 8, ... steps; null: as the economy "
+        "has it.",
+        ge=1,
     )
     roots: Literal["polynomial", "eigh"] = option(
         "polynomial", "How the roots are computed: by matrix products; or exactly from eigenvalues, slowly."
     )
     max_dim: int = option(8192, "A longer side keeps a diagonal factor, which bounds memory and time.", ge=1)
     max_ratio: float | None = option(
-        1.5, "So does a side longer than this times the other one; null: however long.", ge=1.0
+        None, "So does a side longer than this times the other one; null: as the economy has it.", ge=1.0
     )
     momentum_space: Literal["raw", "whitened"] = option(
         "raw", "Whether gradients are averaged and the average is whitened, or whitened gradients are averaged."
     )
+
+    def is_diagonal(self, side: int, other: int) -> bool:
+        """Whether a side, beside another one, keeps a diagonal factor; asked of a metric that is settled.
+
+        So a matrix of dense sides costs at most max_ratio^2 times what its short side costs.
+        """
+        return side > self.max_dim or (self.max_ratio is not None and side > self.max_ratio * other)
 
     def _conflicts(self) -> Iterator[tuple[str, str]]:
         if self.roots == "polynomial" and self.power > 0:
@@ -121,11 +133,17 @@ class FismoOptions(Checked):
     lr: float = option(
         0.02, "Learning rate: the radius of the trust region, which is the length of a step of the matrices.", ge=0.0
     )
-    momentum: float = option(0.95, "Decay of the momentum.", ge=0.0, lt=1.0)
+    momentum: float = option(0.85, "Decay of the momentum.", ge=0.0, lt=1.0)
     nesterov: bool = option(True, "Look ahead by one momentum step.")
     weight_decay: float = option(0.0, "Decoupled weight decay of the matrices.", ge=0.0)
     cautious: bool = option(False, "Decay only entries that the step moves towards zero.")
     metric: FisherMetric = option(FisherMetric(), "The Fisher metric of the trust region.")
+    economy: Economy = option(
+        "auto",
+        "What is saved of the metric. none: dense factors of all sides, both renewed in each step. some: long sides "
+        "keep diagonal factors. most: and a step renews one factor, in turn. auto: what takes the least time to a "
+        "loss, by the share of a step that the optimizer takes.",
+    )
     polar: Polar = option(Polar(), "How the polar factor is computed; a word alone is its method.")
     scale: Scale = option(
         "spectral",
@@ -158,6 +176,7 @@ class Form:
 
 
 PAPER = FismoOptions(
+    momentum=0.95,
     nesterov=False,
     metric=FisherMetric(
         power=0.5,
@@ -166,9 +185,9 @@ PAPER = FismoOptions(
         statistics="both",
         refresh_every=1,
         roots="eigh",
-        max_ratio=None,
         momentum_space="whitened",
     ),
+    economy="none",
     polar=Polar("quintic", 5),
     scale="none",
     graft=False,
@@ -176,11 +195,11 @@ PAPER = FismoOptions(
 """The published algorithm (arXiv 2601.21750); it leaves damping and the polar factor open."""
 
 DENSE = FismoOptions(
-    metric=FisherMetric(statistics="both", refresh_every=5, roots="eigh", max_ratio=None), polar=Polar("quintic", 3)
+    metric=FisherMetric(statistics="both", refresh_every=5, roots="eigh"), economy="none", polar=Polar("quintic", 3)
 )
-"""The default form without its economies: what it is compared with."""
+"""The default form with exact roots and no economy at all: what it is compared with."""
 
-_ECONOMIES = ("metric.statistics", "metric.refresh_every", "metric.roots", "metric.max_ratio")
+_ECONOMIES = ("economy", "metric.statistics", "metric.refresh_every", "metric.roots", "metric.max_ratio")
 FORMS: Mapping[str, Form] = {
     "default": Form(FismoOptions(), ()),
     "dense": Form(DENSE, (*_ECONOMIES, "polar.method", "polar.steps")),

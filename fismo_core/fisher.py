@@ -14,21 +14,11 @@ __all__ = [
     "fold_absolute",
     "fold_relative",
     "identity_factor",
-    "is_diagonal",
     "multiply_left",
     "multiply_right",
     "second_moment",
     "trace",
 ]
-
-
-def is_diagonal(dim: int, other: int, max_dim: int, max_ratio: float | None) -> bool:
-    """Whether a side of length `dim`, beside one of length `other`, keeps a diagonal factor.
-
-    It does if it is longer than `max_dim`, or longer than `max_ratio` times the other side. So a matrix of dense
-    sides costs at most max_ratio^2 times what its short side costs, and has at most so many numbers more.
-    """
-    return dim > max_dim or (max_ratio is not None and dim > max_ratio * other)
 
 
 def identity_factor(batch: int, dim: int, *, diagonal: bool, dtype: torch.dtype, device: torch.device) -> Tensor:

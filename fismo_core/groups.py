@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fismo_core.checked import to_plain
 from fismo_core.config import AdamW, FisherMetric, FismoOptions, Polar, Rule
 from fismo_core.decay import undecayed_by_name, undecayed_parameters
+from fismo_core.economy import ASSUMED_ROWS, LEVELS, chosen_economy, metric_of, share_of_step
 from fismo_core.layout import MatrixLayout
 from fismo_core.plan import PlanRow, plan_parameters
 
@@ -19,11 +20,13 @@ __all__ = [
     "check_options",
     "completed",
     "described",
+    "economy_notes",
     "from_plain_group",
     "names_of",
     "one_rate_warning",
     "requested_groups",
     "settle",
+    "shapes_of",
     "split_parameters",
     "structure_of",
     "to_plain_group",
@@ -161,8 +164,12 @@ def _as_polar(polar: Any) -> Any:
     return Polar(method=polar) if isinstance(polar, str) else polar  # type: ignore[arg-type]  # it checks itself
 
 
-def settle(group: Group) -> None:
+def settle(group: Group, rows: float) -> None:
     """Bring a group with all of an optimizer's defaults into the form of its rule, in place, and check it.
+
+    Args:
+        group: the group.
+        rows: a step, by which an economy is chosen where it is `auto`.
 
     Raises:
         ValueError: an option that is missing or out of range, or a parameter that is no matrix.
@@ -186,6 +193,15 @@ def settle(group: Group) -> None:
     if len(group["layouts"] if group["rule"] == "matrix" else group["params"]) != len(group["params"]):
         raise ValueError("a parameter group has one layout for each of its parameters")
     check_options(group)
+    if group.get("economy") == "auto":
+        group["economy"] = chosen_economy(shapes_of(group), group["metric"], rows)
+
+
+def shapes_of(group: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The shapes of all matrices of a group."""
+    layouts = map(MatrixLayout.from_plain, group["layouts"])
+    shapes = [shape for p, layout in zip(group["params"], layouts, strict=True) for shape in layout.shapes(p)]
+    return [(m, n) for m, n in shapes if m * n]
 
 
 def check_options(group: Mapping[str, Any]) -> None:
@@ -209,7 +225,7 @@ def check_options(group: Mapping[str, Any]) -> None:
 
 def structure_of(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """The options that decide which state a group has; they must not change once it is allocated."""
-    metric: FisherMetric = group["metric"]
+    metric = metric_of(group)
     return (metric.power == 0, metric.power == 0.5, metric.damping_scale, metric.max_dim, metric.max_ratio)
 
 
@@ -253,6 +269,26 @@ def described(group: Mapping[str, Any]) -> str:
     shown = [key for key in keys if key == "lr" or group[key] != getattr(usual, key)]
     who = "FISMO" if group["rule"] == "matrix" else "AdamW"
     return ", ".join([f"{who} of {count} parameter{'s' * (count != 1)}", *(f"{key}={group[key]!r}" for key in shown)])
+
+
+def economy_notes(groups: Iterable[Mapping[str, Any]], rows: float | None) -> tuple[str, ...]:
+    """For each group of matrices in a sentence: its economy, and about which part of a step its matrices take.
+
+    Args:
+        groups: of an optimizer.
+        rows: a step; None: nobody has said.
+    """
+    notes = []
+    for group in groups:
+        if group["rule"] == "matrix" and (shapes := shapes_of(group)) and group["metric"].power > 0:
+            metric, level = metric_of(group), LEVELS[group["economy"]]
+            share = share_of_step(shapes, metric, rows or ASSUMED_ROWS)
+            known = f"{rows or ASSUMED_ROWS:,.0f} rows a step{'' if rows else ' (assumed: say rows_per_step)'}"
+            notes.append(
+                f"economy {group['economy']}: {level.words}, roots every {metric.refresh_every} steps. With {known} "
+                f"the optimizer takes about {100 * share:.2g} % of a step."
+            )
+    return tuple(dict.fromkeys(notes))
 
 
 def one_rate_warning(given: Sequence[float], rates: Sequence[float | Tensor]) -> str | None:

@@ -12,13 +12,26 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from fismo_core.arithmetic import PolarFunction
 from fismo_core.checked import to_plain
-from fismo_core.config import PAPER, AdamW, ComputeDtype, FisherMetric, FismoOptions, Polar, PolarMethod, Rule, Scale
+from fismo_core.config import (
+    PAPER,
+    AdamW,
+    ComputeDtype,
+    Economy,
+    FisherMetric,
+    FismoOptions,
+    Polar,
+    PolarMethod,
+    Rule,
+    Scale,
+)
 from fismo_core.dtensors import local_part
+from fismo_core.economy import ASSUMED_ROWS
 from fismo_core.group_state import GroupState, read_state, state_of
 from fismo_core.groups import (
     Group,
     completed,
     described,
+    economy_notes,
     names_of,
     one_rate_warning,
     requested_groups,
@@ -72,6 +85,9 @@ class FISMO(Optimizer):
             values to the others. Steps, `skipped_gradients` and `full_state_dict` are then calls that all ranks make
             together. None: every process does all of the work; but parameters that FSDP2 (`fully_shard`) has sharded
             bring their group along: gradients of a matrix go to its owner, and its step comes back.
+        rows_per_step: how many rows a step multiplies by each matrix, in all processes together: the tokens of a text
+            batch, the patches of all images of a batch. By it, and by the matrices, `economy="auto"` is decided, once
+            and for all, when parameters are added. None: 16,384.
 
     Raises:
         ValueError: an argument out of range, or a parameter that cannot be a matrix.
@@ -94,6 +110,7 @@ class FISMO(Optimizer):
         weight_decay: float = _DEFAULT.weight_decay,
         cautious: bool = _DEFAULT.cautious,
         metric: FisherMetric = _DEFAULT.metric,
+        economy: Economy = _DEFAULT.economy,
         polar: Polar | PolarMethod | PolarFunction = _DEFAULT.polar,
         scale: Scale = _DEFAULT.scale,
         graft: bool = _DEFAULT.graft,
@@ -102,7 +119,11 @@ class FISMO(Optimizer):
         compute_dtype: ComputeDtype = _DEFAULT.compute_dtype,
         maximize: bool = False,
         process_group: "ProcessGroup | None" = None,
+        rows_per_step: float | None = None,
     ) -> None:
+        if rows_per_step is not None and not rows_per_step > 0:
+            raise ValueError(f"rows_per_step must be a positive number, got {rows_per_step!r}")
+        self._rows = rows_per_step
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -110,6 +131,7 @@ class FISMO(Optimizer):
             "weight_decay": weight_decay,
             "cautious": cautious,
             "metric": metric,
+            "economy": economy,
             "polar": polar,
             "scale": scale,
             "graft": graft,
@@ -134,9 +156,10 @@ class FISMO(Optimizer):
         *,
         rules: Mapping[str, Rule] | None = None,
         process_group: "ProcessGroup | None" = None,
+        rows_per_step: float | None = None,
     ) -> "FISMO":
         """The optimizer with all its options in one value, such as `DENSE` or `replace(PAPER, lr=0.01)`."""
-        return cls(params, **vars(options), rules=rules, process_group=process_group)
+        return cls(params, **vars(options), rules=rules, process_group=process_group, rows_per_step=rows_per_step)
 
     @classmethod
     def paper(
@@ -182,7 +205,7 @@ class FISMO(Optimizer):
         super().add_param_group(group)
         index, group = len(self.param_groups) - 1, self.param_groups[-1]
         try:
-            settle(group)
+            settle(group, self._rows or ASSUMED_ROWS)
             self._ranks = ranks_of(group["params"], self._ranks)
             self._placements.append(placement_of(group, self._ranks))
             self._allocate(index, group, [({}, name) for name in names_of(group)])
@@ -222,8 +245,8 @@ class FISMO(Optimizer):
                 yield from ((group, stack) for stack in state.stacks)
 
     def plan(self) -> Plan:
-        """Which parameter is treated by whom, and why; print it for a table."""
-        return plan_of_groups(self.param_groups)
+        """Which parameter is treated by whom, and why, and what the metric costs; print it for a table."""
+        return replace(plan_of_groups(self.param_groups), notes=economy_notes(self.param_groups, self._rows))
 
     def __repr__(self) -> str:
         return "\n".join(["FISMO(", *(f"  {described(group)}" for group in self.param_groups), ")"])
@@ -331,7 +354,7 @@ class FISMO(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self._ranks is not None:
             raise RuntimeError("an optimizer that shares its work with other ranks cannot be copied or pickled")
-        own = {key: self.__dict__[key] for key in ("_adamw", "_routes", "_given_rates")}
+        own = {key: self.__dict__[key] for key in ("_adamw", "_routes", "_rows", "_given_rates")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fismo_core.dtensors import is_dtensor, local_part, process_group_of
-from fismo_core.fisher import is_diagonal
+from fismo_core.economy import elementwise_cost, matrix_cost, metric_of
 from fismo_core.layout import MatrixLayout, Slot, shares_memory
-from fismo_core.ranks import Ranks, RowExchange, elementwise_cost, matrix_cost
+from fismo_core.ranks import Ranks, RowExchange
 
 __all__ = ["Directions", "Move", "OwnedByRanks", "Placement", "ShardedRows", "Whole", "placement_of", "ranks_of"]
 
@@ -209,14 +209,10 @@ def placement_of(group: Mapping[str, Any], ranks: Ranks | None) -> Placement:
 
 def _matrix_costs(group: Mapping[str, Any], layouts: Sequence[MatrixLayout]) -> dict[Slot, float]:
     """All matrices of a group, with what a step of each costs."""
-    metric = group["metric"]
+    metric = metric_of(group)
     costs = {}
     for index, (parameter, layout) in enumerate(zip(group["params"], layouts, strict=True)):
         for part, (m, n) in enumerate(layout.shapes(parameter)):
             if m * n:
-                diagonal = [
-                    is_diagonal(dim, other, metric.max_dim, metric.max_ratio) for dim, other in ((m, n), (n, m))
-                ]
-                dense = 0 if metric.power == 0 else 2 - sum(diagonal)
-                costs[Slot(index, part)] = matrix_cost(m, n, dense_sides=dense, refresh_every=metric.refresh_every)
+                costs[Slot(index, part)] = matrix_cost(m, n, metric)
     return costs

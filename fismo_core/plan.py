@@ -32,14 +32,14 @@ class Plan:
     """How every parameter of an optimizer is treated; `str(plan)` is a table."""
 
     rows: tuple[PlanRow, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "rule", "matrices", "why")
         lines = [head, *((r.name, _dims(r.shape), r.rule, _matrices(r.matrices), r.reason) for r in self.rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        table = ["  ".join(c.ljust(width) for c, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*table, *self.notes])
 
 
 def plan_parameters(

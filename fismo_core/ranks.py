@@ -17,34 +17,7 @@ from fismo_core.dtensors import full_tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["Ranks", "RowExchange", "elementwise_cost", "matrix_cost", "share_out"]
-
-POLAR_PRODUCTS = 9.0
-"""Products of an m x m by an m x n matrix that a step costs in all, m the shorter side; fitted to the default form."""
-
-PRODUCTS_PER_ENTRY = 30.0
-"""What an entry that is only read and written costs, in multiplications."""
-
-
-def matrix_cost(m: int, n: int, *, dense_sides: int, refresh_every: int) -> float:
-    """About how many multiplications a FISMO step of an m x n matrix takes: polar factor, whitening, statistics, roots.
-
-    Args:
-        m: rows.
-        n: columns.
-        dense_sides: how many of the two sides keep a dense factor; the shorter one first.
-        refresh_every: steps between new roots.
-    """
-    short, long = min(m, n), max(m, n)
-    cost = POLAR_PRODUCTS * short * short * long + PRODUCTS_PER_ENTRY * m * n
-    for side in (short, long)[:dense_sides]:
-        cost += 3.0 * m * n * side + 12.0 * side**3 / refresh_every
-    return cost
-
-
-def elementwise_cost(entries: int) -> float:
-    """The same of a parameter that AdamW treats."""
-    return PRODUCTS_PER_ENTRY * entries
+__all__ = ["Ranks", "RowExchange", "share_out"]
 
 
 def share_out(costs: Sequence[float], loads: list[float]) -> list[int]:

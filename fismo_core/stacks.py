@@ -15,6 +15,7 @@ from fismo_core import update
 from fismo_core.arithmetic import arithmetic_of
 from fismo_core.config import FisherMetric
 from fismo_core.dtensors import distributed_like
+from fismo_core.economy import metric_of
 from fismo_core.groups import names_of, structure_of
 from fismo_core.layout import Bucket, MatrixLayout, make_buckets
 from fismo_core.placement import Directions, Move, Placement
@@ -157,8 +158,8 @@ class MatrixStacks:
         """Raise a RuntimeError if options that decide which state there is were changed since it was allocated."""
         if structure_of(group) != self._structure:
             raise RuntimeError(
-                "power (from or to 0 and 1/2), damping_scale, max_dim and max_ratio of the metric decide which state a "
-                "group has and cannot be changed later: make a new optimizer"
+                "the economy, and power (from or to 0 and 1/2), damping_scale, max_dim and max_ratio of the metric "
+                "decide which state a group has and cannot be changed later: make a new optimizer"
             )
 
     def _follow(self, entries: Sequence[Entry], names: Sequence[str]) -> None:
@@ -189,7 +190,7 @@ class MatrixStacks:
             if not any(present):
                 continue
             steps = [entries[slot.parameter]["step"] for slot in bucket.slots]
-            active, refresh, sides = _masks(present, steps, group["metric"], bucket.device)
+            active, refresh, sides = _masks(present, steps, metric_of(group), bucket.device)
             # Autocast, if step() is called inside it, would turn the products below into half precision.
             with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
                 D, taken = update.fismo_update(
@@ -201,7 +202,7 @@ class MatrixStacks:
                     sides=sides,
                 )
             stack.put_views(entries)
-            if refresh is not False and group["metric"].power > 0:
+            if refresh is not False and metric_of(group).power > 0:
                 stack.check_roots()
             results = zip(bucket.slots, present, D, taken, strict=True)
             yield {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}
@@ -273,7 +274,7 @@ def _masks(
 
     return (
         mask(lambda step: True),
-        mask(lambda step: _is_due(step, metric.refresh_every)),
+        mask(lambda step: _is_due(step, metric.refresh_every or 1)),
         (mask(lambda step: _folds_into(0, step, metric)), mask(lambda step: _folds_into(1, step, metric))),
     )
 

@@ -41,7 +41,7 @@ def initial_state(batch: int, m: int, n: int, options: Arithmetic, dtype: torch.
         return state
     state["failures"] = torch.zeros(batch, dtype=torch.int64, device=device)
     for letter, dim, other in (("P", m, n), ("Q", n, m)):
-        diagonal = fisher.is_diagonal(dim, other, options.metric.max_dim, options.metric.max_ratio)
+        diagonal = options.metric.is_diagonal(dim, other)
         identity = fisher.identity_factor(batch, dim, diagonal=diagonal, dtype=dtype, device=device)
         state[letter] = torch.zeros_like(identity) if options.metric.damping_scale == "relative" else identity.clone()
         state[f"{letter}_inverse_sqrt"] = identity.to(options.root_dtype)

@@ -10,7 +10,7 @@ from fismo_cli.preset.nested import MISSING, leaf, put
 from fismo_cli.preset.optimizer_names import driven_argument, is_optimizer_name, takes_matrices, why_refused
 from fismo_cli.preset.schema_base import Betas, Config, Fraction, NonNegative, Positive, PositiveInt, refuse
 from fismo_core.checked import to_plain
-from fismo_core.config import FORMS, AdamW, ComputeDtype, FisherMetric, FismoOptions, Polar, Scale
+from fismo_core.config import FORMS, AdamW, ComputeDtype, Economy, FisherMetric, FismoOptions, Polar, Scale
 
 __all__ = ["BaselineConfig", "BaselineConfigs", "FismoConfig", "OptimizerConfig", "fismo_options", "plain"]
 
@@ -94,6 +94,7 @@ class FismoConfig(Config):
     weight_decay_on: WeightDecayOn = "matrices"
     cautious: bool = _option("cautious")
     metric: MetricSection = _option("metric")
+    economy: Economy = _option("economy")
     polar: PolarSection = _option("polar")
     scale: Scale = _option("scale")
     graft: bool = _option("graft")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fismo_cli.errors import FismoError, UsageError, first_line
 from fismo_cli.models import build_model, model_notes
@@ -71,10 +72,15 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
         if not spread:  # which may not find room on one device
             model.to(device)
         tried_on = torch.device("cpu") if spread else device
-        _try_forward(loaded, task, model, tried_on)
+        flops = _try_forward(loaded, task, model, tried_on)
         _try_single_samples(loaded, task, model, tried_on, world)
         spread_model = spread_out(model, preset.train, world, device) if spread else None
-        optimizer = build_optimizer(preset.optimizer, model, process_group=None if spread else world.group)
+        optimizer = build_optimizer(
+            preset.optimizer,
+            model,
+            process_group=None if spread else world.group,
+            forward_flops=flops * preset.train.batch_size,
+        )
         trainer = Trainer(
             task=task,
             model=model,
@@ -99,14 +105,19 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
     return Prepared(loaded, task, trainer, notes, initial_weights)
 
 
-def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> None:
+def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device) -> int:
     """Make sure that the model can take the data at all, in evaluation by one sample and in training by two, which
-    batch norm needs; leaves model and generators as they are."""
+    batch norm needs; leaves model and generators as they are.
+
+    Returns:
+        The floating-point operations of the one sample.
+    """
     with untouched(model), evaluation_mode(model), autocast(device, loaded.preset.train.precision):
         batch = move(read_batch(task.train, [(0, index) for index in range(min(2, len(task.train)))]), device)
         try:
             with explain_memory(device, lambda: "with two samples. Make the model or the samples smaller"):
-                task.measure(model, {name: value[:1] for name, value in batch.items()})
+                with FlopCounterMode(display=False) as counter:
+                    task.measure(model, {name: value[:1] for name, value in batch.items()})
                 task.training_loss(model.train(), batch)
         except FismoError:
             raise
@@ -116,6 +127,7 @@ def _try_forward(loaded: LoadedPreset, task: Task, model: nn.Module, device: tor
                 f"{loaded.preset.model.name} with these model.args cannot take this preset's data ({shapes}): "
                 f"{first_line(error)}"
             ) from error
+    return int(counter.get_total_flops())
 
 
 def _try_single_samples(loaded: LoadedPreset, task: Task, model: nn.Module, device: torch.device, world: World) -> None:

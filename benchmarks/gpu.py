@@ -68,11 +68,13 @@ def split(model: nn.Module, matrices: Callable[[list[nn.Parameter]], Optimizer])
 CONTENDERS: dict[str, Make] = {
     "AdamW, fused": lambda model: [torch.optim.AdamW(model.parameters(), 3e-4, fused=True)],
     "Muon": lambda model: split(model, lambda p: torch.optim.Muon(p, lr=0.02)),
-    "FISMO": fismo(),
-    "FISMO, roots every 40": fismo(metric=FisherMetric(refresh_every=40)),
-    "FISMO, float32": fismo(compute_dtype="float32"),
+    "FISMO, economy most": fismo(economy="most"),
+    "FISMO, economy most, roots every 40": fismo(economy="most", metric=FisherMetric(refresh_every=40)),
+    "FISMO, economy most, float32": fismo(economy="most", compute_dtype="float32"),
+    "FISMO, economy some": fismo(economy="some"),
+    "FISMO, economy none": fismo(economy="none"),
     "FISMO, dense": lambda model: [FISMO.of(split_parameters(model), DENSE)],
-    "FISMO, dense, polynomial roots": fismo(metric=FisherMetric(max_ratio=None, statistics="both")),
+    "FISMO, economy none, roots every 10": fismo(economy="none", metric=FisherMetric(refresh_every=10)),
 }
 if importlib.util.find_spec("pytorch_optimizer") is not None:
     import pytorch_optimizer
@@ -188,7 +190,8 @@ def whole_steps(size: Size, device: torch.device, vocabulary: int, tokens: tuple
 
 def compiled_update(size: Size, device: torch.device) -> dict[str, float]:
     """Seconds of the update of one layer's 4 widths, eager and compiled, between refreshes."""
-    group = FISMO([nn.Parameter(torch.zeros(size.width, 4 * size.width, device=device))]).param_groups[0]
+    weight = nn.Parameter(torch.zeros(size.width, 4 * size.width, device=device))
+    group = FISMO([weight], economy="most").param_groups[0]
     arithmetic = arithmetic_of(group, torch.float32, device)
     gradient = torch.randn(size.layers, size.width, 4 * size.width, device=device)
     result = {}

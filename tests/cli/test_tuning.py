@@ -106,7 +106,7 @@ def test_the_preset_adds_narrows_and_takes_out():
     assert (momentum.low, momentum.high, momentum.start) == pytest.approx((0.01, 0.1, 0.05))
     assert "optimizer.lr" not in found
     assert found["optimizer.nesterov"] == Choice((True, False), True)
-    assert found["optimizer.metric.refresh_every"] == Range(5, 20, 10, log=False, integer=True)
+    assert found["optimizer.metric.refresh_every"] == Range(5, 20, 12, log=False, integer=True)
     assert found["optimizer.adamw.lr"].start == 3e-3
     assert found["data.label_smoothing"] == Range(0.0, 0.2, 0.1, log=False)
     assert found["train.batch_size"] == Choice((32, 64), 64)

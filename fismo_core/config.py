@@ -176,7 +176,6 @@ class Form:
 
 
 PAPER = FismoOptions(
-    momentum=0.95,
     nesterov=False,
     metric=FisherMetric(
         power=0.5,

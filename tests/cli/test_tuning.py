@@ -65,7 +65,7 @@ def test_fismo_is_searched_by_damping_rate_momentum_and_batch_size():
     found = space()
     assert found == {
         "optimizer.lr": Range(0.002, 0.2, 0.02),
-        "1 - optimizer.momentum": Range(pytest.approx(0.01), pytest.approx(0.25), pytest.approx(0.05)),
+        "1 - optimizer.momentum": Range(pytest.approx(0.03), pytest.approx(0.5), pytest.approx(0.15)),
         "optimizer.metric.damping": Range(0.01, 1.0, 0.1),
         "train.batch_size": Choice((32, 64, 128, 256), 64),
     }
@@ -103,7 +103,7 @@ def test_the_preset_adds_narrows_and_takes_out():
     )
     assert found["optimizer.metric.damping"] == Range(0.05, 0.2, 0.1)
     momentum = found["1 - optimizer.momentum"]
-    assert (momentum.low, momentum.high, momentum.start) == pytest.approx((0.01, 0.1, 0.05))
+    assert (momentum.low, momentum.high, momentum.start) == pytest.approx((0.01, 0.1, 0.1))
     assert "optimizer.lr" not in found
     assert found["optimizer.nesterov"] == Choice((True, False), True)
     assert found["optimizer.metric.refresh_every"] == Range(5, 20, 12, log=False, integer=True)

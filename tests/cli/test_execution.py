@@ -89,7 +89,7 @@ def test_trying_the_model_changes_nothing(monkeypatch):
     left = []
     for tried in (True, False):
         if not tried:
-            monkeypatch.setattr(preparation, "_try_forward", lambda *_: None)
+            monkeypatch.setattr(preparation, "_try_forward", lambda *_: 1)
         trainer = preparation.prepare(loaded).trainer
         state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         left.append((state, rng_state(), [module.training for module in trainer.model.modules()]))

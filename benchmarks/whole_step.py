@@ -23,7 +23,8 @@ from fismo_cli.runs.preparation import prepare
 
 OPTIMIZERS: dict[str, list[str]] = {
     "Muon": ["optimizer.name=muon"],
-    "FISMO": ["optimizer.name=fismo"],
+    "FISMO": ["optimizer.name=fismo", "optimizer.economy=most"],
+    "FISMO, economy none": ["optimizer.name=fismo", "optimizer.economy=none"],
     "FISMO.dense": ["optimizer.name=fismo", "optimizer.form=dense"],
     "SOAP, every 10 steps": ["optimizer.name=soap", "optimizer.args.precondition_frequency=10"],
     "AdamW": ["optimizer.name=adamw"],

@@ -105,7 +105,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def drawing(records: list[dict[str, Any]]) -> str:
-    """The median over studies of the validation loss by step, a panel for each task; from a fifth of the steps on."""
+    """The median over studies of the validation loss by step, a panel for each task; of the second half of the steps."""
     width, height, parts = 230, 190, []
     for index, record in enumerate(records):
         left, top = 45 + index * (width + 55), 40
@@ -113,29 +113,29 @@ def drawing(records: list[dict[str, Any]]) -> str:
         for label in COLOURS:
             own = list(curves(record, label).values())
             losses = [statistics.median(at) for at in zip(*map(loss_curve, own), strict=True)]
-            lines[label] = [
-                (s, loss) for s, loss in zip(own[0]["step"], losses, strict=True) if 5 * s >= own[0]["step"][-1]
-            ]
+            points = zip(own[0]["step"], losses, strict=True)
+            lines[label] = [(step, loss) for step, loss in points if 2 * step >= own[0]["step"][-1]]
         values = [loss for line in lines.values() for _, loss in line]
         low, high, last = min(values), max(values), lines["muon"][-1][0]
 
         def place(
             step: float, loss: float, left: int = left, low: float = low, high: float = high, last: int = last
         ) -> str:
-            return f"{left + width * step / last:.1f},{40 + height * (high - loss) / (high - low):.1f}"
+            return f"{left + width * (2 * step / last - 1):.1f},{40 + height * (high - loss) / (high - low):.1f}"
 
         parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#8a929a"/>')
         parts.append(f'<text x="{left}" y="{top - 8}">{record["preset"]}</text>')
+        parts.append(f'<text x="{left}" y="{top + height + 15}">{last // 2}</text>')
         parts.append(f'<text x="{left + width - 60}" y="{top + height + 15}">{last} steps</text>')
         parts += [f'<text x="{left - 38}" y="{y}">{value:.2f}</text>' for y, value in ((45, high), (top + height, low))]
         end = lines["muon"][-1][1]
-        ends = (place(0, end), place(last, end))
+        ends = (place(last / 2, end), place(last, end))
         parts.append(
             f'<polyline points="{" ".join(ends)}" fill="none" stroke="{COLOURS["muon"]}" stroke-dasharray="3"/>'
         )
         for label, line in lines.items():
-            points = " ".join(place(*point) for point in line)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[label]}" stroke-width="2"/>')
+            joined = " ".join(place(*point) for point in line)
+            parts.append(f'<polyline points="{joined}" fill="none" stroke="{COLOURS[label]}" stroke-width="2"/>')
     parts += [
         f'<text x="{45 + 80 * i}" y="14" fill="{c}">{label}</text>' for i, (label, c) in enumerate(COLOURS.items())
     ]

@@ -105,7 +105,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def drawing(records: list[dict[str, Any]]) -> str:
-    """The median over studies of the validation loss by step, a panel for each task; of the second half of the steps."""
+    """The median over studies of the validation loss by step, a panel for each task; the second half of the steps."""
     width, height, parts = 230, 190, []
     for index, record in enumerate(records):
         left, top = 45 + index * (width + 55), 40

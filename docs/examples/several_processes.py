@@ -53,4 +53,5 @@ full = [[p.full_tensor() if hasattr(p, "full_tensor") else p for p in pair] for 
 same = all(torch.equal(one, other) for one, other in full)
 if dist.get_rank() == 0:
     print(f"{kind}: resumed: the same weights: {same}")
+dist.barrier()  # no rank leaves while another one still works
 dist.destroy_process_group()

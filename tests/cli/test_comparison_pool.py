@@ -140,7 +140,7 @@ def test_who_draws_and_how_many_at_a_time_changes_nothing(tmp_path):
     alone = numbers(compare(tmp_path / "alone", "muon", tune_trials=6, studies=1).results())
     assert single == alone
     start, _ = single["tuned"]["muon", 0][0]
-    assert start["1 - optimizer.momentum"] == pytest.approx(0.05)  # where it starts
+    assert start["1 - optimizer.momentum"] == pytest.approx(0.15)  # where it starts
 
 
 def test_more_seeds_and_other_baselines_go_on_with_what_there_is(tmp_path):

@@ -64,7 +64,7 @@ def plan(tmp_path, *overrides: str, judging: Judging = Judging()) -> StudyPlan:
 def test_fismo_is_searched_by_damping_rate_momentum_and_batch_size():
     found = space()
     assert found == {
-        "optimizer.lr": Range(0.002, 0.2, 0.02),
+        "optimizer.lr": Range(0.002, 0.2, 0.04),
         "1 - optimizer.momentum": Range(pytest.approx(0.03), pytest.approx(0.5), pytest.approx(0.15)),
         "optimizer.metric.damping": Range(0.01, 1.0, 0.1),
         "train.batch_size": Choice((32, 64, 128, 256), 64),

@@ -277,7 +277,7 @@ def test_one_search_for_all_seeds(cli):
     assert "With the settings that one search found, fismo against muon is underpowered" in done.err.replace("\n", " ")
     assert "10 runs: 1 study of 3 trials and 2 judged runs for each of 2 optimizers; about" in done.err
     first = done.json["tuning"][0]["studies"][0]["trial_list"][0]["settings"]
-    assert first["optimizer.lr"] == 0.02  # where it starts
+    assert first["optimizer.lr"] == 0.04  # where it starts
     again = cli.run("report", done.json["comparison"], "--json")
     assert again.json["tuning"] == done.json["tuning"]
 

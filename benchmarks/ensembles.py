@@ -57,7 +57,6 @@ class Form:
     long: Literal["dense", "blocks", "diagonal"] = "dense"
     both: bool = True
     every: int = 5
-    head: bool = False
 
 
 TASKS = {
@@ -71,8 +70,6 @@ FORMS = {
     "blocks": Form(long="blocks"),
     "some": Form(long="diagonal"),
     "most": Form(long="diagonal", both=False, every=10),
-    "head": Form(head=True),
-    "roots every 20": Form(every=20),
 }
 USUAL: Settings = {"lr": 0.04, "momentum": 0.9, "aux": 3e-3, "decay": 0.95, "damping": 0.1}
 
@@ -438,10 +435,8 @@ def run(sweep: Sweep, data: dict[str, Tensor], steps: int) -> list[float]:
     seeds = sorted(set(sweep.seeds))
     batch_of = torch.tensor([seeds.index(int(member["seed"])) for member in members], device=DEVICE)
     p = initial(task, [int(member["seed"]) for member in members])
-    head = "embedding" if task.arch == "gpt2" else "head"
-    matrices = [*MATRICES, *([head] if form.head else [])]
-    stacks = [Matrices(p[name], MEMBER_AXIS.get(name, 0), form) for name in matrices]
-    others = [Adam(value, MEMBER_AXIS.get(name, 0)) for name, value in p.items() if name not in matrices]
+    stacks = [Matrices(p[name], MEMBER_AXIS[name], form) for name in MATRICES]
+    others = [Adam(value, MEMBER_AXIS.get(name, 0)) for name, value in p.items() if name not in MATRICES]
     generator = torch.Generator(DEVICE).manual_seed(7 + seeds[0])
     count = sweep.rows if task.arch == "vit" else sweep.rows // task.block
     for t in range(steps):

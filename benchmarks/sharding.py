@@ -24,11 +24,13 @@ import torch
 from torch import distributed, nn
 
 from fismo_core import FISMO, FisherMetric
+from fismo_core.config import Economy
 from fismo_core.economy import matrix_cost, settled
 from fismo_core.ranks import share_out
 
 STEPS, WARM_UP = 20, 10
-METRIC = settled(FisherMetric(), ECONOMY := "most")
+ECONOMY: Economy = "most"
+METRIC = settled(FisherMetric(), ECONOMY)
 
 
 def shapes(width: int, layers: int) -> list[tuple[int, int]]:
@@ -50,7 +52,7 @@ def work(width: int, layers: int, result: Path) -> None:
     for group in (None, distributed.group.WORLD):
         own = [nn.Parameter(weight.clone()) for weight in weights]
         parameters.append(own)
-        optimizers.append(FISMO(own, lr=0.01, process_group=group))
+        optimizers.append(FISMO(own, lr=0.01, economy=ECONOMY, process_group=group))
     seconds: list[list[float]] = [[], []]
     for step in range(WARM_UP + STEPS):
         for which, optimizer in enumerate(optimizers):

@@ -278,15 +278,16 @@ def economy_notes(groups: Iterable[Mapping[str, Any]], rows: float | None) -> tu
         groups: of an optimizer.
         rows: a step; None: nobody has said.
     """
+    known = ASSUMED_ROWS if rows is None else rows
     notes = []
     for group in groups:
         if group["rule"] == "matrix" and (shapes := shapes_of(group)) and group["metric"].power > 0:
             metric, level = metric_of(group), LEVELS[group["economy"]]
-            share = share_of_step(shapes, metric, rows or ASSUMED_ROWS)
-            known = f"{rows or ASSUMED_ROWS:,.0f} rows a step{'' if rows else ' (assumed: say rows_per_step)'}"
+            share = share_of_step(shapes, metric, known)
+            assumed = " (assumed: say rows_per_step)" if rows is None else ""
             notes.append(
-                f"economy {group['economy']}: {level.words}, roots every {metric.refresh_every} steps. With {known} "
-                f"the optimizer takes about {100 * share:.2g} % of a step."
+                f"economy {group['economy']}: {level.words}, roots every {metric.refresh_every} steps. With "
+                f"{known:,.0f} rows a step{assumed} the optimizer takes about {100 * share:.2g} % of a step."
             )
     return tuple(dict.fromkeys(notes))
 

@@ -184,13 +184,14 @@ class MatrixStacks:
             Of each matrix the direction `(m, n)`, to be applied as W <- W - lr D, and whether it takes part.
         """
         parts = {index: self.layouts[index].split(gradient) for index, gradient in gradients.items()}
+        metric = metric_of(group)
         for stack in self.stacks:
             bucket = stack.bucket
             present = [slot.parameter in parts for slot in bucket.slots]
             if not any(present):
                 continue
             steps = [entries[slot.parameter]["step"] for slot in bucket.slots]
-            active, refresh, sides = _masks(present, steps, metric_of(group), bucket.device)
+            active, refresh, sides = _masks(present, steps, metric, bucket.device)
             # Autocast, if step() is called inside it, would turn the products below into half precision.
             with torch.autocast(bucket.device.type, enabled=False), full_precision_matmul():
                 D, taken = update.fismo_update(
@@ -202,7 +203,7 @@ class MatrixStacks:
                     sides=sides,
                 )
             stack.put_views(entries)
-            if refresh is not False and metric_of(group).power > 0:
+            if refresh is not False and metric.power > 0:
                 stack.check_roots()
             results = zip(bucket.slots, present, D, taken, strict=True)
             yield {slot: (direction, takes_part) for slot, here, direction, takes_part in results if here}

@@ -67,6 +67,8 @@ def train(run: Run) -> dict[str, Any]:
             fully_shard(layer)
         fully_shard(model)
     form = FORMS[run.form].options
+    if run.form == "default":  # with diagonal factors of long sides; dense has the other ones
+        form = replace(form, economy="most")
     group = distributed.group.WORLD if size > 1 and not run.fsdp else None
     optimizer = FISMO.of(split_parameters(model), replace(form, weight_decay=0.1), process_group=group)
     if saved:

@@ -15,7 +15,8 @@ from fismo_core.update import State, fismo_update, initial_state
 SHAPES = ((48, 48), (48, 48), (144, 48), (48, 160))
 STEPS = 12
 FORMS = {
-    "default": FismoOptions(),
+    "no economy": FismoOptions(economy="none"),
+    "most economy": FismoOptions(economy="most"),
     "dense": DENSE,
     # its damping is for small gradients: with ones like these float32 would follow no trajectory
     "paper": replace(PAPER, metric=replace(PAPER.metric, damping=3.0)),
@@ -111,7 +112,7 @@ def test_a_non_finite_gradient_is_skipped_without_waiting(device):
 
 
 def states(device: torch.device) -> tuple[State, State, object]:
-    group = FISMO([nn.Parameter(torch.zeros(48, 160, device=device))]).param_groups[0]
+    group = FISMO([nn.Parameter(torch.zeros(48, 160, device=device))], economy="most").param_groups[0]
     arithmetic = arithmetic_of(group, torch.float32, device)
     first, second = (initial_state(4, 48, 160, arithmetic, torch.float32, device) for _ in range(2))
     return first, second, arithmetic

@@ -29,7 +29,7 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import locked
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_base import MAX_SEED
-from fismo_cli.preset.schema_tune import METRICS
+from fismo_cli.preset.schema_tune import METRICS, TuneConfig
 from fismo_cli.runs.directory import run_identity
 from fismo_cli.runs.same_data import refuse_other_data
 from fismo_cli.words import counted
@@ -126,7 +126,9 @@ def ask(
         problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:
         raise UsageError("\n       ".join(problems))
-    chosen_by = [metric] if tune_trials > 0 and metric != "loss" else []
+    chosen_by: list[Any] = [metric] if tune_trials > 0 and metric != "loss" else []
+    if tune_trials > 0 and loaded.preset.tune.range != TuneConfig().range:
+        chosen_by.append({"range": loaded.preset.tune.range})
     what = [run_identity(contenders[0].loaded.preset), tune_trials, "one study" if studies == 1 else "", *chosen_by]
     text = json.dumps(what)
     return Asked(

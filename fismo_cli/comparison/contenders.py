@@ -42,7 +42,8 @@ class Contender:
     @property
     def space(self) -> Space:
         """Where its settings are tuned."""
-        return compared_space(self.loaded.preset.optimizer)
+        preset = self.loaded.preset
+        return compared_space(preset.optimizer, preset.tune.range)
 
     def run(self, seed: int, settings: Mapping[str, Any] | None = None) -> LoadedPreset:
         """The preset of one run, with settings that were drawn from its space, where there are some."""

@@ -58,6 +58,12 @@ class TuneConfig(Config):
     metric: Literal["loss", "top1", "top5", "perplexity", "bits_per_byte"] = Field(
         default="loss", description="The validation metric that is made best."
     )
+    range: Annotated[float, Field(gt=1.0)] = Field(
+        default=10.0,
+        json_schema_extra={"expected": "a number above 1"},
+        description="Learning rates and damping are searched between their usual value divided and multiplied by this; "
+        "by fismo compare, too.",
+    )
     space: dict[str, SearchedConfig | None] = Field(
         default={},
         description="Key of this preset -> `{low, high, log}` or `{choices}`; over the optimizer's own space. null "

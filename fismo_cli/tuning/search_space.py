@@ -66,8 +66,12 @@ BATCH_FACTORS = (0.5, 1, 2, 4)
 """Batch sizes that are tried, in terms of the preset's."""
 
 
-def default_space(config: FismoConfig | BaselineConfig) -> Space:
-    """Where the settings of an optimizer are searched: two decades of learning rate around the section's own.
+def default_space(config: FismoConfig | BaselineConfig, factor: float = 10.0) -> Space:
+    """Where the settings of an optimizer are searched.
+
+    Args:
+        config: its section.
+        factor: learning rate and damping are searched between the section's own, divided and multiplied by it.
 
     Raises:
         ValueError: if the section has no learning rate, and this tool no default for it.
@@ -75,14 +79,14 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
     decay = (0.0, 1e-4, 1e-3, 1e-2) if config.name in COUPLED_DECAY else (0.0, 0.01, 0.1, 0.3)
     space: Space = {"weight_decay": _choice(decay, config.weight_decay)}
     if isinstance(config, FismoConfig):
-        space = {"lr": _around(config.lr), **space, "1 - momentum": _complement(config.momentum)}
+        space = {"lr": _around(config.lr, factor=factor), **space, "1 - momentum": _complement(config.momentum)}
         if config.metric.damping > 0:
-            space["metric.damping"] = _around(config.metric.damping, least=_least_damping(config))
+            space["metric.damping"] = _around(config.metric.damping, factor=factor, least=_least_damping(config))
         return _in_section(space)
     lr = config.lr or DEFAULTS.get(config.name, {}).get("lr")
     if lr is None:
         raise ValueError("give its learning rate (lr), around which to tune")
-    space = {"lr": _around(lr), **({} if config.name in NO_WEIGHT_DECAY else space)}
+    space = {"lr": _around(lr, factor=factor), **({} if config.name in NO_WEIGHT_DECAY else space)}
     if config.name in _MOMENTUM:
         space["1 - momentum"] = _complement(config.momentum if config.momentum is not None else _MOMENTUM[config.name])
     elif config.name in BETAS:
@@ -95,20 +99,24 @@ def default_space(config: FismoConfig | BaselineConfig) -> Space:
     return _in_section(space)
 
 
-def compared_space(config: FismoConfig | BaselineConfig) -> Space:
+def compared_space(config: FismoConfig | BaselineConfig, factor: float = 10.0) -> Space:
     """Where an optimizer is tuned for a comparison: four settings of each, where it has so many.
 
     Learning rate and weight decay; momentum or the first beta; and, of an optimizer of matrices, the learning rate of
     the AdamW that treats all other parameters, of others the second beta. What else FISMO has (its damping) stays.
 
+    Args:
+        config: its section.
+        factor: rates are searched between the section's own, divided and multiplied by it.
+
     Raises:
         ValueError: as `default_space`.
     """
-    space = default_space(config)
+    space = default_space(config, factor)
     space.pop("optimizer.metric.damping", None)
     if takes_matrices(config.name):
         space.pop("1 - optimizer.beta2", None)
-        space["optimizer.adamw.lr"] = _around(config.adamw.lr)
+        space["optimizer.adamw.lr"] = _around(config.adamw.lr, factor=factor)
     return space
 
 
@@ -126,9 +134,9 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
     Raises:
         ValueError: if there is no learning rate to start from, nothing to search, or a batch size that cannot be had.
     """
-    config = preset.optimizer
+    config, factor = preset.optimizer, preset.tune.range
     try:
-        space = default_space(config)
+        space = default_space(config, factor)
     except ValueError:
         if not preset.tune.space:
             raise
@@ -138,10 +146,13 @@ def tuning_space(preset: Preset, train_samples: int, nproc: int = 1) -> Space:
         usual = FismoConfig(name="fismo", form=config.form)
         damping, usual_damping = config.metric.damping, usual.metric.damping
         if damping > 0 and usual.metric.damping_scale == config.metric.damping_scale:
-            space["optimizer.metric.damping"] = _around(damping, usual_damping, least=_least_damping(config))
-        space["optimizer.lr"] = _around(config.lr, usual.lr)
+            least = _least_damping(config)
+            space["optimizer.metric.damping"] = _around(damping, usual_damping, factor=factor, least=least)
+        space["optimizer.lr"] = _around(config.lr, usual.lr, factor=factor)
     elif "optimizer.lr" in space and config.name in DEFAULTS:
-        space["optimizer.lr"] = _around(config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"])
+        space["optimizer.lr"] = _around(
+            config.lr or DEFAULTS[config.name]["lr"], DEFAULTS[config.name]["lr"], factor=factor
+        )
     train, parts = preset.train, preset.train.accumulate * nproc
     if train.batch_size % parts:
         raise ValueError(
@@ -253,10 +264,10 @@ def _least_damping(config: FismoConfig) -> float:
     return MIN_POLYNOMIAL_DAMPING if config.metric.roots == "polynomial" else 0.0
 
 
-def _around(start: float, usual: float | None = None, least: float = 0.0) -> Range:
-    """A decade to each side of the usual value, which is `start` itself by default; half a decade beyond `start`."""
-    usual = start if usual is None else usual
-    low, high = min(start / 3.0, usual / 10.0), max(start * 3.0, usual * 10.0)
+def _around(start: float, usual: float | None = None, *, factor: float, least: float = 0.0) -> Range:
+    """A factor to each side of the usual value, which is `start` itself by default; at most 3 beyond `start`."""
+    usual, beyond = start if usual is None else usual, min(factor, 3.0)
+    low, high = min(start / beyond, usual / factor), max(start * beyond, usual * factor)
     return Range(max(low, min(least, start)), high, start)
 
 

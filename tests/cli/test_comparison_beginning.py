@@ -246,6 +246,16 @@ def test_labels_alike_do_not_share_runs(tmp_path, tries):
     ]
 
 
+def test_how_widely_is_searched_makes_another_comparison_only_where_something_is_tuned(tmp_path, tries):
+    folders = {
+        (trials, reach): asked(tmp_path, "muon", tune_trials=trials, overrides=(f"tune.range={reach}",)).directory
+        for trials in (0, 2)
+        for reach in (10, 3)
+    }
+    assert folders[0, 10] == folders[0, 3]
+    assert folders[2, 10] != folders[2, 3]
+
+
 def test_a_directory_of_an_earlier_version_is_read(tmp_path, tries):
     plan = begin(asked(tmp_path, "timm/adamw"))
     stored = json.loads((plan.directory / "plan.json").read_text())

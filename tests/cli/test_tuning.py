@@ -37,7 +37,7 @@ from fismo_cli.tuning.plan import (
     try_out,
 )
 from fismo_cli.tuning.samplers import StartThenSample, distributions, make_pruner
-from fismo_cli.tuning.search_space import Choice, Range, tuning_space
+from fismo_cli.tuning.search_space import Choice, Range, compared_space, tuning_space
 
 ROOT = Path(__file__).parents[2]
 SPACE = {"x": Range(1e-3, 1.0, 0.4), "n": Range(1, 8, 2, log=False, integer=True), "kind": Choice(("a", "b"), "b")}
@@ -69,6 +69,17 @@ def test_fismo_is_searched_by_damping_rate_momentum_and_batch_size():
         "optimizer.metric.damping": Range(0.01, 1.0, 0.1),
         "train.batch_size": Choice((32, 64, 128, 256), 64),
     }
+
+
+def test_rates_are_searched_as_widely_as_the_preset_says():
+    found = space("tune.range=2")
+    assert found["optimizer.lr"] == Range(0.01, 0.08, 0.04)  # the default is 0.02
+    assert found["optimizer.metric.damping"] == Range(0.05, 0.2, 0.1)
+    preset = load_preset("digits-vit", ["optimizer.name=muon", "optimizer.lr=0.02", "tune.range=2"]).preset
+    compared = compared_space(preset.optimizer, preset.tune.range)
+    assert compared["optimizer.lr"] == Range(0.01, 0.04, 0.02)
+    beside = compared["optimizer.adamw.lr"]
+    assert beside.high == pytest.approx(4 * beside.low)
 
 
 def test_a_bad_start_is_searched_from_but_not_around_alone():

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fismo_cli.metrics import higher_is_better
+from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["REPORTS", "Judging", "RunResult", "TrialResult", "run_value", "trial_result"]
+__all__ = ["REPORTS", "Judging", "RunResult", "TrialResult", "run_value", "trial_result", "why_not_judged"]
 
 REPORTS = 10
 """Into how many parts the budget of a trial is cut for a pruner."""
@@ -44,6 +45,19 @@ class Judging:
     def higher_is_better(self) -> bool:
         """Whether a higher value of the metric is the better one."""
         return higher_is_better(self.metric)
+
+
+def why_not_judged(preset: Preset) -> list[str]:
+    """Why runs of a preset cannot be judged by what they are after an equal number of steps."""
+    problems = []
+    if preset.train.patience is not None:
+        problems.append("train.patience: here all runs have the same number of steps: add train.patience=null")
+    if preset.train.final_model != "last":
+        problems.append(
+            "train.final_model: here all runs are judged after their last step, never by the best on the way: add "
+            "train.final_model=last"
+        )
+    return problems
 
 
 @dataclass(frozen=True)

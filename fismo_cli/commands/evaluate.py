@@ -24,6 +24,14 @@ def evaluate(
             help="Overrides of its preset, such as train.device=cpu, or other data of the same kind.",
         ),
     ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|best|last",
+            help="The weights in the checkpoint of a step, of the lowest validation loss, or the last one; by default "
+            "the final model.",
+        ),
+    ] = None,
     allow_changed_data: Annotated[
         bool, typer.Option("--allow-changed-data", help="Measure also where the data has changed since the run began.")
     ] = False,
@@ -31,11 +39,13 @@ def evaluate(
 ) -> None:
     """Measure a trained model again, or on other data."""
     from fismo_cli.runs.directory import RunDirectory
+    from fismo_cli.runs.weights import check_step
 
     run = RunDirectory(run_dir)
     if not run.preset.is_file():
         raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
-    if not run.model.is_dir():
+    check_step(step)
+    if step is None and not run.model.is_dir():
         raise UsageError(f"{run_dir}: this run {_no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
     from fismo_cli.reporting.console import looking, say, stderr_console
@@ -46,6 +56,7 @@ def evaluate(
     metrics = measure(
         run_dir,
         loaded,
+        step=step,
         allow_changed_data=allow_changed_data,
         tell=lambda note: say(console, f"note: {note}"),
         progress=looking(console),

@@ -32,10 +32,10 @@ def export(
         raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the file's name must end in .safetensors")
-    if step not in (None, "best", "last") and not (step or "").isdigit():
-        raise UsageError(f"--step {step}: must be the number of a step, best, or last")
     from fismo_cli.reporting.console import say, stderr_console
-    from fismo_cli.runs.weights import export_weights
+    from fismo_cli.runs.weights import check_step, export_weights
+
+    check_step(step)
 
     exported = export_weights(run, path, step)
     console = stderr_console()

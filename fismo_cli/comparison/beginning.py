@@ -19,6 +19,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
+from fismo_cli.campaigns.judging import why_not_judged
 from fismo_cli.campaigns.storage import check_same_storage, open_storage, quiet_optuna, shown_url, storage_errors
 from fismo_cli.comparison.contenders import Contender, make_contenders
 from fismo_cli.comparison.plan import TUNING_SEED_OFFSET, Plan, stored_plan, write_plan
@@ -121,7 +122,7 @@ def ask(
     first = loaded.preset.train.seed
     problems += _seed_problems(first, max(1, seeds), studies)
     contenders, wrong = make_contenders(loaded, baselines)
-    problems += wrong
+    problems += wrong + why_not_judged(loaded.preset)
     if tune_trials > 0:
         problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:

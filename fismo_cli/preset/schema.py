@@ -3,11 +3,12 @@
 Pure pydantic: never imports torch, so that `fismo validate` is instant. All models are frozen and refuse unknown keys.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from fismo_cli.preset.schema_base import Config, Fraction, KeyedError, Positive, PositiveInt, Seed, refuse
+from fismo_cli.preset.schema_base import Config, KeyedError, NonNegative, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
 from fismo_cli.preset.schema_optimizer import (
     BaselineConfig,
@@ -66,13 +67,29 @@ class ScheduleConfig(Config):
     name: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = Field(
         default="cosine", description="Shape after the warm-up."
     )
-    warmup: Fraction = Field(default=0.0, description="Linear warm-up, as a share of all steps.")
-    decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=0.2, description="warmup-stable-decay: share of all steps in the final linear decay."
+    warmup: NonNegative = Field(
+        default=0.0,
+        description="Linear warm-up, as a share of all steps (below 1) or a number of steps.",
+        json_schema_extra={"expected": "a share below 1, or a whole number of steps"},
+    )
+    decay: Positive = Field(
+        default=0.2,
+        description="warmup-stable-decay: the final linear decay, as a share of all steps (to 1) or a number of them.",
+        json_schema_extra={"expected": "a share of at most 1, or a whole number of steps"},
     )
     final: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.0, description="Where the schedule ends, as a share of the peak."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScheduleConfig":
+        refuse(
+            *(
+                (length > 1 and length != int(length), key, f"must be whole where it counts steps, got {length:g}", ())
+                for key, length in (("warmup", self.warmup), ("decay", self.decay))
+            )
+        )
+        return self
 
 
 class BatchGrowthConfig(Config):
@@ -120,6 +137,15 @@ class TrainConfig(Config):
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None,
         description="Decay, after warm-up, of an average of the weights, then evaluated and saved instead; null: none.",
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="Evaluations in a row without a better validation loss after which training ends; null: none.",
+    )
+    final_model: Literal["last", "best"] = Field(
+        default="last",
+        description="Which weights become the run's model and are tested: the last, or those with the best validation "
+        "loss, of which a checkpoint is written whenever there is a better one.",
     )
     max_loss: Positive | None = Field(
         default=None, description="A training loss above it counts as divergence; a non-finite one always does."
@@ -211,6 +237,13 @@ class _PresetBase(Config):
     tune: TuneConfig = TuneConfig()
 
 
+def _needs_evaluations(preset: _PresetBase) -> Iterator[tuple[bool, str, str, tuple[str, ...]]]:
+    missing, train = preset.evaluate.every is None, preset.train
+    for key, asked in (("patience", train.patience is not None), ("final_model", train.final_model == "best")):
+        message = "needs evaluations on the way: give evaluate.every"
+        yield missing and asked, f"train.{key}", message, ("evaluate.every",)
+
+
 def _tuned_metric(task: str, tune: TuneConfig) -> tuple[bool, str, str, tuple[str, ...]]:
     known = METRICS[task]
     message = f"must be one of {', '.join(known)} for the task {task}, got {tune.metric}"
@@ -229,6 +262,7 @@ class ImagePreset(_PresetBase):
         refuse(
             (wrong, "model.library", "must be timm for the task image-classification", ("task",)),
             _tuned_metric(self.task, self.tune),
+            *_needs_evaluations(self),
         )
         return self
 
@@ -245,6 +279,7 @@ class TextPreset(_PresetBase):
         refuse(
             (wrong, "model.library", "must be transformers for the task language-modelling", ("task",)),
             _tuned_metric(self.task, self.tune),
+            *_needs_evaluations(self),
         )
         return self
 

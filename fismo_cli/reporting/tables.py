@@ -19,6 +19,8 @@ def summary_table(summary: RunSummary) -> Table:
 def summary_rows(summary: RunSummary) -> dict[str, str]:
     """The lines of `summary_table` but for the place, by name; what the summary does not know (None) is left out."""
     rows = {"status": _status(summary)}
+    if (step := summary.get("model_step", summary["steps"])) != summary["steps"]:
+        rows["model"] = f"of step {step}, which has the best validation loss"
     parts = summary["metrics"]
     for split, metrics in (("train", parts["train"]), ("validation", parts["validation"]), ("test", parts["test"])):
         if metrics:

@@ -16,7 +16,7 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
-from fismo_cli.preset.schema import LoggingConfig, Preset, TuneConfig
+from fismo_cli.preset.schema import CheckpointConfig, LoggingConfig, Preset, TrainConfig, TuneConfig
 
 __all__ = [
     "RunDirectory",
@@ -161,9 +161,17 @@ class RunDirectory:
                 os.close(descriptor)
 
 
+FREE = ("logging.", "compare", "tune", "checkpoint.", "train.log_every")
+"""Beginnings of the keys that change no result: a run may go on with others."""
+
+LENGTH = ("train.steps", "train.epochs")
+
+
 def run_identity(preset: Preset) -> str:
-    """By which runs of one preset are known: `identity` without what changes no result."""
-    return identity(preset.model_copy(update={"logging": LoggingConfig(), "compare": {}, "tune": TuneConfig()}))
+    """By which runs of one preset are known: `identity` without what changes no result (`FREE`)."""
+    free: dict[str, Any] = {"logging": LoggingConfig(), "compare": {}, "tune": TuneConfig()}
+    train = preset.train.model_copy(update={"log_every": TrainConfig.model_fields["log_every"].default})
+    return identity(preset.model_copy(update={**free, "checkpoint": CheckpointConfig(), "train": train}))
 
 
 def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
@@ -177,8 +185,8 @@ def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
     return [run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
 
-def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known: bool = False) -> None:
-    """Make sure that a run was started from the same resolved preset.
+def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known: bool = False) -> bool:
+    """Make sure that a run was started from the same resolved preset, but for its length; returns whether that differs.
 
     Args:
         run: the run.
@@ -192,7 +200,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known:
         raise UsageError(f"--resume {run.path}: not a run directory (it has no preset.yaml)")
     saved = load_preset(str(run.preset)).preset
     if run_identity(saved) == run_identity(loaded.preset):
-        return
+        return False
     old, new = _flat(saved.model_dump(mode="json")), _flat(loaded.preset.model_dump(mode="json"))
     places = {"path", "name"} if saved.data.source == "huggingface" else {"path"}
     moved = {f"data.{key}" for key in places if isinstance(new.get(f"data.{key}"), str)} if data_is_known else set()
@@ -200,12 +208,10 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known:
     differing = [
         f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(("logging.", "compare", "tune"))
-        and key not in moved
-        and _as_yaml(old, key) != _as_yaml(new, key)
+        if not key.startswith(FREE) and key not in (*moved, *LENGTH) and _as_yaml(old, key) != _as_yaml(new, key)
     ]
     if not differing:
-        return
+        return any(_as_yaml(old, key) != _as_yaml(new, key) for key in LENGTH)
     raise UsageError(
         f"--resume {run.path}: its preset differs from this one in {', '.join(differing)}. To continue it unchanged: "
         f"{run.resume_command}"

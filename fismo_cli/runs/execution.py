@@ -76,8 +76,8 @@ def execute(
         run, checkpoint, notes = world.together(
             lambda: find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
         )
-        run = world.from_main(run)
-        checkpoint = world.together(lambda: checkpoint if run is None or world.main else same_checkpoint(run))
+        run, step = world.from_main((run, None if checkpoint is None else checkpoint.step))
+        checkpoint = world.together(lambda: checkpoint if run is None or world.main else same_checkpoint(run, step))
         prepared = world.together(lambda: _prepare(loaded, world, run, progress))
         _check_same_start(prepared, world)
         changed, data_notes = world.together(
@@ -173,7 +173,8 @@ def _begin(
     assert checkpoint is not None
     sweep(run.path)
     notes = record_resumption(run, checkpoint, surroundings, changed_data)
-    if run_identity(load_preset(str(run.preset)).preset) != run_identity(prepared.loaded.preset):  # its data has moved
+    CheckpointStore(run.checkpoints).drop_after(checkpoint.step)  # broken, or of a run of another length
+    if load_preset(str(run.preset)).preset != prepared.loaded.preset:  # its data has moved, it logs more often ...
         run.write_preset(prepared.loaded)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from torch import nn
+
 from fismo_cli.errors import UsageError
-from fismo_cli.models import load_model_dir, saved_classes
+from fismo_cli.models import build_model, load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
@@ -17,8 +19,10 @@ from fismo_cli.runs.same_data import (
     say_where,
     splits_anew,
 )
+from fismo_cli.runs.weights import find_checkpoint
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
+from fismo_cli.training.checkpoint import final_weights
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch
@@ -30,6 +34,7 @@ def measure(
     run_dir: Path,
     loaded: LoadedPreset,
     *,
+    step: str | None = None,
     allow_changed_data: bool = False,
     tell: Callable[[str], None] = lambda note: None,
     progress: Progress = lambda done, total: None,
@@ -37,8 +42,9 @@ def measure(
     """Metrics on the validation and the test part, None where the data has no such part.
 
     Args:
-        run_dir: a run directory with a finished model.
+        run_dir: a run directory.
         loaded: its preset, with overrides such as other data.
+        step: of the checkpoint whose weights are measured (see `find_checkpoint`); None: the finished model.
         allow_changed_data: whether to measure also where the data has changed since the run began.
         tell: is told what a user should know.
         progress: is told how much of the data has been looked at.
@@ -70,7 +76,8 @@ def measure(
         tell(note)
     if task.validation is None and task.test is None:
         raise UsageError("the data has neither a validation nor a test part: see data.test_fraction")
-    model = load_model_dir(run_dir, preset, task).to(device)
+    model = load_model_dir(run_dir, preset, task) if step is None else _model_at(run, step, preset, task, tell)
+    model.to(device)
     batch_size = preset.evaluate.batch_size or preset.train.batch_size // preset.train.accumulate
     metrics: dict[str, dict[str, float] | None] = {}
     with explain_memory(device, lambda: f"with {batch_size} samples at once. Set evaluate.batch_size to fewer"):
@@ -89,6 +96,18 @@ def measure(
                 )
             )
     return metrics
+
+
+def _model_at(run: RunDirectory, step: str, preset: Preset, task: Task, tell: Callable[[str], None]) -> nn.Module:
+    """The model with the weights of a checkpoint, in evaluation mode."""
+    checkpoint = find_checkpoint(run, step)
+    for problem in checkpoint.problems:
+        tell(problem)
+    tell(f"measured with the weights of step {checkpoint.step}")
+    untrained = preset.model_copy(update={"model": preset.model.model_copy(update={"pretrained": False})})
+    model = build_model(untrained, task)
+    model.load_state_dict(final_weights(checkpoint))
+    return model.eval()
 
 
 def _data(run: RunDirectory, preset: Preset, progress: Progress) -> Task:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.errors import FismoError, UsageError
-from fismo_cli.preset.loading import LoadedPreset
+from fismo_cli.preset.loading import LoadedPreset, load_preset
+from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, read_json, unfinished_runs, write_json
 from fismo_cli.runs.environment import differences
+from fismo_cli.runs.record import read_run
 from fismo_cli.runs.same_data import data_of_run
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
+from fismo_cli.training.schedule import same_until, total_steps
 
 __all__ = ["find_resumable", "record_resumption", "same_checkpoint"]
 
@@ -29,18 +32,21 @@ def find_resumable(
         stack: holds the lock of the run that is found.
 
     Raises:
-        UsageError: if that run is another preset's, or has ended.
+        UsageError: if that run is another preset's, has ended, or cannot have another length.
         FismoError: if it has no checkpoint that can be read, or somebody trains in it.
     """
     if resume is None:
         return None, None, ()
     if resume != "auto":
         run = RunDirectory(Path(resume))
-        check_same_preset(run, loaded, data_is_known=data_of_run(run) is not None)
-        if (status := run.status()) in ("completed", "diverged"):
-            raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue")
+        other_length = check_same_preset(run, loaded, data_is_known=data_of_run(run) is not None)
+        status = run.status()
+        if status == "diverged" or (status == "completed" and not other_length):
+            longer = "; to make it longer, say train.steps or train.epochs" if status == "completed" else ""
+            raise UsageError(f"--resume {run.path}: this run has {status}; there is nothing to continue{longer}")
         stack.enter_context(run.lock())
-        checkpoint = CheckpointStore(run.checkpoints).load()
+        store = CheckpointStore(run.checkpoints)
+        checkpoint = store.load(last_that_fits(run, loaded.preset, store) if other_length else None)
         if checkpoint is None:
             raise FismoError(f"--resume {run.path}: it has no checkpoint to continue from (see checkpoint.every)")
         return run, checkpoint, _resume_notes(run, checkpoint)
@@ -66,17 +72,46 @@ def find_resumable(
     )
 
 
+def last_that_fits(run: RunDirectory, preset: Preset, store: CheckpointStore) -> int:
+    """Step of the newest checkpoint up to which a run of another length would have been the same.
+
+    Args:
+        run: the run that is there.
+        preset: of the same run with another length.
+        store: its checkpoints.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    started, saved = read_run(run.path).of_kind("RunStarted"), load_preset(str(run.preset)).preset
+    where = f"--resume {run.path}: another train.steps or train.epochs"
+    if not started or preset.train.batch_growth is not None:
+        why = "its batch may grow" if started else "its metrics.jsonl does not say how much data it has"
+        raise UsageError(f"{where} is not possible: {why}")
+    before, after = (total_steps(config, started[0]["train_samples"]) for config in (saved.train, preset.train))
+    same, there = same_until(before, after, preset.train.schedule), store.complete_steps()
+    if fitting := [step for step in there if step <= same]:
+        return max(fitting)
+    if not there:
+        raise UsageError(f"{where} needs a checkpoint to go on from (see checkpoint.every)")
+    raise UsageError(
+        f"{where} changes the learning rates from step {same + 1} on (train.schedule), and no checkpoint is as early. "
+        "A run can become longer if its schedule is constant, or warmup-stable-decay with a checkpoint before the "
+        "decay, and its warmup is a number of steps or 0"
+    )
+
+
 def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:
     return (*checkpoint.problems, f"continuing {run.path} from step {checkpoint.step}")
 
 
-def same_checkpoint(run: RunDirectory) -> Loaded:
-    """The checkpoint that the main process found, in another one.
+def same_checkpoint(run: RunDirectory, step: int | None) -> Loaded:
+    """The checkpoint of a step that the main process found, in another one.
 
     Raises:
         FismoError: if it is not there: the run is not on a file system that all hosts share.
     """
-    checkpoint = CheckpointStore(run.checkpoints).load()
+    checkpoint = CheckpointStore(run.checkpoints).load(step)
     if checkpoint is None:
         raise FismoError(
             f"{run.checkpoints} has no checkpoint here: all hosts must see the directory of a run to resume"

@@ -9,9 +9,9 @@ from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.training.checkpoint import CheckpointStore, write_weights
+from fismo_cli.training.checkpoint import CheckpointStore, Loaded, write_weights
 
-__all__ = ["Exported", "export_weights"]
+__all__ = ["Exported", "check_step", "export_weights", "find_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,38 @@ def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Ex
             shutil.copyfile(run.weights, temporary)
         averaged = load_preset(str(run.preset)).preset.train.ema_decay is not None
         return Exported(steps, final=True, averaged=averaged)
-    store = CheckpointStore(run.checkpoints)
-    steps_there = store.steps()
-    wanted = None if step in (None, "last") else store.best() if step == "best" else int(step or 0)
-    if step == "best" and wanted is None:
-        raise UsageError(f"{run.path}: no checkpoint has a validation loss (see evaluate.every and checkpoint.every)")
-    if wanted is not None and wanted not in steps_there:
-        there = f"there are those of {', '.join(map(str, steps_there))}" if steps_there else "there is none"
-        raise UsageError(f"{run.path}: there is no checkpoint of step {wanted}; {there} (see checkpoint.keep)")
-    checkpoint = store.load(wanted)
-    if checkpoint is None:
-        raise UsageError(f"{run.path}: this run has no checkpoint (see checkpoint.every)")
+    checkpoint = find_checkpoint(run, step)
     write_weights(checkpoint, path)
     averaged = bool(checkpoint.state["average"])
     return Exported(checkpoint.step, final=False, averaged=averaged, problems=checkpoint.problems)
+
+
+def check_step(step: str | None) -> None:
+    """Make sure that an option names a checkpoint as `find_checkpoint` takes it.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if step not in (None, "best", "last") and not step.isdigit():
+        raise UsageError(f"--step {step}: must be the number of a step, best, or last")
+
+
+def find_checkpoint(run: RunDirectory, step: str | None) -> Loaded:
+    """A checkpoint of a run: of a step, `best` by validation loss, or the last one.
+
+    Raises:
+        UsageError: if the run has no such checkpoint.
+        FismoError: if it is broken.
+    """
+    store = CheckpointStore(run.checkpoints)
+    there = store.steps()
+    wanted = None if step in (None, "last") else store.best() if step == "best" else int(step)
+    if step == "best" and wanted is None:
+        raise UsageError(f"{run.path}: no checkpoint has a validation loss (see evaluate.every and checkpoint.every)")
+    if wanted is not None and wanted not in there:
+        known = f"there are those of {', '.join(map(str, there))}" if there else "there is none"
+        raise UsageError(f"{run.path}: there is no checkpoint of step {wanted}; {known} (see checkpoint.keep)")
+    checkpoint = store.load(wanted)
+    if checkpoint is None:
+        raise UsageError(f"{run.path}: this run has no checkpoint (see checkpoint.every)")
+    return checkpoint

@@ -22,7 +22,7 @@ from fismo_cli.training.tensor_files import measure_files, read_tensors, sha256,
 from fismo_cli.training.tree import flatten, merge, rebuild
 from fismo_cli.training.world import World
 
-__all__ = ["CheckpointStore", "Loaded", "write_weights"]
+__all__ = ["CheckpointStore", "Loaded", "final_weights", "write_weights"]
 
 Value = TypeVar("Value")
 
@@ -39,6 +39,12 @@ class Loaded:
     problems: list[str]
 
 
+def final_weights(checkpoint: Loaded) -> dict[str, Tensor]:
+    """A model's weights, their average where there is one: what would have been its final ones at that step."""
+    weights: dict[str, Tensor] = checkpoint.state["average"] or checkpoint.state["model"]
+    return weights
+
+
 def write_weights(checkpoint: Loaded, path: Path) -> None:
     """Write a model's weights, their average where there is one, to one safetensors file, whole or not at all.
 
@@ -48,7 +54,7 @@ def write_weights(checkpoint: Loaded, path: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    weights = checkpoint.state["average"] or checkpoint.state["model"]
+    weights = final_weights(checkpoint)
     with whole_file(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
 
@@ -136,6 +142,20 @@ class CheckpointStore:
         """The last step of which there is a complete checkpoint; None if there is none."""
         return max(self._losses(), default=None)
 
+    def complete_steps(self) -> list[int]:
+        """Steps of which there is a complete checkpoint."""
+        return list(self._losses())
+
+    def drop_after(self, step: int) -> None:
+        """Delete the checkpoints after a step, from which the run goes on in another way."""
+        for later in self.steps():
+            if later > step:
+                self._delete(later)
+
+    def _delete(self, step: int) -> None:
+        (self.path(step) / MARKER).unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
+        shutil.rmtree(self.path(step), ignore_errors=True)
+
     def _losses(self) -> dict[int, float | None]:
         """The validation losses of the complete checkpoints, by step."""
         losses: dict[int, float | None] = {}
@@ -197,8 +217,7 @@ class CheckpointStore:
         if evaluated:
             kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))
         for step in losses.keys() - kept:
-            (self.path(step) / MARKER).unlink(missing_ok=True)  # first, so that half a deletion is no checkpoint
-            shutil.rmtree(self.path(step), ignore_errors=True)
+            self._delete(step)
 
 
 class _BrokenError(Exception):

@@ -21,6 +21,9 @@ class SplitMetrics(TypedDict):
 class RunSummary(TypedDict):
     """A run of `fismo train`. Seconds leave out evaluation and checkpoints.
 
+    `best_step` has the lowest validation loss; the final model, to which the metrics of validation and test belong, is
+    that of `model_step`.
+
     Of one that has not ended (`status` is `running` or `unfinished`) there is what is known so far; all else is None.
     """
 
@@ -41,6 +44,8 @@ class RunSummary(TypedDict):
     samples_per_rank: int
     metrics: SplitMetrics
     best_validation_loss: float | None
+    best_step: NotRequired[int | None]
+    model_step: NotRequired[int]
     noise_scale: float | None
     fisher_noise_scale: float | None
     final_batch_size: int

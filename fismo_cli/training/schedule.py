@@ -5,7 +5,7 @@ import math
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ScheduleConfig, TrainConfig
 
-__all__ = ["factor", "steps_per_epoch", "total_steps", "warmup_steps"]
+__all__ = ["factor", "same_until", "steps_per_epoch", "total_steps", "warmup_steps"]
 
 
 def factor(step: int, total: int, schedule: ScheduleConfig) -> float:
@@ -37,14 +37,22 @@ def factor(step: int, total: int, schedule: ScheduleConfig) -> float:
             shape = 0.5 * (1.0 + math.cos(math.pi * progress))
         case "warmup-stable-decay":
             # A decay longer than what the warm-up leaves starts right after it.
-            decay = min(max(1, round(schedule.decay * total)), max(1, total - warmup))
+            length = schedule.decay * total if schedule.decay <= 1.0 else schedule.decay
+            decay = min(max(1, round(length)), max(1, total - warmup))
             shape = min(1.0, (total - step) / decay)
     return schedule.final + (1.0 - schedule.final) * shape
 
 
 def warmup_steps(total: int, schedule: ScheduleConfig) -> int:
     """How many of all steps the learning rate rises."""
-    return round(schedule.warmup * total)
+    return round(schedule.warmup * total) if schedule.warmup < 1.0 else min(int(schedule.warmup), total)
+
+
+def same_until(one: int, other: int, schedule: ScheduleConfig) -> int:
+    """How many steps, from the first, have the same learning rates in runs of one and of another length."""
+    shorter = min(one, other)
+    same = (factor(step, one, schedule) == factor(step, other, schedule) for step in range(shorter))
+    return next((step for step, equal in enumerate(same) if not equal), shorter)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

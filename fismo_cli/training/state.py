@@ -106,6 +106,9 @@ class RunState:
         validation: those metrics.
         train_loss: mean loss of the last closed window.
         best_loss: lowest validation loss so far.
+        best_step: the step that has it.
+        best_validation: all validation metrics of that step.
+        since_best: evaluations after that step.
         seconds: time on the training clock.
         optimizer_seconds: of these, in the optimizer's step.
         logged_seconds: the clock at the last progress record.
@@ -122,6 +125,9 @@ class RunState:
     validation: dict[str, float] | None = None
     train_loss: float | None = None
     best_loss: float | None = None
+    best_step: int | None = None
+    best_validation: dict[str, float] | None = None
+    since_best: int = 0
     seconds: float = 0.0
     optimizer_seconds: float = 0.0
     logged_seconds: float = 0.0

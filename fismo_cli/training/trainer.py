@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,15 @@ __all__ = ["RunName", "Trainer", "check_shares"]
 
 
 @dataclass(frozen=True)
+class _End:
+    """How a run ended, why (None: its last step was done, or a signal came), and its metrics on the test part."""
+
+    status: Status
+    reason: str | None = None
+    test: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class RunName:
     """What a run is called in its events and summary."""
 
@@ -66,8 +75,8 @@ class Trainer:
         mars: the correction in front of the optimizer, whose state a checkpoint keeps.
 
     Raises:
-        UsageError: if the training part is smaller than a batch, a batch cannot be shared out, or the model has no
-            blocks whose activations could be computed again.
+        UsageError: if the training part is smaller than a batch, a batch cannot be shared out, the model has no blocks
+            whose activations could be computed again, or there is no validation part where one is needed.
     """
 
     def __init__(
@@ -91,6 +100,9 @@ class Trainer:
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
         self.workers, self.world, self._spread = workers, world, spread
         check_shares(train.batch_size, train.accumulate, world.size)
+        for key, asked in (("patience", train.patience is not None), ("final_model", train.final_model == "best")):
+            if asked and task.validation is None:
+                raise UsageError(f"train.{key}: the data has no validation part (see data.validation_fraction)")
         self.total = total_steps(train, len(task.train))
         twin = None if spread is None else spread.average
         self.average = WeightAverage(model, train.ema_decay, twin) if train.ema_decay is not None else None
@@ -139,11 +151,11 @@ class Trainer:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
 
         Args:
-            store: where checkpoints go; None saves none.
+            store: where checkpoints go; None saves none. Of `train.final_model: best` there must be one.
             resume: the checkpoint to continue from, bit for bit.
 
         Raises:
-            FismoError: if memory runs out or a checkpoint cannot be written.
+            FismoError: if memory runs out or a checkpoint cannot be written, or read where its model is the best.
         """
         if resume is None:
             # Apart from initialisation's draws, so that models built in different ways see the same augmentation.
@@ -238,14 +250,22 @@ class Trainer:
     def _run(self, store: CheckpointStore | None, resumed_from: int | None) -> Iterator[events.Event]:
         self.model.train()
         with closing(self.batches()) as batches:
-            trained = yield from self._steps(batches, store, resumed_from)
+            end = yield from self._steps(batches, store)
         self._watch.pause()
-        if not trained:
-            return
+        if end.status == "completed":
+            end = yield from self._conclude(end, store)
+        yield from self._finish(end, resumed_from)
+
+    def _conclude(self, end: "_End", store: CheckpointStore | None) -> Generator[events.Event, None, "_End"]:
+        """After the last step: the final model, and what it does on the test part."""
+        if self.train_config.final_model == "best" and self._state.best_step not in (None, self._state.step):
+            assert store is not None
+            if self._saved_step != self._state.step:  # to be gone on from, if anything fails from here on
+                yield self._save(store)
+            yield events.Noticed(self._take_best(store))
         if self._spread is not None:
             self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
         yield events.Trained(self._state.step)
-        test = None
         leave = self._take(iter(()), 0) is None
         if self.task.test is not None and not leave:
             started = time.perf_counter()
@@ -253,17 +273,25 @@ class Trainer:
             leave = test is None  # asked to in the middle of it
             if test is not None:
                 yield self._evaluated("test", test, started)
+                end = replace(end, test=test)
         if leave:
             if store is not None and self._saved_step != self._state.step:
                 yield self._save(store)
-            yield from self._finish("interrupted", resumed_from)
-            return
-        yield from self._finish("completed", resumed_from, test=test)
+            return _End("interrupted")
+        return end
 
-    def _steps(
-        self, batches: Iterator[Batch], store: CheckpointStore | None, resumed_from: int | None
-    ) -> Generator[events.Event, None, bool]:
-        """All steps that are left, and what is due between them; returns whether the last one was done.
+    def _take_best(self, store: CheckpointStore) -> str:
+        """Put the weights with the best validation loss in the place of the last ones; what to tell about it."""
+        state = self._state
+        best = self.world.together(lambda: store.load(state.best_step))
+        if best is None:
+            raise FismoError(f"the checkpoint of step {state.best_step}, whose model is the best, is gone")
+        self._load_weights(best.state)
+        state.validation = state.best_validation
+        return f"the model is that of step {state.best_step}, which has the best validation loss (train.final_model)"
+
+    def _steps(self, batches: Iterator[Batch], store: CheckpointStore | None) -> Generator[events.Event, None, "_End"]:
+        """All steps that are left, and what is due between them; returns how they ended.
 
         The batches of a step are waited for before anything of it is done: if there are none, or a signal comes
         meanwhile, all is as after the step before.
@@ -271,7 +299,7 @@ class Trainer:
         state, log_every = self._state, self.train_config.log_every
         self._watch.start(state.seconds)
         while True:
-            step, last = state.step, state.batches == self.total
+            step, last = state.step, state.batches == self.total or self._enough()
             evaluation_due = state.evaluated_step != step and (last or _due(state, self.evaluate_config.every))
             checkpoint_due = self._saved_step != step and _due(state, self.checkpoint_config.every)
             taken = self._take(batches, self._stepper.batches_of_next(state) * self.train_config.accumulate)
@@ -281,19 +309,19 @@ class Trainer:
                 problem = self._window.problem() or self._stepper.weights_problem()  # the same in all processes
                 self._watch.pause()
                 if problem is not None:
-                    yield from self._finish("diverged", resumed_from, problem=problem)
-                    return False
+                    return _End("diverged", problem)
                 if evaluation_due and not leave and self.task.validation is not None:
                     yield from self._evaluate_validation(self.task.validation)
                     leave = self.world.any(self._stop.requested())
+                    last = last or self._enough()
+                    checkpoint_due = checkpoint_due or (self.train_config.final_model == "best" and self._best_now())
                 if store is not None and (checkpoint_due or (leave and self._saved_step != step)):
                     yield self._save(store)
                 if leave:
-                    yield from self._finish("interrupted", resumed_from)
-                    return False
+                    return _End("interrupted")
                 self._watch.start()
             if last:
-                return True
+                return _End("completed", self._why_early())
             assert taken is not None  # None only where a signal asks to leave
             try:
                 noise = self.take_step(taken)
@@ -301,8 +329,7 @@ class Trainer:
                 problem = self._window.problem() or self._stepper.gradients_problem()
                 if problem is None:
                     raise
-                yield from self._finish("diverged", resumed_from, problem=problem)
-                return False
+                return _End("diverged", problem)
             for note in self.take_notes():
                 yield events.Noticed(note)
             if noise is not None:
@@ -310,9 +337,23 @@ class Trainer:
                 yield from self._grow(noise)
             if _due(state, log_every) or state.batches == self.total:
                 if (problem := self._window.problem()) is not None:
-                    yield from self._finish("diverged", resumed_from, problem=problem)
-                    return False
+                    return _End("diverged", problem)
                 yield self._log()
+
+    def _enough(self) -> bool:
+        """Whether the validation loss has not become better for as long as the run is patient."""
+        patience = self.train_config.patience
+        return patience is not None and self._state.since_best >= patience
+
+    def _best_now(self) -> bool:
+        """Whether the weights as they are have the best validation loss."""
+        return self._state.best_step == self._state.step
+
+    def _why_early(self) -> str | None:
+        """Why a run has ended before its last step; None if it has not."""
+        if self._state.batches == self.total:
+            return None
+        return f"no better validation loss in {self._state.since_best} evaluations (train.patience)"
 
     def _take(self, batches: Iterator[Batch], count: int) -> Iterator[Batch] | None:
         """The next micro-batches; None if any process was asked to leave.
@@ -441,8 +482,9 @@ class Trainer:
         if metrics is None:
             return  # asked to leave; the resumed run evaluates this step
         best = math.isfinite(metrics["loss"]) and (state.best_loss is None or metrics["loss"] < state.best_loss)
+        state.since_best = 0 if best else state.since_best + 1
         if best:
-            state.best_loss = metrics["loss"]
+            state.best_loss, state.best_step, state.best_validation = metrics["loss"], state.step, metrics
         state.evaluated_step, state.validation = state.step, metrics
         yield self._evaluated("validation", metrics, started, best)
 
@@ -477,9 +519,7 @@ class Trainer:
                 "this checkpoint is of an earlier version of fismo, which counted other things; start anew"
             )
         self._state = RunState(**saved["run"])
-        self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
-        if self.average is not None:
-            self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
+        self._load_weights(saved)
         if saved["optimizer"] is not None:
             self.optimizer.load_state_dict(placed_state(saved["optimizer"], self.optimizer))
         self._stepper.load_state_dict(saved["stepper"])
@@ -493,17 +533,15 @@ class Trainer:
         else:  # there were fewer processes before
             seed_everything(derive_seed("training", self.train_config.seed, self._state.step, *self.world.apart()))
 
-    def _finish(
-        self,
-        status: Status,
-        resumed_from: int | None,
-        *,
-        problem: str | None = None,
-        test: dict[str, float] | None = None,
-    ) -> Iterator[events.Event]:
-        state = self._state
-        if problem is not None:
-            yield events.Diverged(state.step, problem)
+    def _load_weights(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
+        if self.average is not None:
+            self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
+
+    def _finish(self, end: "_End", resumed_from: int | None) -> Iterator[events.Event]:
+        state, status = self._state, end.status
+        if status == "diverged":
+            yield events.Diverged(state.step, str(end.reason))
         signal = self.world.highest(self._stop.signal or 0)
         if status == "interrupted":
             yield events.Interrupted(state.step, signal)
@@ -511,7 +549,7 @@ class Trainer:
             summarise(
                 state,
                 status=status,
-                reason=problem,
+                reason=end.reason,
                 signal=signal if status == "interrupted" else None,
                 preset=self.name.preset,
                 optimizer=self.name.optimizer,
@@ -519,7 +557,8 @@ class Trainer:
                 device=self.device,
                 total_steps=self._total_steps,
                 resumed_from=resumed_from,
-                test=test,
+                test=end.test,
+                best_is_final=self.train_config.final_model == "best",
                 seconds=self._watch.read(),
                 optimizer_seconds=self._stepper.clock.read(),
                 world_size=self.world.size,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fismo_cli.campaigns.executor import Failure, dry_run_elsewhere
-from fismo_cli.campaigns.judging import REPORTS, Judging
+from fismo_cli.campaigns.judging import REPORTS, Judging, why_not_judged
 from fismo_cli.environment import gpu_count, run_threads, usable_cores
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.document import dotted
@@ -159,6 +159,8 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: 
         UsageError: with what is wrong.
         FismoError: if an accident ended the try.
     """
+    if problems := why_not_judged(loaded.preset):
+        raise UsageError("\n       ".join(problems))
     with tempfile.TemporaryDirectory() as folder:
         result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml", nproc)
     if isinstance(result, Failure):

@@ -98,8 +98,8 @@ def make_trainer(
     )
 
 
-def store_in(path: Path) -> CheckpointStore:
-    return CheckpointStore(path / "checkpoints", keep=100)
+def store_in(path: Path, keep: int = 100) -> CheckpointStore:
+    return CheckpointStore(path / "checkpoints", keep=keep)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

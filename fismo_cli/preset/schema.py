@@ -213,7 +213,9 @@ class CheckpointConfig(Config):
     every: PositiveInt | None = Field(
         default=None, description="Steps between checkpoints; null: only when interrupted."
     )
-    keep: PositiveInt = Field(default=3, description="How many of the last are kept, besides the best.")
+    keep: PositiveInt = Field(
+        default=3, description="How many of the last are kept, besides the best and the last one before a final decay."
+    )
 
 
 class LoggingConfig(Config):

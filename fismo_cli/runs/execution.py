@@ -28,6 +28,7 @@ from fismo_cli.training.data_order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.run_summary import RunSummary
+from fismo_cli.training.schedule import same_until
 from fismo_cli.training.spreading import check_parallel
 from fismo_cli.training.world import World, join_world
 
@@ -110,7 +111,10 @@ def _carry_out(
         Exception: whatever else did, with a note of what was kept. All failures from here on are exit code 1.
     """
     preset, trainer = prepared.loaded.preset, prepared.trainer
-    store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep)
+    schedule = preset.train.schedule
+    stable = schedule.name == "warmup-stable-decay"  # of a constant rate the last one will do
+    longer_from = same_until(trainer.total, trainer.total + 1, schedule) if stable else 0
+    store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep, longer_from=longer_from)
     summary: RunSummary | None = None
     try:
         tell = Teller(prepared, run, checkpoint, sinks, stack) if trainer.world.main else None

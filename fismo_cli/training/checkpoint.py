@@ -65,10 +65,11 @@ class CheckpointStore:
     Args:
         directory: where they are; created by the first `save`.
         keep: how many of the last are kept, besides the one with the lowest validation loss.
+        longer_from: the newest until this step is kept, too: from it the run can be made longer.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, *, keep: int = 3, longer_from: int = 0) -> None:
+        self.directory, self.keep, self._longer_from = directory, keep, longer_from
 
     def steps(self) -> list[int]:
         """Steps of which there is a directory, complete or not, ascending."""
@@ -212,7 +213,7 @@ class CheckpointStore:
                 losses[step] = _read_marker(self.path(step))["validation_loss"]
             except _BrokenError:
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        kept = set(sorted(losses)[-self.keep :])
+        kept = {*sorted(losses)[-self.keep :], max((step for step in losses if step <= self._longer_from), default=0)}
         evaluated = {step: loss for step, loss in losses.items() if loss is not None}
         if evaluated:
             kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))

@@ -23,7 +23,7 @@ def digits(steps, *overrides):
 @pytest.mark.parametrize(("schedule", "begins"), [(CONSTANT, 6), (STABLE, 4)])
 def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, schedule, begins):
     whole = execute(digits(10, schedule), runs_dir=tmp_path / "whole")
-    short = execute(digits(6, schedule), runs_dir=tmp_path / "short")
+    short = execute(digits(6, schedule, "checkpoint.keep=1"), runs_dir=tmp_path / "short")
     summary = execute(digits(10, schedule), runs_dir=tmp_path / "short", resume=short["run_dir"])
     run = RunDirectory(tmp_path.joinpath(short["run_dir"]))
     assert summary["run_dir"] == short["run_dir"]

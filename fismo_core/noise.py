@@ -152,6 +152,10 @@ class NoiseMeter:
         """Take the norms of a piece's mean gradient, divided by `count`."""
         self._pieces.append(self._square_norms(gradients) * count**2)
 
+    def drop(self) -> None:
+        """Forget the pieces of a step that will not be finished."""
+        self._pieces = []
+
     def finish(self, batch_size: int, *, pieces: int, scale: float = 1.0) -> Noise | None:
         """Take in a measured step, once all gradients are complete and before they are clipped or used.
 

@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +18,25 @@ from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfi
 from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
+from fismo_cli.training.batch_growth import grown
 from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
 from fismo_cli.training.evaluation import evaluate_part
-from fismo_cli.training.growth import grown
+from fismo_cli.training.instruments import NoiseInstrument, RadiusInstrument
 from fismo_cli.training.loading import fetch, take
+from fismo_cli.training.loss import TrainingLoss
+from fismo_cli.training.saving import Saving
 from fismo_cli.training.schedule import total_steps, warmup_steps
-from fismo_cli.training.seeding import derive_seed, restore_rng_state, rng_state, seed_everything
+from fismo_cli.training.seeding import derive_seed, seed_everything
 from fismo_cli.training.signals import StopRequest
-from fismo_cli.training.spreading import SpreadModel, placed_alike, placed_state
+from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.stepping import Stepper
 from fismo_cli.training.summary import Status, summarise
 from fismo_cli.training.world import World, failed_everywhere
-from fismo_core import Mars
+from fismo_core import Mars, RadiusControl
 
 __all__ = ["RunName", "Trainer", "check_shares"]
 
@@ -110,21 +112,46 @@ class Trainer:
             recompute_activations(model, compiled=train.compile)
         if train.compile and spread is None:
             model.compile()
+        loss, sharded = TrainingLoss(task, model, device, train.precision), spread is not None
+        scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
+        names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        noise = NoiseInstrument(
+            optimizer,
+            names,
+            every=train.noise_every,
+            loss=loss,
+            scaler=scaler,
+            halves=not train.compile,
+            world=world,
+            sharded=sharded,
+        )
+        self._radius = RadiusControl(adapt_radius)
+        radius = RadiusInstrument(self._radius, optimizer, loss, world=world, sharded=sharded)
         self._stepper = Stepper(
             task=task,
-            model=model,
+            loss=loss,
             optimizer=optimizer,
             train=train,
             total=self.total,
             device=device,
+            scaler=scaler,
+            instruments={"noise": noise, "radius": radius},
             world=world,
             spread=spread,
-            adapt_radius=adapt_radius,
             mars=mars,
         )
         self._peak_lr = learning_rates(optimizer)
         self._state = RunState()
         self._window = LossWindow(device, max_loss=train.max_loss, world=world)
+        self._saving = Saving(
+            model=model,
+            average=self.average,
+            optimizer=optimizer,
+            stepper=self._stepper,
+            window=self._window,
+            world=world,
+            seed=train.seed,
+        )
         self._watch = Stopwatch()
         self._assembled: nn.Module | None = None
         self._stop = StopRequest()
@@ -161,7 +188,7 @@ class Trainer:
             # Apart from initialisation's draws, so that models built in different ways see the same augmentation.
             seed_everything(derive_seed("training", self.train_config.seed, *self.world.apart()))
         else:
-            self._load(resume.state)
+            self._state = self._saving.load(resume.state)
         resumed_from = self._saved_step = None if resume is None else resume.step
         self._stepper.join_replicas()
         yield events.RunStarted(
@@ -286,7 +313,7 @@ class Trainer:
         best = self.world.together(lambda: store.load(state.best_step))
         if best is None:
             raise FismoError(f"the checkpoint of step {state.best_step}, whose model is the best, is gone")
-        self._load_weights(best.state)
+        self._saving.load_weights(best.state)
         state.validation = state.best_validation
         return f"the model is that of step {state.best_step}, which has the best validation loss (train.final_model)"
 
@@ -324,7 +351,7 @@ class Trainer:
                 return _End("completed", self._why_early())
             assert taken is not None  # None only where a signal asks to leave
             try:
-                noise = self.take_step(taken)
+                seen = self.take_step(taken)
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of optimizers that decompose gradients
                 problem = self._window.problem() or self._stepper.gradients_problem()
                 if problem is None:
@@ -332,9 +359,10 @@ class Trainer:
                 return _End("diverged", problem)
             for note in self.take_notes():
                 yield events.Noticed(note)
-            if noise is not None:
-                yield noise
-                yield from self._grow(noise)
+            for event in seen:
+                yield event
+                if isinstance(event, events.NoiseMeasured):
+                    yield from self._grow(event)
             if _due(state, log_every) or state.batches == self.total:
                 if (problem := self._window.problem()) is not None:
                     return _End("diverged", problem)
@@ -390,21 +418,22 @@ class Trainer:
             waiting=self._stop.waiting,
         )
 
-    def take_step(self, batches: Iterator[Batch], *, measure: bool = False) -> events.NoiseMeasured | None:
-        """Take one optimizer step; returns the gradient's noise, where it was measured.
+    def take_step(self, batches: Iterator[Batch], *, measure: bool = False) -> list[events.Event]:
+        """Take one optimizer step; returns what was measured in it.
 
         Args:
             batches: from `batches`.
-            measure: measure it whatever the interval says.
+            measure: measure the gradient's noise whatever the interval says.
         """
         state = self._state
-        noise = self._stepper.step(batches, state, self._see, measure=measure)
-        if noise is not None:
-            state.noise_scale, state.fisher_noise_scale = noise.noise_scale, noise.fisher_noise_scale
+        seen = self._stepper.step(batches, state, self._see, measure=measure)
+        for event in seen:
+            if isinstance(event, events.NoiseMeasured):
+                state.noise_scale, state.fisher_noise_scale = event.noise_scale, event.fisher_noise_scale
         if self.average is not None:
             self.average.update(self.model, step=state.step)
         self._sound = True
-        return noise
+        return seen
 
     def _see(self, loss: Tensor) -> None:
         """Take in a step's loss; from here to the end of the step the weights are between two steps."""
@@ -497,46 +526,12 @@ class Trainer:
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state
         state.seconds, state.optimizer_seconds = self._watch.read(), self._stepper.clock.read()
-        content = {
-            "run": asdict(state),
-            "model": dict(self.model.state_dict()),
-            "average": None if self.average is None else dict(self.average.state_dict()),
-            "optimizer": self.optimizer.state_dict() if with_optimizer else None,
-            "stepper": self._stepper.state_dict(),
-            "window": self._window.state_dict(),
-            "rng": rng_state(),
-            "rng_of_others": self.world.gather(None if self.world.main else rng_state())[1:],
-        }
+        content = self._saving.content(state, with_optimizer=with_optimizer)
         evaluated = state.validation is not None and state.evaluated_step == state.step
         loss = state.validation["loss"] if evaluated and state.validation is not None else None
         store.save(state.step, content, validation_loss=loss, world=self.world)
         self._saved_step = state.step
         return events.CheckpointSaved(state.step, str(store.path(state.step)))
-
-    def _load(self, saved: dict[str, Any]) -> None:
-        if "batches" not in saved["run"]:
-            raise FismoError(
-                "this checkpoint is of an earlier version of fismo, which counted other things; start anew"
-            )
-        self._state = RunState(**saved["run"])
-        self._load_weights(saved)
-        if saved["optimizer"] is not None:
-            self.optimizer.load_state_dict(placed_state(saved["optimizer"], self.optimizer))
-        self._stepper.load_state_dict(saved["stepper"])
-        self._window.load_state_dict(saved["window"])
-        self._stepper.clock.start_at(self._state.optimizer_seconds)
-        others = saved.get("rng_of_others", [])
-        if self.world.main:
-            restore_rng_state(saved["rng"])
-        elif self.world.rank <= len(others):
-            restore_rng_state(others[self.world.rank - 1])
-        else:  # there were fewer processes before
-            seed_everything(derive_seed("training", self.train_config.seed, self._state.step, *self.world.apart()))
-
-    def _load_weights(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(placed_alike(saved["model"], self.model.state_dict()))
-        if self.average is not None:
-            self.average.load_state_dict(placed_alike(saved["average"], self.average.state_dict()))
 
     def _finish(self, end: "_End", resumed_from: int | None) -> Iterator[events.Event]:
         state, status = self._state, end.status
@@ -562,7 +557,7 @@ class Trainer:
                 seconds=self._watch.read(),
                 optimizer_seconds=self._stepper.clock.read(),
                 world_size=self.world.size,
-                radius_scale=self._stepper.radius.scale,
+                radius_scale=self._radius.scale,
                 peak_lr=self._peak_lr,
             )
         )

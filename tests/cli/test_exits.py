@@ -21,9 +21,11 @@ from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs import execution, preparation
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.training import loading, signals, stepping
+from fismo_cli.training import loading, signals
 from fismo_cli.training.events import CheckpointSaved, Finished, Noticed, StepLogged
+from fismo_cli.training.instruments import NoiseInstrument
 from fismo_cli.training.loading import fetch
+from fismo_cli.training.loss import TrainingLoss
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.state import LossWindow
 from fismo_cli.training.world import World
@@ -142,17 +144,17 @@ def test_a_step_that_fails_half_way_is_undone_and_the_one_before_is_kept_to_the_
     """With dropout and batch norm, whose state a forward pass changes, in the second of two micro-batches."""
     whole, failing = make_trainer(accumulate=2), make_trainer(accumulate=2)
     events_of(whole)
-    loss, calls = stepping.Stepper._training_loss, []
+    loss, calls = TrainingLoss.__call__, []
 
-    def fail(stepper, model, batch):
+    def fail(own, batch, model=None):
         calls.append(1)
-        result = loss(stepper, model, batch)
+        result = loss(own, batch, model)
         if len(calls) == 14:
             raise RuntimeError("mat1 and mat2")
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(stepping.Stepper, "_training_loss", fail)
+        patch.setattr(TrainingLoss, "__call__", fail)
         with pytest.raises(RuntimeError, match="mat1") as caught:
             events_of(failing, store=store_in(tmp_path))
     assert failing.rescue(store_in(tmp_path), caught.value) is None
@@ -274,7 +276,7 @@ def test_a_measurement_that_fails_is_noted_once_and_changes_nothing(monkeypatch,
     events_of(plain)
     if broken == "signal":  # where whole batches of two go through batch norm well, and the arithmetic fails
         monkeypatch.setattr("fismo_core.noise.signal_and_noise", throw(torch.linalg.LinAlgError("singular")))
-        monkeypatch.setattr(stepping.Stepper, "_measure_half", lambda stepper, batch: stepper._noise.add_piece({}))
+        monkeypatch.setattr(NoiseInstrument, "_measure_half", lambda noise, batch: noise.meter.add_piece({}))
     if broken == "probe":
         monkeypatch.setattr(StepProbe, "sums", throw(torch.linalg.LinAlgError("singular")))
         measured = make_trainer(**settings, adapt_radius=2)
@@ -321,14 +323,14 @@ def test_a_batch_too_small_for_batch_norm_is_refused_before_training(tmp_path):
 
 
 def test_divergence_names_the_checkpoint_that_is_kept(tmp_path, monkeypatch):
-    loss = stepping.Stepper._training_loss
+    loss = TrainingLoss.__call__
     calls = []
 
-    def poisoned(stepper, model, batch):
+    def poisoned(own, batch, model=None):
         calls.append(1)
-        return loss(stepper, model, batch) * (float("nan") if len(calls) == 5 else 1.0)
+        return loss(own, batch, model) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(stepping.Stepper, "_training_loss", poisoned)
+    monkeypatch.setattr(TrainingLoss, "__call__", poisoned)
     loaded = load_preset("digits-vit", [*SMALL, "checkpoint.every=2"])
     summary = execution.execute(loaded, runs_dir=tmp_path)
     assert (summary["status"], summary["kept_step"]) == ("diverged", 4)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fismo_cli.preset.schema import BatchGrowthConfig, CheckpointConfig, EvaluateConfig, TrainConfig
+from fismo_cli.training.batch_growth import grown
 from fismo_cli.training.checkpoint import CheckpointStore
 from fismo_cli.training.events import BatchGrown, CheckpointSaved, Evaluated, NoiseMeasured, RunStarted, StepLogged
-from fismo_cli.training.growth import grown
 from fismo_cli.training.seeding import derive_seed
 from fismo_core import RadiusControl
 from tests.cli.test_trainer import of, run
@@ -181,7 +181,8 @@ class Watched(RadiusControl):
 def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
     """Against the loss and the products written out, on a network with dropout, batch norm and weight decay."""
     trainer = make_trainer(fismo=True, adapt_radius=1, steps=3, clip_grad_norm=0.1, accumulate=2)
-    trainer._stepper.radius = Watched(1)
+    instrument = trainer._stepper._instruments["radius"]
+    instrument.control = Watched(1)
     lengths, calls = [], []
     before_loss = trainer.task.training_loss
 
@@ -198,9 +199,9 @@ def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
 
     trainer.task.__dict__["training_loss"] = recorded
     run(trainer)
-    matrices = trainer._stepper._matrices
+    matrices = instrument.matrices
     names = [name for name, parameter in trainer.model.named_parameters() if parameter in matrices]
-    for step, report in enumerate(trainer._stepper.radius.reports):
+    for step, report in enumerate(instrument.control.reports):
         (first, g1, a), (_, g2, b), (last, _, c), (_, _, d) = lengths[4 * step : 4 * step + 4]
         for one, two in ((0, 2), (1, 3)):
             assert torch.equal(calls[4 * step + one][0], calls[4 * step + two][0])
@@ -219,7 +220,7 @@ def test_what_a_step_achieves_is_measured_on_its_own_samples_and_dropout():
 
 def test_measuring_a_step_changes_nothing_but_the_radius():
     plain, measured = make_trainer(fismo=True, steps=12), make_trainer(fismo=True, steps=12, adapt_radius=1)
-    measured._stepper.radius.update = lambda step, report: None
+    measured._radius.update = lambda step, report: None
     run(plain), run(measured)
     for name, value in weights(plain).items():
         assert torch.equal(weights(measured)[name], value), name
@@ -249,7 +250,7 @@ def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, pre
     }
     whole = make_trainer(**settings)
     events, summary = run(whole, store=store_in(tmp_path))
-    assert whole._stepper.radius.next_step > 7
+    assert whole._radius.next_step > 7
     assert summary["radius_scale"] != 1.0
     measured = of(NoiseMeasured, events)
     assert len(measured) >= (10 if precision == "bfloat16" else 8)  # float16's scale may be too large at first
@@ -267,11 +268,12 @@ def test_everything_together_in_mixed_precision_resumes_to_the_bit(tmp_path, pre
 def test_a_step_that_float16_skips_says_nothing_about_the_radius():
     """Its scale is too large at first: the gradients are infinite, and no step is taken."""
     trainer = make_trainer(fismo=True, adapt_radius=2, precision="float16", steps=3)
-    trainer._stepper._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, growth_interval=1000)
+    scaler = trainer._stepper._scaler
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**60, "growth_interval": 1000})
     before = weights(trainer)["0.weight"]
     run(trainer)
     assert torch.equal(weights(trainer)["0.weight"], before)
-    assert (trainer._stepper.radius.scale, trainer._stepper.radius.gap) == (1.0, 1)
+    assert (trainer._radius.scale, trainer._radius.gap) == (1.0, 1)
 
 
 def test_the_noise_is_that_of_the_unscaled_loss():

@@ -36,6 +36,8 @@ COMMANDS = {
     "train": ("fismo_cli.commands.train:train", "Train a model as a preset says."),
     "evaluate": ("fismo_cli.commands.evaluate:evaluate", "Measure a trained model again, or on other data."),
     "export": ("fismo_cli.commands.export:export", "Write the weights of a run to one safetensors file."),
+    "predict": ("fismo_cli.commands.predict:predict", "Say the classes of images by a trained model."),
+    "generate": ("fismo_cli.commands.generate:generate", "Go on with a text by a trained language model."),
     "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
     "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
     "report": (

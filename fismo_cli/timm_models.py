@@ -17,7 +17,15 @@ from fismo_cli.preset.schema import ModelConfig
 from fismo_cli.weights_file import read_weights, without_prefix
 from fismo_cli.words import listed
 
-__all__ = ["build", "load_directory", "model_statistics", "save_directory", "saved_classes", "size_arguments"]
+__all__ = [
+    "build",
+    "load_directory",
+    "load_saved",
+    "model_statistics",
+    "save_directory",
+    "saved_classes",
+    "size_arguments",
+]
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 _WEIGHTS_OPTIONS = {
@@ -302,11 +310,7 @@ def load_directory(
         UsageError: There is no complete model, or it is for other classes, channels, size or statistics of pixels than
             the data has.
     """
-    folder = _model_folder(path)
-    if folder is None:
-        raise UsageError(f"{path}: no trained timm model (config.json and model.safetensors) in it or in its model/")
-    record = _read_config(folder)
-    args = {"num_classes": record.get("num_classes", data_args["num_classes"]), **record.get("model_args", {})}
+    folder, record, args = _saved(path)
     keys = ("num_classes", "in_chans") if args.get("dynamic_img_size") else ("num_classes", "in_chans", "img_size")
     for key in keys:
         if key in args and data_args.get(key, args[key]) != args[key]:
@@ -322,6 +326,30 @@ def load_directory(
     if saved and classes and list(saved) != list(classes):
         raise UsageError(f"{folder}: the model was trained on other classes ({listed(saved, 5)}) than the data's")
     return _load_strictly(record["architecture"], args, _read_weights(folder / "model.safetensors"), folder)
+
+
+def load_saved(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A saved model, and what is recorded of it: `label_names`, and what it sees in `pretrained_cfg`.
+
+    Args:
+        path: A run directory or its `model/`.
+
+    Raises:
+        UsageError: There is no complete model.
+    """
+    folder, record, args = _saved(path)
+    return _load_strictly(record["architecture"], args, _read_weights(folder / "model.safetensors"), folder), record
+
+
+def _saved(path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The folder of a saved model, what is recorded of it, and the arguments that it is built with."""
+    folder = _model_folder(path)
+    if folder is None:
+        raise UsageError(f"{path}: no trained timm model (config.json and model.safetensors) in it or in its model/")
+    record = _read_config(folder)
+    channels = record.get("pretrained_cfg", {}).get("input_size", [3])[0]
+    classes = {"num_classes": record["num_classes"]} if "num_classes" in record else {}
+    return folder, record, {**classes, "in_chans": channels, **record.get("model_args", {})}
 
 
 def save_directory(

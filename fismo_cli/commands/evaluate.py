@@ -1,16 +1,13 @@
 """`fismo evaluate`: the metrics of a trained model, again or on other data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
-
-if TYPE_CHECKING:
-    from fismo_cli.runs.directory import RunDirectory
 
 __all__ = ["evaluate"]
 
@@ -38,6 +35,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
     """Measure a trained model again, or on other data."""
+    from fismo_cli.commands.trained import no_model
     from fismo_cli.runs.directory import RunDirectory
     from fismo_cli.runs.weights import check_step
 
@@ -46,7 +44,7 @@ def evaluate(
         raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
     check_step(step)
     if step is None and not run.model.is_dir():
-        raise UsageError(f"{run_dir}: this run {_no_model(run)}")
+        raise UsageError(f"{run_dir}: this run {no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
     from fismo_cli.reporting.console import looking, say, stderr_console
     from fismo_cli.reporting.tables import metrics_table
@@ -64,12 +62,3 @@ def evaluate(
     console.print(metrics_table(metrics))
     if as_json:
         print_json({"run_dir": str(run_dir), "metrics": metrics})
-
-
-def _no_model(run: "RunDirectory") -> str:
-    """Why a run has no model, and what to do."""
-    if run.status() == "diverged":
-        return "diverged, so it has no model"
-    if not any(run.checkpoints.glob("step-*")):
-        return f"has no model and no checkpoint to continue from; start anew with: fismo train {run.preset}"
-    return f"has no model yet; continue it with: {run.resume_command}"

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -14,6 +14,9 @@ from fismo_cli.errors import DataError, ExitCode, UsageError
 from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["train"]
 
@@ -105,6 +108,9 @@ def train(
     if as_json:
         print_json(summary)
     match summary["status"]:
+        case "completed":
+            if not as_json:
+                _say_what_next(console, loaded.preset.task, Path(summary["run_dir"]))
         case "diverged":
             if (step := summary["kept_step"]) is not None:
                 kept = f"fismo export {shlex.quote(summary['run_dir'])} weights.safetensors --step {step}"
@@ -115,6 +121,19 @@ def train(
             command += f" --nproc {summary['world_size']}" if summary["world_size"] > 1 else ""
             say(console, f"continue with: {command}")
             raise typer.Exit(128 + (summary["signal"] or 0))
+
+
+def _say_what_next(console: "Console", task: str, run: Path) -> None:
+    """How the trained model is loaded and used."""
+    from fismo_cli.reporting.console import say
+    from fismo_cli.runs.model_card import loading_lines
+
+    place = shlex.quote(str(run))
+    use = f"fismo predict {place} IMAGES" if task == "image-classification" else f'fismo generate {place} "TEXT"'
+    say(console, "\nload the model in Python:")
+    for line in loading_lines(task, run / "model"):
+        say(console, f"    {line}")
+    say(console, f"use it: {use}\nlook at the run: fismo report {place}")
 
 
 def _split(given: Sequence[str]) -> tuple[list[str], list[str]]:

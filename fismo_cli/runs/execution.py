@@ -4,7 +4,7 @@ The one path from a preset to a trained model; commands only parse options and p
 """
 
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import truncate_after
 from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
 from fismo_cli.runs.environment import describe_run
+from fismo_cli.runs.model_card import write_model_card
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
 from fismo_cli.runs.resuming import find_resumable, record_resumption, same_checkpoint
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
@@ -296,6 +297,8 @@ def _events(
                     except FismoError as error:
                         trainer.fail(error)
             elif isinstance(event, Finished) and trainer.world.main:
+                if event.summary["status"] == "completed" and run.model.is_dir():
+                    _describe_model(prepared, run, event.summary["metrics"])
                 summary: RunSummary = {
                     **event.summary,
                     "run_dir": str(run.path),
@@ -322,6 +325,7 @@ def _keep(prepared: Prepared, run: RunDirectory) -> None:
             link_or_copy(run.model / "model.safetensors", run.weights)  # the same content already
         else:
             save_flat(model, run.weights)
+        _describe_model(prepared, run, {})
     except Exception as error:  # libraries report a full disk in exceptions of their own
         reason = getattr(error, "strerror", None) or first_line(error)
         shutil.rmtree(run.model, ignore_errors=True)  # half a result is none, and a checkpoint may need the space
@@ -330,6 +334,10 @@ def _keep(prepared: Prepared, run: RunDirectory) -> None:
             f"training is complete, but the model could not be saved in {run.path}: {reason}. Make room; nothing has "
             "to be trained again"
         ) from error
+
+
+def _describe_model(prepared: Prepared, run: RunDirectory, metrics: Mapping[str, Any]) -> None:
+    write_model_card(run.model, prepared.loaded, prepared.task.description, metrics)
 
 
 def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:

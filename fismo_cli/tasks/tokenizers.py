@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from fismo_cli.hub import reachable
 __all__ = ["ByteTokenizer", "HubTokenizer", "Tokenizer", "load_tokenizer", "same_tokens", "saved_tokenizer"]
 
 _BATCH = 64
+_END_TEXT = "<|endoftext|>"
 _BYTE_RECORD = "byte_tokenizer.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PROBE = "Two words, 3 Zahlen: 3.14\n\tdef f(x):  # Größe, 漢字, emoji \U0001f600\r\n  if not a==b: {'tokens': [1]}"
@@ -38,6 +39,10 @@ class Tokenizer(Protocol):
 
     def encode(self, chunks: Iterable[tuple[bytes, bool]]) -> Iterator[NDArray[Any]]:
         """Token ids of the chunks, in order."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
         ...
 
     def fingerprint(self) -> str:
@@ -71,6 +76,10 @@ class ByteTokenizer:
             if last:
                 yield np.array([self.end], np.uint16)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens; what is no UTF-8 becomes the replacement character."""
+        return bytes(number for number in ids if number != self.end).decode("utf-8", errors="replace")
+
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids."""
         return "bytes-257"
@@ -80,9 +89,10 @@ class ByteTokenizer:
         return self.fingerprint()
 
     def save(self, directory: Path) -> None:
-        """Say in `tokenizer.json`'s place what the tokens are; there is nothing to load."""
+        """Write what transformers' `AutoTokenizer` makes the same ids by, and that they are bytes."""
         record = {"tokenizer": "bytes", "vocab_size": self.vocab_size, "end_of_text_id": self.end}
         (directory / _BYTE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        bytes_for_transformers(self.end).save_pretrained(str(directory))
 
 
 class HubTokenizer:
@@ -131,6 +141,10 @@ class HubTokenizer:
             for ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
                 yield np.array([*ids, self.end] if last else ids, kind)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def fingerprint(self) -> str:
         """A hash of everything that decides the ids."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
@@ -162,6 +176,30 @@ class HubTokenizer:
     def save(self, directory: Path) -> None:
         """Save it beside the model, as transformers expects."""
         self._tokenizer.save_pretrained(str(directory))
+
+
+def bytes_for_transformers(end: int) -> Any:
+    """The bytes as a tokenizer of transformers: the id of a byte is its value.
+
+    Byte-level BPE without a merge. Its vocabulary has a printable letter for each byte; those that are no letter of
+    Latin-1 have the next one from U+0100 on. Source: Radford et al., "Language models are unsupervised multitask
+    learners" (2019), the code of GPT-2.
+
+    Args:
+        end: id of the end of a text.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    vocabulary = {chr(value if value in printable else next(others)): value for value in range(256)}
+    backend = Backend(models.BPE(vocab={**vocabulary, _END_TEXT: end}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=backend, bos_token=_END_TEXT, eos_token=_END_TEXT, clean_up_tokenization_spaces=False)
 
 
 def token_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:

@@ -134,7 +134,8 @@ def test_text_goes_on_beyond_the_positions_of_the_model_and_is_the_same_by_the_s
     assert long.new_tokens == 60 or long.ended
     assert generator.generate("x" * 100, 60, Sampling(seed=3, temperature=2.0)) == long
     assert generator.generate("x" * 100, 60, Sampling(seed=4, temperature=2.0)) != long
-    code, out, err = run_command(capsys, "generate", text_run, "y" * 30, "--max-new-tokens", "2", "--json", "--seed", "5")
+    options = ("--max-new-tokens", "2", "--json", "--seed", "5")
+    code, out, err = run_command(capsys, "generate", text_run, "y" * 30, *options)
     assert code == 0
     assert "no positions for the first 18 tokens" in err
     assert json.loads(out)["text"].startswith("y" * 30)

@@ -40,6 +40,7 @@ COMMANDS = {
     "generate": ("fismo_cli.commands.generate:generate", "Go on with a text by a trained language model."),
     "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
     "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
+    "runs": ("fismo_cli.commands.runs:runs", "List the runs that are there, the newest first."),
     "report": (
         "fismo_cli.commands.report:report",
         "Rebuild the tables and the page of a run, a study or a comparison.",

@@ -30,12 +30,22 @@ def report(
             help="The database of a study or comparison; else what is here.",
         ),
     ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FILE", help="Of runs: write a picture of the figures, too.", dir_okay=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Rebuild the tables and the page of a run, a study or a comparison."""
     kinds = [_kind(directory) for directory in directories]
+    if png is not None:
+        from fismo_cli.reporting.picture import check_png
+
+        check_png(png)
+        if any(kind != "run" for kind in kinds):
+            raise UsageError("--png: only of runs of fismo train")
     if all(kind == "run" for kind in kinds):
-        summary = _report_runs(directories, as_json)
+        summary = _report_runs(directories, png, as_json)
     elif len(directories) > 1:
         other = next(directory for directory, kind in zip(directories, kinds, strict=True) if kind != "run")
         raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
@@ -70,12 +80,14 @@ def _kind(directory: Path) -> Kind:
     )
 
 
-def _report_runs(directories: list[Path], as_json: bool) -> Any:
+def _report_runs(directories: list[Path], png: Path | None, as_json: bool) -> Any:
     from fismo_cli.reporting.console import answer_console
-    from fismo_cli.reporting.run_report import print_runs, write_run_report
+    from fismo_cli.reporting.run_report import print_runs, write_picture, write_run_report
 
     runs, page = write_run_report(list(dict.fromkeys(directories)))
     print_runs(answer_console(as_json=as_json), runs, page)
+    if png is not None:
+        write_picture(png, runs)
     summaries = [run.summary for run in runs.values()]
     return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
 

@@ -14,6 +14,7 @@ from fismo_cli.errors import DataError, ExitCode, UsageError
 from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
+from fismo_cli.runs.directory import RunDirectory, check_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,9 @@ def train(
     runs_dir: Annotated[
         Path, typer.Option("--runs-dir", metavar="DIR", help="Where run directories are made.", file_okay=False)
     ] = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the run, and of its directory.")
+    ] = None,
     nproc: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes on this host, by torchrun; its own arguments go after --."),
@@ -59,6 +63,10 @@ def train(
     loaded = load_preset(preset, given)
     if dry_run and resume is not None:
         raise UsageError("--dry-run starts from step 0: leave out --resume")
+    if name is not None:
+        if resume not in (None, "auto"):
+            raise UsageError("--name: a run that is continued keeps its name; leave it out")
+        check_name(name, runs_dir, loaded, new=resume is None and restarts == 0 and torchrun is None)
     if nproc is None and torchrun_arguments:
         raise UsageError(f"{' '.join(torchrun_arguments)}: arguments after -- are torchrun's, and need --nproc")
     if restarts > 0 and resume is None and not dry_run:
@@ -69,6 +77,7 @@ def train(
     if nproc is not None and torchrun is None:
         flags = [*(["--resume", resume] if resume else []), *(["--dry-run"] if dry_run else [])]
         flags += [*(["--json"] if as_json else []), "--runs-dir", str(runs_dir)]
+        flags += [] if name is None else ["--name", name]
         flags += ["--allow-changed-data"] if allow_changed_data else []
         flags += [] if same_data is None else ["--same-data", str(same_data)]
         flags += import_arguments()
@@ -79,7 +88,6 @@ def train(
     from fismo_cli.reporting.console import looking, say, stderr_console
     from fismo_cli.reporting.progress import progress_sink
     from fismo_cli.reporting.tables import summary_table
-    from fismo_cli.runs.directory import RunDirectory
     from fismo_cli.runs.execution import execute
 
     console = stderr_console()
@@ -88,6 +96,8 @@ def train(
         summary = execute(
             loaded,
             runs_dir=runs_dir,
+            name=name,
+            link=same_data is None,
             resume=resume,
             sinks=[progress],
             command=["fismo", *sys.argv[1:]],

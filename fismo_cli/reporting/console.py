@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -69,13 +70,29 @@ def looking(console: Console, *, after: float = 3.0, every: float = 10.0) -> Cal
 
 
 def print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table: the first column to the left, the others to the right."""
+    """Print a plain table: the first column to the left, the others to the right.
+
+    Where the console is too narrow for it, each row is a block instead, with a line for each column.
+    """
+    widths = [max(cell_len(row[index]) for row in (headings, *rows)) for index in range(len(headings))]
+    if sum(widths) + 2 * (len(widths) - 1) > console.width:
+        _print_blocks(console, headings, rows)
+        return
     table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _print_blocks(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    longest = max(map(cell_len, headings[1:]), default=0)
+    for row in rows:
+        say(console, row[0])
+        for heading, cell in zip(headings[1:], row[1:], strict=True):
+            if cell:
+                say(console, f"  {heading}{' ' * (longest - cell_len(heading))}  {cell}")
 
 
 class Forgiving:

@@ -1,5 +1,6 @@
 """What all report pages share: one self-contained page without any network, light and dark, also on a phone."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -9,9 +10,12 @@ from urllib.parse import quote
 
 from fismo_cli.files import encodable
 
-__all__ = ["GREY", "document", "figure", "link", "literal", "styled", "table"]
+__all__ = ["GREY", "document", "figure", "link", "literal", "pairs", "styled", "table"]
 
 GREY = "#8a929a"
+
+LEAST_DECADE = 2.5
+"""Values on a logarithmic axis are at least so many times apart."""
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1f23; --back: #ffffff; --soft: #5d6670; --line: #d9dee3; --panel: #f5f7f9;
@@ -26,7 +30,10 @@ h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem
 .soft, figcaption { color: var(--soft); font-size: .9rem; } figure { margin: 0 0 1.5rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; } a { color: inherit; }
+th:first-child, td:first-child, td.text, .pairs td { text-align: left; } .pairs td {
+  white-space: normal; vertical-align: top; }
+.pairs td:first-child { white-space: nowrap; } a { color: inherit; }
+.js-plotly-plot .main-svg text { fill: var(--soft) !important; }
 pre { overflow-x: auto; background: var(--panel); padding: .7rem; font-size: .85rem; } summary { cursor: pointer; }
 """
 
@@ -75,6 +82,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of names and texts, as HTML, that may be long."""
+    body = "".join(f"<tr><td>{name}</td><td>{text}</td></tr>" for name, text in rows)
+    return f'<table class="pairs"><tbody>{body}</tbody></table>'
+
+
 def link(target: Path, directory: Path, text: str | None = None) -> str:
     """A link from a page in a directory, which stays right when all of it is moved; plain text if nothing is there.
 
@@ -105,6 +118,8 @@ def styled(drawing: Any, *, literal: bool = False) -> Any:
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},  # below, however many lines
         modebar={"bgcolor": clear, "color": GREY},
     )
+    if drawing.layout.yaxis.type == "log" and _spread(drawing) < LEAST_DECADE:
+        drawing.update_yaxes(type="linear")  # a logarithmic one would have no number on it
     axis = {"gridcolor": "rgba(138,146,154,0.25)", "zeroline": False, "automargin": True}
     drawing.update_xaxes(**axis)
     drawing.update_yaxes(**axis)
@@ -114,6 +129,13 @@ def styled(drawing: Any, *, literal: bool = False) -> Any:
     if not literal:
         drawing.for_each_trace(_literal_trace)
     return drawing
+
+
+def _spread(drawing: Any) -> float:
+    """The largest positive value of a figure by the smallest."""
+    values = [value for trace in drawing.data for value in trace.y or () if isinstance(value, int | float)]
+    values = [value for value in values if value > 0]
+    return max(values) / min(values) if values else math.inf
 
 
 def literal(text: Any) -> Any:

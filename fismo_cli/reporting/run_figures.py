@@ -11,7 +11,7 @@ from fismo_cli.runs.record import RunRecord
 __all__ = ["run_figures"]
 
 Curve = tuple[str, Sequence[Any], Sequence[Any]]
-"""Name, steps and values of a line."""
+"""Name, steps (or seconds) and values of a line."""
 
 
 def run_figures(runs: Mapping[str, RunRecord]) -> dict[str, tuple[Any, str]]:
@@ -68,6 +68,12 @@ def run_figures(runs: Mapping[str, RunRecord]) -> dict[str, tuple[Any, str]]:
             True,
             "Noise scale of the gradient: about the largest batch that is worth its samples.",
         ),
+        "validation-loss-by-time": (
+            {label: [_by_time(run)] for label, run in runs.items()} if len(runs) > 1 else {},
+            "loss",
+            True,
+            "Loss of the validation part against seconds of training, without evaluation and checkpoints.",
+        ),
         "seconds": (
             {label: [_seconds(run)] for label, run in runs.items()},
             "seconds of training",
@@ -78,11 +84,11 @@ def run_figures(runs: Mapping[str, RunRecord]) -> dict[str, tuple[Any, str]]:
     return {
         name: (drawing, caption)
         for name, (curves, title, log, caption) in wanted.items()
-        if (drawing := _drawn(curves, title, log)) is not None
+        if (drawing := _drawn(curves, title, log, "seconds" if name.endswith("by-time") else "step")) is not None
     }
 
 
-def _drawn(curves: Mapping[str, Sequence[Curve]], title: str, log: bool) -> Any:
+def _drawn(curves: Mapping[str, Sequence[Curve]], title: str, log: bool, across: str) -> Any:
     """One colour a run, one dash a kind of line; None where there is no value at all."""
     import plotly.graph_objects as go
 
@@ -105,7 +111,7 @@ def _drawn(curves: Mapping[str, Sequence[Curve]], title: str, log: bool) -> Any:
     if not drawing.data:
         return None
     drawing.update_layout(showlegend=len(drawing.data) > 1)
-    drawing.update_xaxes(title="step")
+    drawing.update_xaxes(title=across)
     drawing.update_yaxes(title=title, type="log" if log else "linear")
     return styled(drawing)
 
@@ -116,6 +122,12 @@ def _line(name: str, events: Sequence[Mapping[str, Any]], value: Any) -> Curve:
 
 def _validations(run: RunRecord) -> list[dict[str, Any]]:
     return [event for event in run.of_kind("Evaluated") if event["split"] == "validation"]
+
+
+def _by_time(run: RunRecord) -> Curve:
+    evaluated = _validations(run)
+    seconds = [event["training_seconds"] for event in evaluated]
+    return "", seconds, [event["metrics"].get("loss") for event in evaluated]
 
 
 def _losses(run: RunRecord) -> list[Curve]:

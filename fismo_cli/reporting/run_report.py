@@ -7,14 +7,18 @@ from typing import Any
 
 from rich.console import Console
 
+from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.reporting.console import print_rows, say
-from fismo_cli.reporting.page import document, figure, table
+from fismo_cli.reporting.page import document, figure, pairs, table
+from fismo_cli.reporting.picture import write_png
 from fismo_cli.reporting.run_figures import run_figures
 from fismo_cli.reporting.tables import plain_table, summary_rows
+from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.record import RunRecord, read_run
+from fismo_cli.runs.results_csv import write_results
 
-__all__ = ["print_runs", "write_run_report"]
+__all__ = ["print_runs", "write_picture", "write_run_report"]
 
 
 def write_run_report(directories: Sequence[Path]) -> tuple[dict[str, RunRecord], Path]:
@@ -22,11 +26,26 @@ def write_run_report(directories: Sequence[Path]) -> tuple[dict[str, RunRecord],
 
     That of one run is `report.html` in its directory; that of several is `side-by-side.html` in the first one's.
     """
+    for directory in directories:
+        write_results(RunDirectory(directory))
     runs = dict(zip(_labels(directories), map(read_run, directories), strict=True))
     page = directories[0] / ("report.html" if len(runs) == 1 else "side-by-side.html")
     with whole_file(page) as file:
         file.write_text(_page(runs), encoding="utf-8")
     return runs, page
+
+
+def write_picture(path: Path, runs: Mapping[str, RunRecord]) -> None:
+    """Write the main figures of runs to a PNG file.
+
+    Raises:
+        UsageError: if there is nothing to draw yet.
+        FismoError: if it cannot be drawn or written.
+    """
+    figures = {name.replace("-", " "): drawing for name, (drawing, _) in run_figures(runs).items()}
+    if not figures:
+        raise UsageError("--png: no step has been logged yet (train.log_every)")
+    write_png(path, figures)
 
 
 def print_runs(console: Console, runs: Mapping[str, RunRecord], page: Path) -> None:
@@ -68,7 +87,11 @@ def _page(runs: Mapping[str, RunRecord]) -> str:
 def _body(title: str, runs: Mapping[str, RunRecord]) -> Iterator[str]:
     headings, rows = _rows(runs)
     yield f"<h1>{escape(title)}</h1>"
-    yield table([escape(heading) for heading in headings], [[escape(cell) for cell in row] for row in rows])
+    cells = [[escape(cell) for cell in row] for row in rows]
+    if len(runs) == 1:
+        yield pairs([(name, text) for name, text in cells])
+    else:
+        yield table([escape(heading) for heading in headings], cells)
     figures: Mapping[str, tuple[Any, str]] = run_figures(runs)
     if not figures:
         yield '<p class="soft">No step has been logged yet (train.log_every).</p>'

@@ -4,10 +4,11 @@ import fcntl
 import json
 import math
 import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from fismo_cli.preset.schema import CheckpointConfig, LoggingConfig, Preset, Tra
 
 __all__ = [
     "RunDirectory",
+    "check_name",
     "check_same_preset",
     "found_again",
     "json_safe",
+    "link_latest",
     "read_json",
     "run_identity",
     "unfinished_runs",
@@ -65,6 +68,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def results(self) -> Path:
+        """A row for each step that was logged or evaluated, for spreadsheets."""
+        return self.path / "results.csv"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints to resume from."""
         return self.path / "checkpoints"
@@ -105,8 +113,13 @@ class RunDirectory:
         return summary.get("steps") if summary.get("status") == "completed" else None
 
     @classmethod
-    def create(cls, runs_dir: Path, loaded: LoadedPreset) -> "RunDirectory":
+    def create(cls, runs_dir: Path, loaded: LoadedPreset, name: str | None = None) -> "RunDirectory":
         """Make a new directory with the resolved preset in it; unique also when two start in the same second.
+
+        Args:
+            runs_dir: under which it is made.
+            loaded: the preset.
+            name: of the run; None: by time, optimizer and seed. One that is taken gets a number behind it.
 
         Raises:
             UsageError: if nothing can be made there.
@@ -114,7 +127,7 @@ class RunDirectory:
         config = loaded.preset
         # timm/NAME and the like must not become folders.
         optimizer = config.optimizer.name.replace("/", "-")
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{optimizer}-s{config.train.seed}"
+        stem = name or f"{time.strftime('%Y%m%d-%H%M%S')}-{optimizer}-s{config.train.seed}"
         parent = runs_dir / loaded.name
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +174,47 @@ class RunDirectory:
                 os.close(descriptor)
 
 
+LATEST = "latest"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
 FREE = ("logging.", "compare", "tune", "checkpoint.", "train.log_every")
 """Beginnings of the keys that change no result: a run may go on with others."""
 
 LENGTH = ("train.steps", "train.epochs")
+
+
+def check_name(name: str, runs_dir: Path, loaded: LoadedPreset, *, new: bool) -> None:
+    """Make sure that a new run of a preset can have a name.
+
+    Args:
+        name: the name.
+        runs_dir: under which the run would be made.
+        loaded: its preset.
+        new: whether there must be no run of this name.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if not _NAME.fullmatch(name) or name == LATEST:
+        raise UsageError(
+            f"--name {name}: must be of letters, digits, dots, hyphens and underscores, begin with a letter or digit, "
+            f"and not be {LATEST}"
+        )
+    if new and (runs_dir / loaded.name / name).exists():
+        place = runs_dir / loaded.name / name
+        raise UsageError(f"--name {name}: {place} is there already; choose another name, or continue it by --resume")
+
+
+def link_latest(run: RunDirectory) -> None:
+    """Let `latest`, beside a run and one folder up, lead to it; where links cannot be made, or it is a folder, not."""
+    for place in (run.path.parent, run.path.parent.parent):
+        link = place / LATEST
+        if link.exists() and not link.is_symlink():
+            continue
+        temporary = place / f".{LATEST}.{os.getpid()}"
+        with suppress(OSError):
+            temporary.symlink_to(run.path.relative_to(place), target_is_directory=True)
+            temporary.replace(link)
 
 
 def run_identity(preset: Preset) -> str:
@@ -180,7 +230,7 @@ def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
     found = []
     for file in (runs_dir / loaded.name).glob("*/preset.yaml"):
         run = RunDirectory(file.parent)
-        if run.status() in (None, "interrupted") and _identity_of(run) == wanted:
+        if not run.path.is_symlink() and run.status() in (None, "interrupted") and _identity_of(run) == wanted:
             found.append((file.stat().st_mtime_ns, run.path.name, run))
     return [run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 

@@ -15,10 +15,11 @@ from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import truncate_after
-from fismo_cli.runs.directory import RunDirectory, run_identity, write_json
+from fismo_cli.runs.directory import RunDirectory, link_latest, run_identity, write_json
 from fismo_cli.runs.environment import describe_run
 from fismo_cli.runs.model_card import write_model_card
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
+from fismo_cli.runs.results_csv import write_results
 from fismo_cli.runs.resuming import find_resumable, record_resumption, same_checkpoint
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
 from fismo_cli.runs.telling import Teller
@@ -43,6 +44,8 @@ def execute(
     loaded: LoadedPreset,
     *,
     runs_dir: Path,
+    name: str | None = None,
+    link: bool = False,
     resume: str | None = None,
     sinks: Sequence[Sink] = (),
     command: Sequence[str] = (),
@@ -59,6 +62,8 @@ def execute(
     Args:
         loaded: the preset.
         runs_dir: under which the run's directory is made.
+        name: of the run; None: by time, optimizer and seed.
+        link: whether `latest` leads to it.
         resume: a run directory to continue, or `auto` for the newest unfinished run of the same preset.
         sinks: told every event, besides the run directory's own; the caller closes them.
         command: the command line, for the record.
@@ -76,7 +81,7 @@ def execute(
     with ExitStack() as stack:
         world = stack.enter_context(join_world(attempt))
         run, checkpoint, notes = world.together(
-            lambda: find_resumable(resume, loaded, runs_dir, stack) if world.main else (None, None, ())
+            lambda: find_resumable(resume, loaded, runs_dir, stack, name) if world.main else (None, None, ())
         )
         run, step = world.from_main((run, None if checkpoint is None else checkpoint.step))
         checkpoint = world.together(lambda: checkpoint if run is None or world.main else same_checkpoint(run, step))
@@ -86,8 +91,10 @@ def execute(
             lambda: _check_data(prepared, run, allow_changed_data, same_data) if world.main else ([], [])
         )
         begun = world.together(
-            lambda: _begin(prepared, run, checkpoint, runs_dir, command, changed, stack) if world.main else None
+            lambda: _begin(prepared, run, checkpoint, runs_dir, name, command, changed, stack) if world.main else None
         )
+        if begun is not None and link:
+            link_latest(begun[0])
         place = world.from_main(None if begun is None else begun[0])
         assert place is not None
         world.together(lambda: _check_seen(place))
@@ -163,6 +170,7 @@ def _begin(
     run: RunDirectory | None,
     checkpoint: Loaded | None,
     runs_dir: Path,
+    name: str | None,
     command: Sequence[str],
     changed_data: Sequence[str],
     stack: ExitStack,
@@ -171,7 +179,7 @@ def _begin(
     surroundings = _describe(prepared, command)
     check_space(runs_dir if run is None else run.path, prepared.trainer.final_model)
     if run is None:
-        run = RunDirectory.create(runs_dir, prepared.loaded)
+        run = RunDirectory.create(runs_dir, prepared.loaded, name)
         stack.enter_context(run.lock())
         write_json(run.environment, surroundings)
         return run, ()
@@ -307,6 +315,7 @@ def _events(
                     "kept_step": store.newest() if event.summary["status"] == "diverged" else None,
                 }
                 write_json(run.summary, summary)
+                write_results(run)
                 yield Finished(summary)
             else:
                 yield event

@@ -87,8 +87,8 @@ def write_model_card(
 
 def _header(name: str, preset: Preset, measured: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     task = _TASKS[preset.task]
-    data: dict[str, Any] = {"name": preset.data.source, "type": preset.data.source}
-    results = [
+    data: dict[Any, Any] = {"name": preset.data.source, "type": preset.data.source}
+    results: list[dict[str, Any]] = [
         {
             "task": {"type": task},
             "dataset": {**data, "split": part},

@@ -2,7 +2,7 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,26 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """Read a run's directory; a missing file or a line that was cut off counts as not written."""
+    events = tuple(_events(RunDirectory(path).metrics))
+    return RunRecord(path, read_summary(path, events), events)
+
+
+def read_summary(path: Path, events: Sequence[dict[str, Any]] | None = None) -> RunSummary:
+    """The summary of a run, or what is known so far by the same keys.
+
+    Args:
+        path: its directory.
+        events: those of `metrics.jsonl`; None: they are read if they are needed.
+    """
     run = RunDirectory(path)
-    events = tuple(_events(run.metrics))
     stored = read_json(run.summary)
     running = _is_locked(path)
     if "status" not in stored or running:
-        stored = _unfinished(path, events, "running" if running else "unfinished")
+        known = tuple(_events(run.metrics) if events is None else events)
+        stored = _unfinished(path, known, "running" if running else "unfinished")
     summary: Any = {**stored, "run_dir": str(path)}
-    return RunRecord(path, summary, events)
+    found: RunSummary = summary
+    return found
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

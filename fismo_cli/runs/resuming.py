@@ -21,7 +21,7 @@ __all__ = ["find_resumable", "record_resumption", "same_checkpoint"]
 
 
 def find_resumable(
-    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack
+    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack, name: str | None = None
 ) -> tuple[RunDirectory | None, Loaded | None, tuple[str, ...]]:
     """The run to continue, its checkpoint, and what to tell about the choice.
 
@@ -30,6 +30,7 @@ def find_resumable(
         loaded: the preset.
         runs_dir: where runs are looked for.
         stack: holds the lock of the run that is found.
+        name: of the run that is looked for by `auto`; None: any.
 
     Raises:
         UsageError: if that run is another preset's, has ended, or cannot have another length.
@@ -52,6 +53,8 @@ def find_resumable(
         return run, checkpoint, _resume_notes(run, checkpoint)
     notes: list[str] = []
     for run in unfinished_runs(runs_dir, loaded):
+        if name is not None and run.path.name != name:
+            continue
         with ExitStack() as lock:
             try:
                 lock.enter_context(run.lock())

@@ -151,7 +151,7 @@ def test_the_page_in_a_browser(make_run):
     assert report(first.path) == 0
     assert report(first.path, second.path) == 0
     with browser() as driver:
-        for name, lines in (("report.html", 2), ("side-by-side.html", 4)):
-            assert open_page(driver, first.path / name, 6, "#loss", least=lines) == lines
+        for name, lines, figures in (("report.html", 2, 6), ("side-by-side.html", 4, 7)):
+            assert open_page(driver, first.path / name, figures, "#loss", least=lines) == lines
             assert "completed after 20 of 20 steps" in driver.find_element("css selector", "table").text
         assert driver.get_log("browser") == []

@@ -105,9 +105,9 @@ def compare(
     """
     presets, by_default = load_all(arguments or ())
     from fismo_cli.comparison.beginning import ask
-    from fismo_cli.reporting.console import say, stderr_console
+    from fismo_cli.reporting.console import answer_console, say, stderr_console
 
-    console = stderr_console()
+    console, answer = stderr_console(), answer_console(as_json=as_json)
     checked = partial(
         ask,
         baselines=baselines or (),
@@ -135,13 +135,13 @@ def compare(
         for note in (*loaded.notes, *each.warnings()):
             say(console, f"note: {note}")
         begun.append(_begin(console, each, storage))
-    summaries = [_carry_out(console, *each, workers=workers, storage=storage) for each in begun]
+    summaries = [_carry_out(console, answer, *each, workers=workers, storage=storage) for each in begun]
     summary: ComparisonSummary | TasksSummary = summaries[0]
     if len(summaries) > 1:
         from fismo_cli.reporting.tasks_report import print_tasks, write_tasks
 
         together = summary = write_tasks(summaries, directory)
-        print_tasks(console, together)
+        print_tasks(answer, together)
     if as_json:
         print_json(summary)
     if target is not None and any(each["target_missed"] for each in summaries):
@@ -172,7 +172,7 @@ def _begin(console: "Console", asked: "Asked", storage: str | None) -> tuple["Pl
 
 
 def _carry_out(
-    console: "Console", plan: "Plan", kept: "BaseStorage", *, workers: int, storage: str | None
+    console: "Console", answer: "Console", plan: "Plan", kept: "BaseStorage", *, workers: int, storage: str | None
 ) -> "ComparisonSummary":
     from fismo_cli.campaigns.pool import carry_out
     from fismo_cli.campaigns.storage import storage_errors
@@ -187,5 +187,5 @@ def _carry_out(
         carry_out(site_of(plan, storage), opened.stages(), workers=workers, tell=tell)
     with storage_errors(storage, plan.directory):
         summary = write_report(plan, opened.results())
-    print_comparison(console, summary)
+    print_comparison(answer, summary)
     return summary

@@ -17,16 +17,9 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON o
     if as_json:
         print(json.dumps(found))
         return
-    from rich.table import Table
+    from fismo_cli.reporting.console import answer_console, print_pairs
 
-    from fismo_cli.reporting.console import stderr_console
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, value in _rows(found):
-        table.add_row(label, value)
-    stderr_console().print(table)
+    print_pairs(answer_console(as_json=False), dict(_rows(found)))
 
 
 def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

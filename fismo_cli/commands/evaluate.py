@@ -46,8 +46,8 @@ def evaluate(
     if step is None and not run.model.is_dir():
         raise UsageError(f"{run_dir}: this run {no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
-    from fismo_cli.reporting.console import looking, say, stderr_console
-    from fismo_cli.reporting.tables import metrics_table
+    from fismo_cli.reporting.console import answer_console, looking, print_rows, say, stderr_console
+    from fismo_cli.reporting.tables import metrics_rows
     from fismo_cli.runs.measuring import measure
 
     console = stderr_console()
@@ -59,6 +59,6 @@ def evaluate(
         tell=lambda note: say(console, f"note: {note}"),
         progress=looking(console),
     )
-    console.print(metrics_table(metrics))
+    print_rows(answer_console(as_json=as_json), *metrics_rows(metrics))
     if as_json:
         print_json({"run_dir": str(run_dir), "metrics": metrics})

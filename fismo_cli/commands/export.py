@@ -32,16 +32,15 @@ def export(
         raise UsageError(f"{run_dir}: not a run directory (it has no preset.yaml)")
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: the file's name must end in .safetensors")
-    from fismo_cli.reporting.console import say, stderr_console
+    from fismo_cli.reporting.console import answer_console, say, stderr_console
     from fismo_cli.runs.weights import check_step, export_weights
 
     check_step(step)
 
     exported = export_weights(run, path, step)
-    console = stderr_console()
     for problem in exported.problems:
-        say(console, f"note: {problem}")
-    say(console, f"{exported.description} are in {path}")
+        say(stderr_console(), f"note: {problem}")
+    say(answer_console(as_json=as_json), f"{exported.description} are in {path}")
     if as_json:
         answer = {"run_dir": str(run_dir), "step": exported.step, "path": str(path)}
         print_json({**answer, "final": exported.final, "averaged": exported.averaged})

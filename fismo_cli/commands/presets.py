@@ -34,17 +34,11 @@ def list_presets(
     if as_json:
         print(json.dumps(list(presets)))
         return
-    from rich.table import Table
+    from fismo_cli.reporting.console import answer_console, print_pairs, say
 
-    from fismo_cli.reporting.console import say, stderr_console
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset", style="bold", no_wrap=True)
-    table.add_column("what it trains")
-    for name, path in presets.items():
-        table.add_row(name, _title(path) + (" (the default)" if name == DEFAULT_PRESET else ""))
-    console = stderr_console()
-    console.print(table)
+    console = answer_console(as_json=False)
+    default = {DEFAULT_PRESET: " (the default)"}
+    print_pairs(console, {name: _title(path) + default.get(name, "") for name, path in presets.items()})
     say(console, "\nfismo train NAME trains one; fismo presets copy NAME PATH makes a copy to change.")
 
 
@@ -72,7 +66,7 @@ def copy(
             temporary.write_bytes(source.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}") from error
-    print(f"wrote {target}; train it with: fismo train {shlex.quote(str(target))}", file=sys.stderr)
+    print(f"wrote {target}; train it with: fismo train {shlex.quote(str(target))}")
 
 
 def _title(path: Path) -> str:

@@ -50,11 +50,11 @@ def report(
         other = next(directory for directory, kind in zip(directories, kinds, strict=True) if kind != "run")
         raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
     elif kinds == ["study"]:
-        summary = _report_study(directories[0], storage)
+        summary = _report_study(directories[0], storage, as_json)
     elif kinds == ["tasks"]:
-        summary = _report_tasks(directories[0])
+        summary = _report_tasks(directories[0], as_json)
     else:
-        summary = _report_comparison(directories[0], storage)
+        summary = _report_comparison(directories[0], storage, as_json)
     if as_json:
         print_json(summary)
 
@@ -92,38 +92,38 @@ def _report_runs(directories: list[Path], png: Path | None, as_json: bool) -> An
     return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
 
 
-def _report_study(directory: Path, url: str | None) -> Any:
-    from fismo_cli.reporting.console import stderr_console
+def _report_study(directory: Path, url: str | None, as_json: bool) -> Any:
+    from fismo_cli.reporting.console import answer_console
     from fismo_cli.reporting.tuning_report import print_study, rebuild_study_page
 
     summary = rebuild_study_page(directory, url)
-    print_study(stderr_console(), summary)
+    print_study(answer_console(as_json=as_json), summary)
     return summary
 
 
-def _report_tasks(directory: Path) -> Any:
-    from fismo_cli.reporting.console import stderr_console
+def _report_tasks(directory: Path, as_json: bool) -> Any:
+    from fismo_cli.reporting.console import answer_console
     from fismo_cli.reporting.tasks_report import print_tasks, rebuild_tasks
 
     summary = rebuild_tasks(directory)
-    print_tasks(stderr_console(), summary)
+    print_tasks(answer_console(as_json=as_json), summary)
     return summary
 
 
-def _report_comparison(directory: Path, url: str | None) -> Any:
+def _report_comparison(directory: Path, url: str | None, as_json: bool) -> Any:
     from fismo_cli.comparison.plan import read_plan
     from fismo_cli.comparison.studies import stored_results
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
     from fismo_cli.reporting.comparison_unfinished import is_complete, print_unfinished, write_unfinished
-    from fismo_cli.reporting.console import stderr_console
+    from fismo_cli.reporting.console import answer_console
 
     plan = read_plan(directory)
     results = stored_results(plan, url)
     if is_complete(plan, results):
         summary = write_report(plan, results)
-        print_comparison(stderr_console(), summary)
+        print_comparison(answer_console(as_json=as_json), summary)
         return summary
     so_far = write_unfinished(plan, results)
-    print_unfinished(stderr_console(), so_far)
+    print_unfinished(answer_console(as_json=as_json), so_far)
     return so_far

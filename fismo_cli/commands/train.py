@@ -85,9 +85,9 @@ def train(
     if dry_run:
         _show_dry_run(loaded, as_json)
         return
-    from fismo_cli.reporting.console import looking, say, stderr_console
+    from fismo_cli.reporting.console import answer_console, looking, print_pairs, say, stderr_console
     from fismo_cli.reporting.progress import progress_sink
-    from fismo_cli.reporting.tables import summary_table
+    from fismo_cli.reporting.tables import summary_rows
     from fismo_cli.runs.execution import execute
 
     console = stderr_console()
@@ -114,13 +114,14 @@ def train(
         progress.close()
     if summary is None:  # of another process than the first
         return
-    console.print(summary_table(summary))
+    answer = answer_console(as_json=as_json)
+    print_pairs(answer, {"run": summary["run_dir"], **summary_rows(summary)})
     if as_json:
         print_json(summary)
     match summary["status"]:
         case "completed":
             if not as_json:
-                _say_what_next(console, loaded.preset.task, Path(summary["run_dir"]))
+                _say_what_next(answer, loaded.preset.task, Path(summary["run_dir"]))
         case "diverged":
             if (step := summary["kept_step"]) is not None:
                 kept = f"fismo export {shlex.quote(summary['run_dir'])} weights.safetensors --step {step}"
@@ -162,18 +163,18 @@ def _launch(arguments: list[str], nproc: int, torchrun_arguments: list[str], loa
 
 
 def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
-    from fismo_cli.reporting.console import say, stderr_console
-    from fismo_cli.reporting.tables import dry_run_table
+    from fismo_cli.reporting.console import answer_console, print_pairs, say, stderr_console
+    from fismo_cli.reporting.tables import dry_run_rows
     from fismo_cli.runs.execution import dry_run
 
     result = dry_run(loaded)
     if result is None:  # of another process than the first
         return
-    console = stderr_console()
     for note in result["notes"]:
-        say(console, f"note: {note}")
+        say(stderr_console(), f"note: {note}")
+    answer = answer_console(as_json=as_json)
     if result["plan"] is not None:
-        say(console, result["plan"])
-    console.print(dry_run_table(result))
+        say(answer, result["plan"])
+    print_pairs(answer, dry_run_rows(result))
     if as_json:
         print_json(result)

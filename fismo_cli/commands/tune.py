@@ -94,7 +94,7 @@ def tune(
         print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
     from fismo_cli.campaigns.pool import carry_out
     from fismo_cli.campaigns.storage import storage_errors
-    from fismo_cli.reporting.console import say, stderr_console
+    from fismo_cli.reporting.console import answer_console, say, stderr_console
     from fismo_cli.reporting.tuning_progress import tuning_progress
     from fismo_cli.reporting.tuning_report import print_study, write_study
     from fismo_cli.tuning.analysis import summarise_study
@@ -126,7 +126,7 @@ def tune(
         carry_out(site_of(plan), [[source_of(plan, optuna_study, trials)]], workers=side_by_side, tell=tell)
     with storage_errors(plan.url, plan.directory):
         summary = write_study(plan, summarise_study(plan, optuna_study))
-    print_study(console, summary)
+    print_study(answer_console(as_json=as_json), summary)
     if as_json:
         print_json(summary)
 

@@ -37,9 +37,9 @@ def validate(
         return
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"ok: {loaded.source}", file=sys.stderr)
-    for label, value in _essentials(loaded.preset):
-        print(f"  {label:<10} {value}", file=sys.stderr)
+    from fismo_cli.reporting.console import answer_console, print_pairs
+
+    print_pairs(answer_console(as_json=False), {"ok": loaded.source, **dict(_essentials(loaded.preset))})
 
 
 def _record(loaded: LoadedPreset) -> dict[str, Any]:

@@ -4,14 +4,19 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["Forgiving", "answer_console", "looking", "print_rows", "say", "stderr_console"]
+__all__ = ["Forgiving", "answer_console", "looking", "print_pairs", "print_rows", "say", "stderr_console"]
+
+MIN_TEXT = 20
+"""Columns of a text beside its name, however narrow the terminal is."""
 
 
 def stderr_console() -> Console:
@@ -84,6 +89,17 @@ def print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequenc
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def print_pairs(console: Console, rows: Mapping[str, str]) -> None:
+    """Print names and texts in two columns; a long text goes on in its own column, and no word is cut."""
+    longest = max(map(cell_len, rows), default=0)
+    for name, text in rows.items():
+        lines = wrap(text, max(MIN_TEXT, console.width - longest - 2), break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines or [""]):
+            label = "" if number else name
+            shown = Text.assemble((label, "bold"), " " * (longest + 2 - cell_len(label)), line)
+            console.print(shown, soft_wrap=True)
 
 
 def _print_blocks(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

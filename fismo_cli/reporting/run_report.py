@@ -9,11 +9,11 @@ from rich.console import Console
 
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
-from fismo_cli.reporting.console import print_rows, say
+from fismo_cli.reporting.console import print_pairs, print_rows, say
 from fismo_cli.reporting.page import document, figure, pairs, table
 from fismo_cli.reporting.picture import write_png
 from fismo_cli.reporting.run_figures import run_figures
-from fismo_cli.reporting.tables import plain_table, summary_rows
+from fismo_cli.reporting.tables import summary_rows
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.record import RunRecord, read_run
 from fismo_cli.runs.results_csv import write_results
@@ -52,7 +52,7 @@ def print_runs(console: Console, runs: Mapping[str, RunRecord], page: Path) -> N
     """What the runs were and what came out of them: in two columns, or in a column a run."""
     headings, rows = _rows(runs)
     if len(runs) == 1:
-        console.print(plain_table({name: value for name, value, *_ in rows}))
+        print_pairs(console, {name: value for name, value, *_ in rows})
     else:
         print_rows(console, headings, rows)
     say(console, f"report: {page}")

@@ -1,23 +1,16 @@
-"""Tables for people, made from summaries alone."""
+"""What tables for people say, made from summaries alone."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from fismo_cli.metrics import shown
 from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["dry_run_table", "metrics_table", "noise_words", "plain_table", "summary_rows", "summary_table"]
-
-
-def summary_table(summary: RunSummary) -> Table:
-    """What a run was and what came out of it, as two columns."""
-    return plain_table({"run": str(summary["run_dir"]), **summary_rows(summary)})
+__all__ = ["dry_run_rows", "metrics_rows", "noise_words", "summary_rows"]
 
 
 def summary_rows(summary: RunSummary) -> dict[str, str]:
-    """The lines of `summary_table` but for the place, by name; what the summary does not know (None) is left out."""
+    """What a run was and what came out of it, but for its place; what the summary does not know (None) is left out."""
     rows = {"status": _status(summary)}
     if (step := summary.get("model_step", summary["steps"])) != summary["steps"]:
         rows["model"] = f"of step {step}, which has the best validation loss"
@@ -39,7 +32,7 @@ def summary_rows(summary: RunSummary) -> dict[str, str]:
     return rows
 
 
-def dry_run_table(result: Mapping[str, Any]) -> Table:
+def dry_run_rows(result: Mapping[str, Any]) -> dict[str, str]:
     """What a few steps took."""
     seconds, steps = result["step_seconds"], result["total_steps"]
     amount = f"{'at most ' if result['batch_grows'] else ''}{steps} steps, {result['total_samples']:,} samples"
@@ -62,7 +55,7 @@ def dry_run_table(result: Mapping[str, Any]) -> Table:
             f"of {result['world_size']}: sends {_bytes(result['gradient_bytes'])} of gradients a step, and receives "
             f"{_bytes(result['update_bytes'])} of new values at most; memory and state are those of the largest"
         )
-    return plain_table(rows)
+    return rows
 
 
 def noise_words(noise_scale: float, fisher_noise_scale: float | None) -> str:
@@ -73,27 +66,15 @@ def noise_words(noise_scale: float, fisher_noise_scale: float | None) -> str:
     return f"{text}: about the largest batch that is worth its samples"
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float] | None]) -> Table:
-    """One row a part of the data, one column a metric."""
+def metrics_rows(metrics: Mapping[str, Mapping[str, float] | None]) -> tuple[list[str], list[list[str]]]:
+    """Headings, and one row a part of the data, with one column a metric."""
     measured = {split: values for split, values in metrics.items() if values}
     names = list(dict.fromkeys(name for values in measured.values() for name in values))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for split, values in measured.items():
-        table.add_row(split, *(_metric(name, values[name]) if name in values else "" for name in names))
-    return table
-
-
-def plain_table(rows: Mapping[str, str]) -> Table:
-    """Names and values in two columns."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+    rows = [
+        [split, *(_metric(name, values[name]) if name in values else "" for name in names)]
+        for split, values in measured.items()
+    ]
+    return ["", *names], rows
 
 
 def _status(summary: RunSummary) -> str:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -30,26 +30,101 @@ from fismo_cli.errors import (
     place_of,
 )
 
-__all__ = ["COMMANDS", "app", "main"]
+__all__ = ["COMMANDS", "Command", "app", "main"]
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        target: where it is.
+        help: its line in `fismo --help`, which is the first line of its own help.
+        examples: how it is used.
+    """
+
+    target: str
+    help: str
+    examples: tuple[str, ...]
+
 
 COMMANDS = {
-    "train": ("fismo_cli.commands.train:train", "Train a model as a preset says."),
-    "evaluate": ("fismo_cli.commands.evaluate:evaluate", "Measure a trained model again, or on other data."),
-    "export": ("fismo_cli.commands.export:export", "Write the weights of a run to one safetensors file."),
-    "predict": ("fismo_cli.commands.predict:predict", "Say the classes of images by a trained model."),
-    "generate": ("fismo_cli.commands.generate:generate", "Go on with a text by a trained language model."),
-    "tune": ("fismo_cli.commands.tune:tune", "Search good settings for a preset."),
-    "compare": ("fismo_cli.commands.compare:app", "Find out which optimizer is better, and by how much."),
-    "runs": ("fismo_cli.commands.runs:runs", "List the runs that are there, the newest first."),
-    "report": (
+    "train": Command(
+        "fismo_cli.commands.train:train",
+        "Train a model as a preset says.",
+        (
+            "fismo train digits-vit",
+            "fismo train my.yaml optimizer.name=muon optimizer.lr=0.02",
+            "fismo train my.yaml --resume auto",
+            "fismo train my.yaml --nproc 8",
+        ),
+    ),
+    "evaluate": Command(
+        "fismo_cli.commands.evaluate:evaluate",
+        "Measure a trained model again, or on other data.",
+        ("fismo evaluate runs/latest", "fismo evaluate runs/latest data.source=npz data.path=other.npz"),
+    ),
+    "export": Command(
+        "fismo_cli.commands.export:export",
+        "Write the weights of a run to one safetensors file.",
+        ("fismo export runs/latest weights.safetensors", "fismo export runs/latest best.safetensors --step best"),
+    ),
+    "predict": Command(
+        "fismo_cli.commands.predict:predict",
+        "Say the classes of images by a trained model.",
+        ("fismo predict runs/latest photo.jpg --top 3", "fismo predict runs/latest folder/ --csv classes.csv"),
+    ),
+    "generate": Command(
+        "fismo_cli.commands.generate:generate",
+        "Go on with a text by a trained language model.",
+        ('fismo generate runs/latest "def main("', "fismo generate runs/latest --greedy --max-new-tokens 50"),
+    ),
+    "tune": Command(
+        "fismo_cli.commands.tune:tune",
+        "Search good settings for a preset.",
+        ("fismo tune --trials 50", "fismo tune my.yaml optimizer.name=adamw --trials 40 --workers 2"),
+    ),
+    "compare": Command(
+        "fismo_cli.commands.compare:app",
+        "Find out which optimizer is better, and by how much.",
+        (
+            "fismo compare --baselines adam muon",
+            "fismo compare my.yaml --baselines muon soap --tune-trials 5",
+            "fismo compare a.yaml b.yaml --baselines muon adamw",
+        ),
+    ),
+    "runs": Command(
+        "fismo_cli.commands.runs:runs",
+        "List the runs that are there, the newest first.",
+        ("fismo runs", "fismo runs --sort top1 --status completed --last 5"),
+    ),
+    "report": Command(
         "fismo_cli.commands.report:report",
         "Rebuild the tables and the page of a run, a study or a comparison.",
+        ("fismo report runs/latest", "fismo report runs/my/a runs/my/b --png both.png", "fismo report studies/NAME"),
     ),
-    "validate": ("fismo_cli.commands.validate:validate", "Check a preset and show every error at once."),
-    "presets": ("fismo_cli.commands.presets:app", "List, show and copy the presets that come with fismo."),
-    "env": ("fismo_cli.commands.env:env", "Show versions, hardware and settings, for a bug report."),
+    "validate": Command(
+        "fismo_cli.commands.validate:validate",
+        "Check a preset and show every error at once.",
+        ("fismo validate my.yaml", "fismo validate my.yaml train.epochs=5"),
+    ),
+    "presets": Command(
+        "fismo_cli.commands.presets:app",
+        "List, show and copy the presets that come with fismo.",
+        ("fismo presets list", "fismo presets copy digits-vit my.yaml"),
+    ),
+    "doctor": Command(
+        "fismo_cli.commands.doctor:doctor",
+        "Say what is slow here or will go wrong, and what to do.",
+        ("fismo doctor", "fismo doctor my.yaml"),
+    ),
+    "env": Command(
+        "fismo_cli.commands.env:env",
+        "Show versions, hardware and settings, for a bug report.",
+        ("fismo env", "fismo env --json"),
+    ),
 }
-"""Name -> where the command is, and its line in `fismo --help` (the first line of its own help)."""
+
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class _LazyGroup(TyperGroup):
@@ -59,23 +134,33 @@ class _LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, _load(name) if name in COMMANDS else command, rest
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each with its whole line, where click would cut it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
+
+# Plain help, as click writes it: panels would cut words in a narrow terminal.
 app = typer.Typer(
     cls=_LazyGroup,
     help="Train networks with FISMO, a Fisher-structured momentum-orthogonalized optimizer, and measure it.",
-    add_completion=False,
+    context_settings=HELP,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
 def _load(name: str) -> Any:
-    module, attribute = COMMANDS[name][0].split(":")
+    module, attribute = COMMANDS[name].target.split(":")
     target = getattr(import_module(module), attribute)
     if not isinstance(target, typer.Typer):
-        function, target = target, typer.Typer(add_completion=False)
+        function, target = target, typer.Typer(add_completion=False, rich_markup_mode=None)
         target.command(name)(function)
     command = typer.main.get_command(target)
     command.name = name
+    command.epilog = "\n".join(("\b", "Examples:", *(f"  {example}" for example in COMMANDS[name].examples)))
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.context_settings.update(HELP)
     return command
 
 
@@ -83,8 +168,8 @@ def _listed() -> None:
     """Stands for a command in the list of commands; `_LazyGroup` calls the real one."""
 
 
-for _name, (_target, _help) in COMMANDS.items():
-    app.command(_name, help=_help)(_listed)
+for _name, _command in COMMANDS.items():
+    app.command(_name, help=_command.help)(_listed)
 
 
 def _show_version(wanted: bool) -> None:

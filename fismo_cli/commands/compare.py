@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fismo_cli.commands.options import Storage
+from fismo_cli.commands.options import Quiet, Storage
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import ExitCode, UsageError
 from fismo_cli.preset.arguments import load_all
@@ -53,7 +53,7 @@ class _SeveralBaselines(TyperCommand):
         return list(super().parse_args(ctx, spread_out(args)))
 
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command("compare", cls=_SeveralBaselines)
@@ -94,6 +94,7 @@ def compare(
     directory: Annotated[
         Path, typer.Option("--comparisons-dir", metavar="DIR", help="Where comparisons are kept.", file_okay=False)
     ] = Path("comparisons"),
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     omp_threads: Annotated[str | None, typer.Option(hidden=True, envvar="OMP_NUM_THREADS")] = None,
 ) -> None:
@@ -107,7 +108,7 @@ def compare(
     from fismo_cli.comparison.beginning import ask
     from fismo_cli.reporting.console import answer_console, say, stderr_console
 
-    console, answer = stderr_console(), answer_console(as_json=as_json)
+    console, answer = stderr_console(quiet=quiet), answer_console(as_json=as_json, quiet=quiet)
     checked = partial(
         ask,
         baselines=baselines or (),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fismo_cli.commands.options import Quiet
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
@@ -32,6 +33,7 @@ def evaluate(
     allow_changed_data: Annotated[
         bool, typer.Option("--allow-changed-data", help="Measure also where the data has changed since the run began.")
     ] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
     """Measure a trained model again, or on other data."""
@@ -50,7 +52,7 @@ def evaluate(
     from fismo_cli.reporting.tables import metrics_rows
     from fismo_cli.runs.measuring import measure
 
-    console = stderr_console()
+    console = stderr_console(quiet=quiet)
     metrics = measure(
         run_dir,
         loaded,
@@ -59,6 +61,6 @@ def evaluate(
         tell=lambda note: say(console, f"note: {note}"),
         progress=looking(console),
     )
-    print_rows(answer_console(as_json=as_json), *metrics_rows(metrics))
+    print_rows(answer_console(as_json=as_json, quiet=quiet), *metrics_rows(metrics))
     if as_json:
         print_json({"run_dir": str(run_dir), "metrics": metrics})

@@ -1,10 +1,29 @@
-"""Options that several commands have alike."""
+"""Arguments and options that several commands have alike."""
 
 from typing import Annotated
 
 import typer
 
-__all__ = ["Storage"]
+__all__ = ["Overrides", "PresetName", "Quiet", "Storage", "shipped_names"]
+
+
+def shipped_names(incomplete: str) -> list[str]:
+    """The shipped presets whose names begin so, for the shell's completion."""
+    from fismo_cli.preset.locate import shipped_presets
+
+    return [name for name in shipped_presets() if name.startswith(incomplete)]
+
+
+PresetName = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET", help="A preset file, or the name of a shipped preset.", autocompletion=shipped_names
+    ),
+]
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")]
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no notes: only the answer, and errors.")]
 
 Storage = Annotated[
     str | None,

@@ -14,7 +14,9 @@ from fismo_cli.preset.locate import DEFAULT_PRESET, find_shipped, shipped_preset
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List, show and copy the presets that come with fismo.", add_completion=False)
+app = typer.Typer(
+    help="List, show and copy the presets that come with fismo.", add_completion=False, rich_markup_mode=None
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `fismo presets list` shows.")]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from fismo_cli.commands.options import Overrides, PresetName, Quiet
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import DataError, ExitCode, UsageError
 from fismo_cli.own_optimizers import import_arguments
@@ -23,10 +24,8 @@ __all__ = ["train"]
 
 
 def train(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="A preset file, or the name of a shipped preset.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.seed=3.")
-    ] = None,
+    preset: PresetName,
+    overrides: Overrides = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -51,6 +50,7 @@ def train(
         int | None,
         typer.Option(min=1, metavar="N", help="Processes on this host, by torchrun; its own arguments go after --."),
     ] = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     same_data: Annotated[Path | None, typer.Option(hidden=True)] = None,
     torchrun: Annotated[str | None, typer.Option(hidden=True, envvar="TORCHELASTIC_RUN_ID")] = None,
@@ -72,25 +72,25 @@ def train(
     if restarts > 0 and resume is None and not dry_run:
         resume = "auto"  # torchrun started the processes again, after one of them died
     with contextlib.suppress(OSError, ValueError):  # before torch and the like, which take seconds to import
-        if torchrun is None:
+        if torchrun is None and not quiet:
             print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
     if nproc is not None and torchrun is None:
         flags = [*(["--resume", resume] if resume else []), *(["--dry-run"] if dry_run else [])]
-        flags += [*(["--json"] if as_json else []), "--runs-dir", str(runs_dir)]
+        flags += [*(["--json"] if as_json else []), *(["--quiet"] if quiet else []), "--runs-dir", str(runs_dir)]
         flags += [] if name is None else ["--name", name]
         flags += ["--allow-changed-data"] if allow_changed_data else []
         flags += [] if same_data is None else ["--same-data", str(same_data)]
         flags += import_arguments()
         _launch(["train", preset, *given, *flags], nproc, torchrun_arguments, loaded)
     if dry_run:
-        _show_dry_run(loaded, as_json)
+        _show_dry_run(loaded, as_json, quiet)
         return
     from fismo_cli.reporting.console import answer_console, looking, print_pairs, say, stderr_console
     from fismo_cli.reporting.progress import progress_sink
     from fismo_cli.reporting.tables import summary_rows
     from fismo_cli.runs.execution import execute
 
-    console = stderr_console()
+    console = stderr_console(quiet=quiet)
     progress = progress_sink(console)
     try:
         summary = execute(
@@ -114,23 +114,23 @@ def train(
         progress.close()
     if summary is None:  # of another process than the first
         return
-    answer = answer_console(as_json=as_json)
+    answer = answer_console(as_json=as_json, quiet=quiet)
     print_pairs(answer, {"run": summary["run_dir"], **summary_rows(summary)})
     if as_json:
         print_json(summary)
     match summary["status"]:
         case "completed":
-            if not as_json:
+            if not as_json and not quiet:
                 _say_what_next(answer, loaded.preset.task, Path(summary["run_dir"]))
         case "diverged":
             if (step := summary["kept_step"]) is not None:
                 kept = f"fismo export {shlex.quote(summary['run_dir'])} weights.safetensors --step {step}"
-                say(console, f"the weights of step {step} are kept: {kept}")
+                say(stderr_console(), f"the weights of step {step} are kept: {kept}")
             raise typer.Exit(ExitCode.DIVERGED)
         case "interrupted":
             command = RunDirectory(Path(summary["run_dir"])).resume_command
             command += f" --nproc {summary['world_size']}" if summary["world_size"] > 1 else ""
-            say(console, f"continue with: {command}")
+            say(stderr_console(), f"continue with: {command}")
             raise typer.Exit(128 + (summary["signal"] or 0))
 
 
@@ -162,7 +162,7 @@ def _launch(arguments: list[str], nproc: int, torchrun_arguments: list[str], loa
     raise typer.Exit(launch(arguments, nproc=nproc, torchrun_arguments=torchrun_arguments, threads=threads))
 
 
-def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
+def _show_dry_run(loaded: LoadedPreset, as_json: bool, quiet: bool) -> None:
     from fismo_cli.reporting.console import answer_console, print_pairs, say, stderr_console
     from fismo_cli.reporting.tables import dry_run_rows
     from fismo_cli.runs.execution import dry_run
@@ -171,8 +171,8 @@ def _show_dry_run(loaded: LoadedPreset, as_json: bool) -> None:
     if result is None:  # of another process than the first
         return
     for note in result["notes"]:
-        say(stderr_console(), f"note: {note}")
-    answer = answer_console(as_json=as_json)
+        say(stderr_console(quiet=quiet), f"note: {note}")
+    answer = answer_console(as_json=as_json, quiet=quiet)
     if result["plan"] is not None:
         say(answer, result["plan"])
     print_pairs(answer, dry_run_rows(result))

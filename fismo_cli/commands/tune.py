@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fismo_cli.commands.options import Storage
+from fismo_cli.commands.options import Overrides, Quiet, Storage, shipped_names
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.arguments import load_arguments
@@ -22,11 +22,13 @@ LONGEST_NAME = 200
 def tune(
     preset: Annotated[
         str | None,
-        typer.Argument(metavar="PRESET", help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET})."),
+        typer.Argument(
+            metavar="PRESET",
+            help=f"A preset file, or the name of a shipped one ({DEFAULT_PRESET}).",
+            autocompletion=shipped_names,
+        ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.epochs=5.")
-    ] = None,
+    overrides: Overrides = None,
     trials: Annotated[int, typer.Option(help="Trials that the study has in the end, earlier ones included.")] = 50,
     workers: Annotated[
         int | None,
@@ -51,6 +53,7 @@ def tune(
     directory: Annotated[
         Path, typer.Option("--studies-dir", metavar="DIR", help="Where studies are kept.", file_okay=False)
     ] = Path("studies"),
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
     omp_threads: Annotated[str | None, typer.Option(hidden=True, envvar="OMP_NUM_THREADS")] = None,
 ) -> None:
@@ -91,7 +94,8 @@ def tune(
     )
     with contextlib.suppress(OSError, ValueError):
         chosen = " (the default preset)" if by_default else ""
-        print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
+        if not quiet:
+            print(f"preparing {loaded.name}{chosen} ...", file=sys.stderr, flush=True)
     from fismo_cli.campaigns.pool import carry_out
     from fismo_cli.campaigns.storage import storage_errors
     from fismo_cli.reporting.console import answer_console, say, stderr_console
@@ -101,7 +105,7 @@ def tune(
     from fismo_cli.tuning.plan import default_workers
     from fismo_cli.tuning.studies import open_study, site_of, source_of
 
-    console = stderr_console()
+    console = stderr_console(quiet=quiet)
     judging = Judging(loaded.preset.tune.metric, repeats, pruner, max_step_seconds, max_memory, nproc)
     plan, optuna_study = open_study(
         loaded,
@@ -126,7 +130,7 @@ def tune(
         carry_out(site_of(plan), [[source_of(plan, optuna_study, trials)]], workers=side_by_side, tell=tell)
     with storage_errors(plan.url, plan.directory):
         summary = write_study(plan, summarise_study(plan, optuna_study))
-    print_study(answer_console(as_json=as_json), summary)
+    print_study(answer_console(as_json=as_json, quiet=quiet), summary)
     if as_json:
         print_json(summary)
 

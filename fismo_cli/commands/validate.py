@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fismo_cli.commands.options import Overrides, PresetName
 from fismo_cli.errors import PresetError
 from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.loading import LoadedPreset, load_preset
@@ -16,10 +17,8 @@ __all__ = ["validate"]
 
 
 def validate(
-    preset: Annotated[str, typer.Argument(metavar="PRESET", help="A preset file, or the name of a shipped preset.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.seed=3.")
-    ] = None,
+    preset: PresetName,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Check a preset and show every error at once."""

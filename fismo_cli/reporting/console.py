@@ -19,25 +19,25 @@ MIN_TEXT = 20
 """Columns of a text beside its name, however narrow the terminal is."""
 
 
-def stderr_console() -> Console:
-    """A console on what `sys.stderr` is now."""
+def stderr_console(*, quiet: bool = False) -> Console:
+    """A console on what `sys.stderr` is now; a quiet one shows nothing."""
     # Only writing and asking about it is ever done to the stream.
     stream: Any = Forgiving(sys.stderr)
-    return _plain_console(stream)
+    return _plain_console(stream, quiet=quiet)
 
 
-def answer_console(*, as_json: bool) -> Console:
-    """A console for a command's answer: on stdout, or on stderr where stdout is for JSON alone.
+def answer_console(*, as_json: bool, quiet: bool = False) -> Console:
+    """A console for a command's answer: on stdout, or on stderr where stdout is for JSON alone, or then nowhere.
 
     Where that is no terminal, lines are as long as they have to be.
     """
     stream = sys.stderr if as_json else sys.stdout
-    return _plain_console(stream, width=None if stream.isatty() else 10_000)
+    return _plain_console(stream, width=None if stream.isatty() else 10_000, quiet=quiet and as_json)
 
 
-def _plain_console(stream: Any, width: int | None = None) -> Console:
+def _plain_console(stream: Any, width: int | None = None, *, quiet: bool = False) -> Console:
     """One on which text, also in tables, is shown as it is: a path or a name in it may look like rich's markup."""
-    return _PlainConsole(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return _PlainConsole(file=stream, width=width, markup=False, emoji=False, highlight=False, quiet=quiet)
 
 
 class _PlainConsole(Console):
@@ -105,7 +105,7 @@ def print_pairs(console: Console, rows: Mapping[str, str]) -> None:
 def _print_blocks(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     longest = max(map(cell_len, headings[1:]), default=0)
     for row in rows:
-        say(console, row[0])
+        say(console, f"{headings[0]} {row[0]}".strip())
         for heading, cell in zip(headings[1:], row[1:], strict=True):
             if cell:
                 say(console, f"  {heading}{' ' * (longest - cell_len(heading))}  {cell}")

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -92,7 +95,7 @@ class LiveProgress:
         )
         self._bar: TaskID | None = None
         self._total: int | None = None
-        self._loss, self._metric, self._speed, self._noise = "", "", "", ""
+        self._measures = dict.fromkeys(("loss", "metric", "lr", "speed", "noise"), "")
 
     def write(self, event: Event) -> None:
         """Move the bar or print a line above it."""
@@ -102,18 +105,18 @@ class LiveProgress:
                 self._progress.start()
                 steps = _step(event.resumed_from_step or 0, self._total)
                 self._bar = self._progress.add_task(
-                    "", total=event.total_samples, completed=event.samples, measures="", steps=steps
+                    "", total=event.total_samples, completed=event.samples, measures=(), steps=steps
                 )
             case NoiseMeasured():
-                self._noise = _noise(event)
+                self._measures["noise"] = _noise(event).strip()
             case StepLogged():
-                lr = next(iter(event.lr.values()))
-                self._loss = f"loss {event.loss:.4f}"
-                self._speed = f"lr {lr:.2g}  {event.samples_per_second:,.0f} samples/s"
+                self._measures["loss"] = f"loss {event.loss:.4f}"
+                self._measures["lr"] = f"lr {next(iter(event.lr.values())):.2g}"
+                self._measures["speed"] = f"{event.samples_per_second:,.0f} samples/s"
                 self._update(completed=event.samples, steps=_step(event.step, self._total))
                 return
             case Evaluated():
-                self._metric = f"{event.split} {_headline(event.metrics)}"
+                self._measures["metric"] = f"{event.split} {_headline(event.metrics)}"
                 self._update()
         text = describe(event, self._total)
         if text is not None:
@@ -125,18 +128,37 @@ class LiveProgress:
 
     def _update(self, completed: int | None = None, **fields: Any) -> None:
         if self._bar is not None:
-            measures = "  ".join(filter(None, (self._loss, self._metric, self._speed))) + self._noise
+            measures = tuple(filter(None, self._measures.values()))
             self._progress.update(self._bar, completed=completed, measures=measures, **fields)
 
 
 class _Measures(ProgressColumn):
-    """The one column that gives way on a narrow terminal: it is cut off at its end, the most important is first."""
+    """The one column that gives way on a narrow terminal."""
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(no_wrap=False))  # rich shrinks no column that may not be wrapped
 
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["measures"], no_wrap=True, overflow="ellipsis")
+    def render(self, task: Task) -> "_Fitting":
+        return _Fitting(task.fields["measures"])
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """As many texts as there is room for, each of them whole; the most important is first."""
+
+    parts: tuple[str, ...]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(0, min(cell_len("  ".join(self.parts)), options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = ""
+        for part in self.parts:
+            longer = f"{shown}  {part}" if shown else part
+            if cell_len(longer) > options.max_width:
+                break
+            shown = longer
+        yield Text(shown, no_wrap=True)
 
 
 def describe(event: Event, total: int | None) -> str | None:

@@ -206,15 +206,15 @@ def check_name(name: str, runs_dir: Path, loaded: LoadedPreset, *, new: bool) ->
 
 
 def link_latest(run: RunDirectory) -> None:
-    """Let `latest`, beside a run and one folder up, lead to it; where links cannot be made, or it is a folder, not."""
-    for place in (run.path.parent, run.path.parent.parent):
-        link = place / LATEST
-        if link.exists() and not link.is_symlink():
-            continue
-        temporary = place / f".{LATEST}.{os.getpid()}"
-        with suppress(OSError):
-            temporary.symlink_to(run.path.relative_to(place), target_is_directory=True)
-            temporary.replace(link)
+    """Let `latest`, beside the preset's folder, lead to a run; where links cannot be made, or it is a folder, not."""
+    place = run.path.parent.parent
+    link = place / LATEST
+    if link.exists() and not link.is_symlink():
+        return
+    temporary = place / f".{LATEST}.{os.getpid()}"
+    with suppress(OSError):
+        temporary.symlink_to(run.path.relative_to(place), target_is_directory=True)
+        temporary.replace(link)
 
 
 def run_identity(preset: Preset) -> str:
@@ -230,7 +230,7 @@ def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
     found = []
     for file in (runs_dir / loaded.name).glob("*/preset.yaml"):
         run = RunDirectory(file.parent)
-        if not run.path.is_symlink() and run.status() in (None, "interrupted") and _identity_of(run) == wanted:
+        if run.status() in (None, "interrupted") and _identity_of(run) == wanted:
             found.append((file.stat().st_mtime_ns, run.path.name, run))
     return [run for *_, run in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from fismo_cli.advice import gravest
 from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError, first_line
 from fismo_cli.files import link_or_copy, sweep
 from fismo_cli.models import save_flat, save_model
@@ -178,11 +179,13 @@ def _begin(
     """Make a run's directory, or make the one that is continued fit to go on; and what to tell about it."""
     surroundings = _describe(prepared, command)
     check_space(runs_dir if run is None else run.path, prepared.trainer.final_model)
+    slow = gravest(prepared.loaded.preset, surroundings)
+    advice = () if slow is None else (slow,)
     if run is None:
         run = RunDirectory.create(runs_dir, prepared.loaded, name)
         stack.enter_context(run.lock())
         write_json(run.environment, surroundings)
-        return run, ()
+        return run, advice
     assert checkpoint is not None
     sweep(run.path)
     notes = record_resumption(run, checkpoint, surroundings, changed_data)
@@ -191,7 +194,7 @@ def _begin(
         run.write_preset(prepared.loaded)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
-    return run, notes
+    return run, (*notes, *advice)
 
 
 def _prepare(loaded: LoadedPreset, world: World, run: RunDirectory | None, progress: Progress) -> Prepared:

@@ -63,9 +63,8 @@ def test_validate_and_presets_import_no_heavy_library(arguments):
 def test_fismo_alone_shows_help(capsys):
     code, out, _ = run(capsys)
     assert code == 0
-    for name, (_, text) in COMMANDS.items():
-        assert name in out
-        assert text in out
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.help)}$", out, re.MULTILINE)
 
 
 def test_version(capsys):
@@ -79,7 +78,7 @@ def test_each_command_is_there_with_the_help_that_the_list_says(name, capsys):
     code, out, _ = run(capsys, name, "--help")
     assert code == 0
     assert f"fismo {name}" in out
-    assert COMMANDS[name][1] in " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
+    assert COMMANDS[name].help in " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
 
 
 @pytest.mark.parametrize(
@@ -102,10 +101,9 @@ def test_wrong_usage_exits_with_2_and_says_so_on_stderr(arguments, words, capsys
 
 def test_validate_says_what_will_be_run(capsys):
     code, out, err = run(capsys, "validate", "digits-vit", "optimizer.name=muon", "optimizer.lr=0.07", "train.steps=77")
-    assert (code, out) == (0, "")
-    assert "ok: presets/digits-vit.yaml" in err
-    for words in ("muon, lr 0.07", "77 steps", "left out of presets/digits-vit.yaml: train.epochs"):
-        assert words in err
+    assert (code, err) == (0, "note: left out of presets/digits-vit.yaml: train.epochs (train.steps takes its place)\n")
+    for words in ("ok         presets/digits-vit.yaml", "muon, lr 0.07", "77 steps"):
+        assert words in out
 
 
 def test_validate_json_is_all_there_is_on_stdout(capsys):
@@ -145,9 +143,9 @@ def test_presets_list_and_show(capsys):
     assert code == 0
     assert json.loads(out) == sorted(shipped_presets())
     code, out, err = run(capsys, "presets", "list")
-    assert (code, out) == (0, "")
-    assert all(name in err for name in shipped_presets())
-    assert run(capsys, "presets")[2] == err
+    assert (code, err) == (0, "")
+    assert all(name in out for name in shipped_presets())
+    assert run(capsys, "presets")[1] == out
     code, out, err = run(capsys, "presets", "show", "stdlib-gpt2")
     assert (code, err) == (0, "")
     assert out == shipped_presets()["stdlib-gpt2"].read_text()
@@ -189,8 +187,8 @@ def test_env_names_what_a_bug_report_needs(capsys):
     assert found["cpu"]["model"]
     assert found["cpu"]["memory_bytes"] > 2**28
     code, out, err = run(capsys, "env")
-    assert (code, out) == (0, "")
-    assert found["cpu"]["model"] in err
+    assert (code, err) == (0, "")
+    assert found["cpu"]["model"] in out
 
 
 @pytest.fixture
@@ -296,3 +294,20 @@ def test_a_signal_that_a_library_swallows_while_it_is_imported_ends_the_command_
     monkeypatch.setattr(app_module.typer.main, "get_command", lambda _: Command())
     code, _, err = run(capsys, "train")
     assert (code, err.strip()) == (143, "stopped by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [("fismo tr", "train"), ("fismo train digits-v", "digits-vit"), ("fismo compare --base", "--baselines")],
+)
+def test_the_shell_completes_commands_presets_and_options(typed, wanted):
+    variables = {"_FISMO_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "fismo_cli"],
+        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert wanted in done.stdout.split()
+    assert not done.stderr

@@ -58,7 +58,7 @@ def place(tmp_path, monkeypatch):
 
 
 def the_run():
-    (path,) = Path("runs").glob("*/*")
+    (path,) = (preset.parent for preset in Path("runs").glob("*/*/preset.yaml"))
     return RunDirectory(path)
 
 
@@ -143,7 +143,7 @@ def test_exit_codes_for_users_and_for_studies(place, capsys):
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: the data ")
         assert "text: 3.txt is gone" in last
-    assert len(list(Path("runs").glob("*/*"))) == 1
+    assert len(list(Path("runs").glob("*/*/preset.yaml"))) == 1
 
 
 def test_an_older_run_that_does_not_know_its_data_goes_on_with_a_note(place):

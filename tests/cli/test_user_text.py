@@ -15,10 +15,9 @@ from fismo_cli.app import main
 from fismo_cli.reporting.comparison_figures import figures as comparison_figures
 from fismo_cli.reporting.comparison_html import page
 from fismo_cli.reporting.comparison_tables import print_comparison
-from fismo_cli.reporting.console import answer_console, print_rows, say, stderr_console
+from fismo_cli.reporting.console import answer_console, print_pairs, print_rows, say, stderr_console
 from fismo_cli.reporting.page import link
 from fismo_cli.reporting.progress import LiveProgress, PlainProgress
-from fismo_cli.reporting.tables import plain_table
 from fismo_cli.reporting.tuning_html import figures as tuning_figures
 from fismo_cli.training.events import Noticed
 from tests.cli.test_comparison_words import contender, summary, verdict
@@ -42,7 +41,7 @@ def test_consoles_show_what_they_are_given(monkeypatch, make):
             lambda name=name: console.print(name),
             lambda name=name: say(console, name),
             lambda name=name: print_rows(console, [name], [[name]]),
-            lambda name=name: console.print(plain_table({name: name})),
+            lambda name=name: print_pairs(console, {name: name}),
             lambda table=table: console.print(table),
             lambda name=name: PlainProgress(console).write(Noticed(name)),
             lambda name=name: LiveProgress(console).write(Noticed(name)),
@@ -123,7 +122,7 @@ def test_commands_on_folders_and_presets_with_such_names(tmp_path, monkeypatch, 
         return captured.err + captured.out
 
     trained = run("train", '[red]x <b>&"=:smile:.yaml', *TINY, "checkpoint.every=2", "--runs-dir", "r[/b]")
-    (directory,) = Path("r[/b]").glob("*/*")
+    (directory,) = (preset.parent for preset in Path("r[/b]").glob("*/*/preset.yaml"))
     assert str(directory) in trained
     assert "top1" in run("evaluate", str(directory))
     assert "w[bold].safetensors" in run("export", str(directory), "w[bold].safetensors")

@@ -22,8 +22,8 @@ def interrupt(cli: Cli, number: int, *settings: str):
     time.sleep(random.uniform(0.0, 0.4))
     process.send_signal(number)
     done = cli.finish(process)
-    (run,) = cli.folder.glob("runs/*/*")
-    return done, run
+    (preset,) = cli.folder.glob("runs/*/*/preset.yaml")
+    return done, preset.parent
 
 
 def undisturbed(cli: Cli, *settings: str) -> Path:

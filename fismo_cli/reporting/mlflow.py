@@ -1,0 +1,93 @@
+"""MLflow, where a preset asks for it; the package (mlflow, or mlflow-skinny) is an extra."""
+
+import contextlib
+import time
+from typing import Any
+
+from fismo_cli.preset.nested import flat
+from fismo_cli.preset.schema_logging import MlflowConfig
+from fismo_cli.reporting.scalars import final_scalars
+from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, missing_package
+from fismo_cli.training.run_summary import RunSummary
+
+__all__ = ["MlflowSink", "require_mlflow"]
+
+PARAMS = 100
+"""Parameters that MLflow takes at once."""
+
+PARAM_LENGTH = 6000
+"""Characters of a parameter's value that it takes."""
+
+_ENDED = {"completed": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
+
+
+def _package() -> Any:
+    try:
+        from mlflow import MlflowClient, entities, exceptions
+    except ImportError as error:
+        raise missing_package("mlflow") from error
+    return MlflowClient, entities, exceptions.MlflowException
+
+
+def require_mlflow(config: MlflowConfig) -> None:
+    """Make sure that runs can be told.
+
+    Raises:
+        UsageError: if the package is not installed.
+    """
+    _package()
+
+
+class MlflowSink(TrackerSink):
+    """Tells a run of MLflow.
+
+    Args:
+        config: the preset's section.
+        run: the run.
+    """
+
+    def __init__(self, config: MlflowConfig, run: TrackedRun) -> None:
+        super().__init__(run)
+        client, self._entities, self._error = _package()
+        self._client = client(tracking_uri=config.tracking_uri)
+        if run.id is None:
+            tags = {**config.tags, **({} if config.group is None else {"group": config.group})}
+            made = self._client.create_run(
+                self._experiment(config.experiment), tags=tags, run_name=config.name or run.directory.name
+            )
+            self.id = str(made.info.run_id)
+            self._tell_config(run)
+        else:
+            self.id = run.id
+            self._client.update_run(self.id, status="RUNNING")
+        self._status = "FAILED"
+        self.place = f"experiment {config.experiment} at {self._client.tracking_uri}, run {self.id}"
+
+    def _experiment(self, name: str) -> str:
+        """The id of an experiment, which is made where it is not there; others may make it at the same time."""
+        with contextlib.suppress(self._error):
+            if self._client.get_experiment_by_name(name) is None:
+                self._client.create_experiment(name)
+        return str(self._client.get_experiment_by_name(name).experiment_id)
+
+    def _tell_config(self, run: TrackedRun) -> None:
+        values = [(name, str(value)[:PARAM_LENGTH]) for name, value in flat(run.config).items()]
+        for start in range(0, len(values), PARAMS):
+            params = [self._entities.Param(name, value) for name, value in values[start : start + PARAMS]]
+            self._client.log_batch(self.id, params=params)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Tell the numbers of a step."""
+        now = round(time.time() * 1000)
+        self._client.log_batch(
+            self.id, metrics=[self._entities.Metric(name, value, now, step) for name, value in values.items()]
+        )
+
+    def finish(self, summary: RunSummary) -> None:
+        """Tell the final metrics."""
+        self.log(final_scalars(summary), summary["steps"])
+        self._status = _ENDED[summary["status"]]
+
+    def close(self) -> None:
+        """End the run."""
+        self._client.set_terminated(self.id, self._status)

@@ -23,6 +23,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_the_update_is_one_graph_that_gives_the_same(form: str, compute_dtype: str) -> None:
+    # To the bit: this backend runs the traced operations as they are, so that another digit is another operation.
     options = replace(FORMS[form], compute_dtype=compute_dtype)
     group = FISMO.of([nn.Parameter(torch.zeros(SHAPE))], options).param_groups[0]
     arithmetic = arithmetic_of(group, torch.float32, CPU)

@@ -2,8 +2,11 @@
 
 import contextlib
 import time
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+from fismo_cli.files import locked
 from fismo_cli.preset.nested import flat
 from fismo_cli.preset.schema_logging import MlflowConfig
 from fismo_cli.reporting.scalars import final_scalars
@@ -23,10 +26,16 @@ _ENDED = {"completed": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"
 
 def _package() -> Any:
     try:
-        from mlflow import MlflowClient, entities, exceptions
+        import mlflow
     except ImportError as error:
         raise missing_package("mlflow") from error
-    return MlflowClient, entities, exceptions.MlflowException
+    return mlflow
+
+
+def _alone(uri: str) -> AbstractContextManager[None]:
+    """Keeps runs side by side from making the tables of a database of this host all at once, which it does not bear."""
+    path = uri.removeprefix("sqlite:///")
+    return locked(Path(f"{path}.lock")) if path != uri else contextlib.nullcontext()
 
 
 def require_mlflow(config: MlflowConfig) -> None:
@@ -48,24 +57,27 @@ class MlflowSink(TrackerSink):
 
     def __init__(self, config: MlflowConfig, run: TrackedRun) -> None:
         super().__init__(run)
-        client, self._entities, self._error = _package()
-        self._client = client(tracking_uri=config.tracking_uri)
+        mlflow = _package()
+        self._entities = mlflow.entities
+        uri = config.tracking_uri or mlflow.get_tracking_uri()
+        with _alone(uri):
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            experiment = self._experiment(config.experiment, mlflow.exceptions.MlflowException)
         if run.id is None:
             tags = {**config.tags, **({} if config.group is None else {"group": config.group})}
-            made = self._client.create_run(
-                self._experiment(config.experiment), tags=tags, run_name=config.name or run.directory.name
-            )
+            made = self._client.create_run(experiment, tags=tags, run_name=config.name or run.directory.name)
             self.id = str(made.info.run_id)
             self._tell_config(run)
         else:
             self.id = run.id
             self._client.update_run(self.id, status="RUNNING")
         self._status = "FAILED"
-        self.place = f"experiment {config.experiment} at {self._client.tracking_uri}, run {self.id}"
+        where = "" if "@" in uri else f" at {uri}"  # which may have a password
+        self.place = f"run {self.id} of experiment {config.experiment}{where}"
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, taken: type[Exception]) -> str:
         """The id of an experiment, which is made where it is not there; others may make it at the same time."""
-        with contextlib.suppress(self._error):
+        with contextlib.suppress(taken):
             if self._client.get_experiment_by_name(name) is None:
                 self._client.create_experiment(name)
         return str(self._client.get_experiment_by_name(name).experiment_id)

@@ -1,6 +1,7 @@
 """Weights & Biases, MLflow and trackio as a run tells them: read back from what their own packages wrote, offline."""
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ from fismo_cli.comparison.beginning import ask
 from fismo_cli.comparison.beginning import begin as begin_comparison
 from fismo_cli.errors import AbortedError, ExitCode, PresetError, UsageError
 from fismo_cli.preset.loading import load_preset, resolved_yaml
+from fismo_cli.preset.schema_logging import MlflowConfig
 from fismo_cli.reporting.mlflow import MlflowSink
+from fismo_cli.reporting.tracking import TrackedRun
 from fismo_cli.runs import execution
 from fismo_cli.runs.directory import RunDirectory, read_json, run_identity
 from fismo_cli.runs.preparation import prepare
@@ -92,9 +95,8 @@ class Wandb:
 
 
 class Mlflow:
-    def __init__(self, folder):
+    def __init__(self, uri):
         mlflow = pytest.importorskip("mlflow")
-        uri = f"sqlite:///{folder}/mlflow.db"
         self.settings = [f"logging.mlflow.tracking_uri={uri}", "logging.mlflow.tags.size=small"]
         self.client = mlflow.MlflowClient(tracking_uri=uri)
 
@@ -121,7 +123,7 @@ class Mlflow:
 
 
 class Trackio:
-    def __init__(self, folder):
+    def __init__(self, _):
         pytest.importorskip("trackio")
         self.settings = ["logging.trackio.name=small"]
 
@@ -147,6 +149,32 @@ class Trackio:
     ended = "not told"
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An MLflow database that two processes have begun at the same time, and how they ended."""
+    pytest.importorskip("mlflow")
+    folder = tmp_path_factory.mktemp("database")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    children = []
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            code = 1
+            try:
+                MlflowSink(MlflowConfig(experiment="both", tracking_uri=uri), TrackedRun(folder, {})).close()
+                code = 0
+            finally:
+                os._exit(code)
+    return uri, [os.waitpid(child, 0)[1] for child in children]
+
+
+def test_two_runs_may_begin_a_database_at_the_same_time(database):
+    uri, codes = database
+    assert codes == [0, 0]
+    client = sys.modules["mlflow"].MlflowClient(tracking_uri=uri)
+    assert len(client.search_runs([client.get_experiment_by_name("both").experiment_id])) == 2
+
+
 @pytest.fixture(scope="module", params=["wandb", "mlflow", "trackio"])
 def told(request, tmp_path_factory):
     """A run that was cut off after step 5 and went on from step 3, and what its tracker has of it."""
@@ -155,7 +183,8 @@ def told(request, tmp_path_factory):
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))  # read when trackio is imported
         patch.setenv("WANDB_CONFIG_DIR", str(folder))
         patch.setenv("WANDB_CACHE_DIR", str(folder))
-        tracker = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}[request.param](folder)
+        place = request.getfixturevalue("database")[0] if request.param == "mlflow" else folder
+        tracker = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}[request.param](place)
         group = f"logging.{request.param}.group=mine"
         loaded = load_preset("digits-vit", [*SMALL, *tracker.settings, group])
         with pytest.raises(AbortedError):

@@ -27,7 +27,7 @@ def _package() -> Any:
 
 
 def require_wandb(config: WandbConfig) -> None:
-    """Make sure that runs can be told; on a terminal, W&B asks for a key it does not have.
+    """Make sure that runs can be told; on a terminal, W&B asks for a key that it does not have.
 
     Raises:
         UsageError: if the package is not installed, or nobody is logged in.
@@ -38,10 +38,12 @@ def require_wandb(config: WandbConfig) -> None:
     try:
         wandb.setup(wandb.Settings(silent=True))
         wandb.login()
-    except wandb.Error as error:
+    except wandb.errors.UsageError as error:
         raise UsageError(
             f"logging.wandb: {first_line(error)} Or keep its files here by logging.wandb.mode=offline"
         ) from error
+    except wandb.Error:
+        pass  # a server that is not there now, or does not like the key: the run goes on without it, and says so
 
 
 class WandbSink(TrackerSink):

@@ -1,6 +1,7 @@
 """MLflow, where a preset asks for it; the package (mlflow, or mlflow-skinny) is an extra."""
 
 import contextlib
+import re
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,8 @@ PARAMS = 100
 
 PARAM_LENGTH = 6000
 """Characters of a parameter's value that it takes."""
+
+_NOT_IN_NAMES = re.compile(r"[^\w.:/ -]")  # as in a key of optimizer.rules, which is a pattern
 
 _ENDED = {"completed": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
 
@@ -83,9 +86,10 @@ class MlflowSink(TrackerSink):
         return str(self._client.get_experiment_by_name(name).experiment_id)
 
     def _tell_config(self, run: TrackedRun) -> None:
-        values = [(name, str(value)[:PARAM_LENGTH]) for name, value in flat(run.config).items()]
-        for start in range(0, len(values), PARAMS):
-            params = [self._entities.Param(name, value) for name, value in values[start : start + PARAMS]]
+        values = {_NOT_IN_NAMES.sub("_", name): str(value)[:PARAM_LENGTH] for name, value in flat(run.config).items()}
+        parameters = [self._entities.Param(name, value) for name, value in values.items()]
+        for start in range(0, len(parameters), PARAMS):
+            params = parameters[start : start + PARAMS]
             self._client.log_batch(self.id, params=params)
 
     def log(self, values: dict[str, float], step: int) -> None:

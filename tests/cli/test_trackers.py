@@ -98,6 +98,7 @@ class Mlflow:
     def __init__(self, uri):
         mlflow = pytest.importorskip("mlflow")
         self.settings = [f"logging.mlflow.tracking_uri={uri}", "logging.mlflow.tags.size=small"]
+        self.settings += ["optimizer.rules={'head[.]weight$': adamw}"]  # letters that MLflow has not in names
         self.client = mlflow.MlflowClient(tracking_uri=uri)
 
     def _run(self):

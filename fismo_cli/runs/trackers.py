@@ -69,7 +69,7 @@ def start_trackers(loaded: LoadedPreset, run: RunDirectory) -> Iterator[tuple[Tr
         told = before.get("told", {})
         try:
             sink = tracker.sink(
-                config, TrackedRun(run.path.absolute(), {"preset": loaded.name, **shown}, before.get("id"), told)
+                config, TrackedRun(run.path.resolve(), {"preset": loaded.name, **shown}, before.get("id"), told)
             )
         except Exception as error:  # a server that is not there, and whatever else trackers raise
             yield None, f"{tracker.title} gets nothing of this run, since it cannot be started: {first_line(error)}"

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,17 @@ class Wandb:
     def __init__(self, folder):
         pytest.importorskip("wandb")
         self.settings = ["logging.wandb.mode=offline", "logging.wandb.tags=[small, digits]"]
-        self.records = lambda: [record for file in sorted(folder.rglob("*.wandb")) for record in self._read(file)]
+        self.folder = folder
+
+    def records(self):
+        """All of them, once W&B's own process has written the last ones, which it does after the run has ended."""
+        deadline = time.monotonic() + 20
+        while True:
+            found = [record for file in sorted(self.folder.rglob("*.wandb")) for record in self._read(file)]
+            ends = sum(record.WhichOneof("record_type") == "exit" for record in found)
+            if ends == len(self.ended) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
 
     @staticmethod
     def _read(file):

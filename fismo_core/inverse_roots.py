@@ -48,14 +48,14 @@ def polynomial_powers(A: Tensor, power: float, condition: float) -> tuple[Tensor
     scale = torch.where(scale > 0, scale, 1)
     M, square = A / scale.to(A.dtype), square.div_((scale**2).to(A.dtype))
     if shift:
-        square.add_(M, alpha=2 * shift)
+        torch.add(square, M, alpha=2 * shift, out=square)  # not add_: torch.compile to 2.11 rounds its product first
         M.diagonal(dim1=-2, dim2=-1).add_(shift)
     W = None
     for number, (a, b, *c) in enumerate(schedule):
         if not c:
             factor = M * b
         elif number == 0:
-            factor = square.mul_(c[0]).add_(M, alpha=b)
+            factor = torch.add(square.mul_(c[0]), M, alpha=b, out=square)  # not add_, as above
         else:
             factor = torch.baddbmm(M, M, M, beta=b, alpha=c[0])
         factor.diagonal(dim1=-2, dim2=-1).add_(a)

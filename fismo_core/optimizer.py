@@ -270,6 +270,14 @@ class FISMO(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update_parameters()
+        return loss
+
+    # Not `step` itself: torch.compile of a bound method finds the function under this, and calls it without `self`.
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="FISMO's step decides by its state what to compute"
+    )
+    def _update_parameters(self) -> None:
         self._check_rates()
         for index, group in enumerate(self.param_groups):
             parameters = group["params"]
@@ -284,7 +292,6 @@ class FISMO(Optimizer):
             placement.publish()
         if self._ranks is not None:
             self._ranks.exchange_published()
-        return loss
 
     def _check_rates(self) -> None:
         """Warn, once, if groups that were given unlike learning rates have one now."""

@@ -178,9 +178,10 @@ def begin(
             with locked(asked.directory / ".lock"):
                 storage = open_storage(url, asked.directory, notice) if storage is None else storage
                 known["environment"] = _agreed(storage, asked, known["environment"])
+                name = asked.directory.name
                 plan = Plan(
                     directory=asked.directory,
-                    contenders=tuple(_fixed(contender, known["environment"]) for contender in asked.contenders),
+                    contenders=tuple(_fixed(each, known["environment"], name) for each in asked.contenders),
                     seeds=asked.seeds,
                     tune_trials=asked.tune_trials,
                     studies=asked.studies,
@@ -190,7 +191,7 @@ def begin(
                     environment=known["environment"],
                     declarations=_declarations(asked, stored_plan(asked.directory).get("declarations", [])),
                     tried=tuple(sorted({*known["tried"], *stored_plan(asked.directory).get("tried", ())})),
-                    name=asked.directory.name,
+                    name=name,
                     database=None if url is None else shown_url(url),
                 )
                 write_plan(plan)
@@ -357,14 +358,13 @@ def _environment(asked: Asked, result: Mapping[str, Any], threads: int) -> dict[
     }
 
 
-def _fixed(contender: Contender, environment: Mapping[str, Any]) -> Contender:
+def _fixed(contender: Contender, environment: Mapping[str, Any], comparison: str) -> Contender:
     loaded = _with_train(contender.loaded, threads=environment["threads"])
     every = loaded.preset.evaluate.model_copy(update={"every": environment["evaluate_every"]})
     kept = loaded.preset.checkpoint.model_copy(update={"keep": 1})
-    return replace(
-        contender,
-        loaded=replace(loaded, preset=loaded.preset.model_copy(update={"evaluate": every, "checkpoint": kept})),
-    )
+    logging = loaded.preset.logging.in_group(comparison)
+    changed = {"evaluate": every, "checkpoint": kept, "logging": logging}
+    return replace(contender, loaded=replace(loaded, preset=loaded.preset.model_copy(update=changed)))
 
 
 def _with_train(loaded: LoadedPreset, **changes: Any) -> LoadedPreset:

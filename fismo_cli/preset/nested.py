@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MISSING", "leaf", "put", "without"]
+__all__ = ["MISSING", "flat", "leaf", "put", "without"]
 
 MISSING = object()
 """What `leaf` gives for a name that is not there, if asked to."""
@@ -16,6 +16,15 @@ def leaf(values: Any, name: str, default: Any = None) -> Any:
             return default
         values = values[part]
     return values
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All values that are not sections, by name; of a section without keys, that it is empty."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found.update(flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value})
+    return found
 
 
 def put(values: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:

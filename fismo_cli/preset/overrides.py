@@ -135,7 +135,7 @@ def _set(layered: Layered, override: Override) -> None:
     for depth, part in enumerate(override.path[:-1], start=1):
         path = override.path[:depth]
         child = target.get(part)
-        if child is None:
+        if child is None or (isinstance(child, bool) and path[0] == "logging"):  # `wandb: true` may get keys
             child = target[part] = {}
             layered.origins[path] = override.text
         elif not isinstance(child, dict):

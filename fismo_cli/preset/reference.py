@@ -70,12 +70,12 @@ def _walk(
 ) -> Iterator[Key]:
     for name, node in section["properties"].items():
         path = (*prefix, name)
-        inner = _section(definitions, node, optimizer)
+        inner, nullable = _section(definitions, node, optimizer), "anyOf" in node
         is_mapping = node.get("type") == "object"
         yield Key(
             path=path,
-            kind="section" if inner else "mapping" if is_mapping else "value",
-            expected="a section (keys and values)" if inner or is_mapping else _describe(node),
+            kind="section" if inner and not nullable else "mapping" if is_mapping else "value",
+            expected=_describe(node),
             choices=tuple(_choices(node)) or tuple(_choices(node.get("propertyNames", {}))),
             items=_items(node),
             number=_number(node),
@@ -88,7 +88,11 @@ def _walk(
 
 
 def _section(definitions: dict[str, Any], node: dict[str, Any], optimizer: str) -> dict[str, Any] | None:
-    references = [node["$ref"]] if "$ref" in node else [option.get("$ref") for option in node.get("oneOf", ())]
+    references = (
+        [node["$ref"]]
+        if "$ref" in node
+        else [option.get("$ref") for option in node.get("oneOf", node.get("anyOf", ()))]
+    )
     names = [reference.rsplit("/", 1)[1] for reference in references if reference]
     if not names:
         return None

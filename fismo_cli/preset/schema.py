@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from fismo_cli.preset.schema_base import Config, KeyedError, NonNegative, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
+from fismo_cli.preset.schema_logging import LoggingConfig
 from fismo_cli.preset.schema_optimizer import (
     BaselineConfig,
     BaselineConfigs,
@@ -216,12 +217,6 @@ class CheckpointConfig(Config):
     keep: PositiveInt = Field(
         default=3, description="How many of the last are kept, besides the best and the last one before a final decay."
     )
-
-
-class LoggingConfig(Config):
-    """Where measurements go besides metrics.jsonl."""
-
-    tensorboard: bool = Field(default=False, description="Write TensorBoard event files into the run directory.")
 
 
 class _PresetBase(Config):

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.errors import UsageError
-from fismo_cli.training.events import BatchGrown, Evaluated, Event, NoiseMeasured, StepLogged
+from fismo_cli.reporting.scalars import Measured, scalars
+from fismo_cli.training.events import Event
 
 __all__ = ["TensorBoardSink", "require_tensorboard"]
 
@@ -38,26 +39,9 @@ class TensorBoardSink:
 
     def write(self, event: Event) -> None:
         """Write the numbers of an event that has some."""
-        match event:
-            case StepLogged():
-                self._writer.add_scalar("train/loss", event.loss, event.step)
-                self._writer.add_scalar("train/samples_per_second", event.samples_per_second, event.step)
-                for name, value in event.lr.items():
-                    self._writer.add_scalar(f"lr/{name}", value, event.step)
-                if event.gradient_norm is not None:
-                    self._writer.add_scalar("train/gradient_norm", event.gradient_norm, event.step)
-            case NoiseMeasured():
-                for name, scale in (
-                    ("noise_scale", event.noise_scale),
-                    ("fisher_noise_scale", event.fisher_noise_scale),
-                ):
-                    if scale is not None:
-                        self._writer.add_scalar(f"train/{name}", scale, event.step)
-            case BatchGrown():
-                self._writer.add_scalar("train/batch_size", event.batch_size, event.step)
-            case Evaluated():
-                for name, value in event.metrics.items():
-                    self._writer.add_scalar(f"{event.split}/{name}", value, event.step)
+        if isinstance(event, Measured):
+            for name, value in scalars(event).items():
+                self._writer.add_scalar(name, value, event.step)
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -17,6 +17,7 @@ from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, identity, load_preset, resolved_yaml
+from fismo_cli.preset.nested import flat
 from fismo_cli.preset.schema import CheckpointConfig, LoggingConfig, Preset, TrainConfig, TuneConfig
 
 __all__ = [
@@ -96,6 +97,11 @@ class RunDirectory:
     def tensorboard(self) -> Path:
         """TensorBoard's event files, where they were asked for."""
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """What the run is known by in the trackers that are told of it, and how far they were told."""
+        return self.path / "trackers.json"
 
     @property
     def resume_command(self) -> str:
@@ -251,7 +257,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known:
     saved = load_preset(str(run.preset)).preset
     if run_identity(saved) == run_identity(loaded.preset):
         return False
-    old, new = _flat(saved.model_dump(mode="json")), _flat(loaded.preset.model_dump(mode="json"))
+    old, new = flat(saved.model_dump(mode="json")), flat(loaded.preset.model_dump(mode="json"))
     places = {"path", "name"} if saved.data.source == "huggingface" else {"path"}
     moved = {f"data.{key}" for key in places if isinstance(new.get(f"data.{key}"), str)} if data_is_known else set()
     moved |= {"data.cache_dir", "data.download"}
@@ -324,11 +330,3 @@ def _as_yaml(values: dict[str, Any], key: str) -> str:
     """A value as the preset's file would have it: JSON is YAML, but for text, which needs no quotes here."""
     value = values.get(key, "absent")
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
-    return flat

@@ -24,6 +24,7 @@ from fismo_cli.runs.results_csv import write_results
 from fismo_cli.runs.resuming import find_resumable, record_resumption, same_checkpoint
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
 from fismo_cli.runs.telling import Teller
+from fismo_cli.runs.trackers import keep_told
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
@@ -192,6 +193,7 @@ def _begin(
     CheckpointStore(run.checkpoints).drop_after(checkpoint.step)  # broken, or of a run of another length
     if load_preset(str(run.preset)).preset != prepared.loaded.preset:  # its data has moved, it logs more often ...
         run.write_preset(prepared.loaded)
+    keep_told(run)
     truncate_after(run.metrics, checkpoint.step)
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
     return run, (*notes, *advice)

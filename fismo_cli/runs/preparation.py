@@ -15,8 +15,8 @@ from fismo_cli.errors import FismoError, UsageError, first_line
 from fismo_cli.models import build_model, model_notes
 from fismo_cli.optimizers import build_mars, build_optimizer
 from fismo_cli.preset.loading import LoadedPreset
-from fismo_cli.reporting.tensorboard import require_tensorboard
 from fismo_cli.runs.environment import weights_hash
+from fismo_cli.runs.trackers import check_trackers
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
@@ -58,8 +58,8 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
         FismoError: if memory runs out.
     """
     preset = loaded.preset
-    if preset.logging.tensorboard:
-        require_tensorboard()
+    if world.main:
+        check_trackers(preset.logging)
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
     spread = check_parallel(preset, world)
     device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)

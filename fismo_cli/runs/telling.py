@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: its record on disk, TensorBoard, and whoever else wants to know."""
+"""Who is told what happens in a run: its record on disk, TensorBoard and other trackers, and whoever else wants to."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -9,6 +9,7 @@ from fismo_cli.reporting.jsonl import JsonlSink
 from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.preparation import Prepared
+from fismo_cli.runs.trackers import start_trackers
 from fismo_cli.training.checkpoint import Loaded
 from fismo_cli.training.events import Event, Noticed
 
@@ -39,6 +40,11 @@ class Teller:
             tensorboard = TensorBoardSink(run.tensorboard, None if checkpoint is None else checkpoint.step)
             stack.callback(_close_quietly, tensorboard)
             self._others.insert(0, tensorboard)
+        for tracker, note in start_trackers(prepared.loaded, run):
+            if tracker is not None:
+                stack.callback(_close_quietly, tracker)
+                self._others.insert(0, tracker)
+            self(Noticed(note))
 
     def __call__(self, event: Event) -> None:
         """Tell all of them."""

@@ -104,13 +104,14 @@ class StudyPlan:
         changed = {
             "evaluate": EvaluateConfig(every=every, batch_size=batch_size),
             "checkpoint": CheckpointConfig(every=preset.checkpoint.every, keep=1),
+            "logging": preset.logging.in_group(self.name),
         }
         return replace(self.loaded, preset=preset.model_copy(update=changed))
 
     def best_preset(self, settings: Mapping[str, Any]) -> LoadedPreset:
         """The preset of a trial with everything that the user's own has besides."""
         own, found = self.loaded.preset, self.trial(settings).preset
-        kept = {"compare": own.compare, "tune": own.tune, "checkpoint": own.checkpoint}
+        kept = {"compare": own.compare, "tune": own.tune, "checkpoint": own.checkpoint, "logging": own.logging}
         evaluate = own.evaluate.model_copy(update={"batch_size": found.evaluate.batch_size})
         return replace(self.loaded, preset=found.model_copy(update={**kept, "evaluate": evaluate}))
 

@@ -66,9 +66,11 @@ def _of_machine(found: Mapping[str, Any], folder: Path) -> Iterator[Advice]:
 def _of_preset(preset: Preset, found: Mapping[str, Any]) -> Iterator[Advice]:
     for path, message in missing_files(preset):
         yield Advice("stops", f"{'.'.join(path)}: {message}")
+    logging = preset.logging
     for needed, module, extra in (
         (preset.data.source == "huggingface", "datasets", "hub"),
-        (preset.logging.tensorboard, "tensorboard", "tensorboard"),
+        (logging.tensorboard, "tensorboard", "tensorboard"),
+        *((getattr(logging, name) is not None, name, name) for name in ("wandb", "mlflow", "trackio")),
     ):
         if needed and importlib.util.find_spec(module) is None:
             yield Advice("stops", f'{module} is not installed: pip install "fismo[{extra}]"')

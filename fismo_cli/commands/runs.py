@@ -36,7 +36,7 @@ def runs(
     from fismo_cli.runs.listing import list_runs, sorted_by
 
     roots = directories or [Path("runs")]
-    if missing := [root for root in roots if not root.is_dir()]:
+    if missing := [root for root in directories or () if not root.is_dir()]:
         raise UsageError("\n       ".join(f"{root}: there is no such directory" for root in missing))
     if status is not None and status not in STATUSES:
         raise UsageError(f"--status {status}: must be one of {', '.join(STATUSES)}")

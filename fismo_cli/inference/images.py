@@ -79,7 +79,7 @@ class Predictor:
 
     def __init__(self, path: Path, device: str = "auto") -> None:
         network, record = timm_models.load_saved(path)
-        self._device = choose_device(device)
+        self._device = choose_device(device, key="--device ")
         self._network = network.float().eval().to(self._device)
         seen = record["pretrained_cfg"]
         channels, height, width = seen["input_size"]

@@ -74,7 +74,7 @@ class Generator:
         tokenizer = saved_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder}: there is no tokenizer beside the model")
-        self._tokenizer, self._device = tokenizer, choose_device(device)
+        self._tokenizer, self._device = tokenizer, choose_device(device, key="--device ")
         network = transformers_models.load_directory(folder, {"vocab_size": tokenizer.vocab_size}, 1, tokenizer)
         self._network: Any = network.float().eval().to(self._device)
         limit = getattr(self._network.config, "max_position_embeddings", None)

@@ -102,6 +102,9 @@ class BatchGrowthConfig(Config):
     )
 
 
+DEVICES = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+"""Names of devices."""
+
 MAX_LENGTH = 10**9
 """Steps or epochs: more than anyone trains, and few enough to be counted without overflow."""
 
@@ -154,7 +157,7 @@ class TrainConfig(Config):
     seed: Seed = Field(default=0, description="Seed of initialisation, order and augmentation.")
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=DEVICES,
         description="auto: cuda where there is one, then mps, then cpu.",
         json_schema_extra={"expected": "auto, cpu, mps, cuda or cuda:N"},
     )

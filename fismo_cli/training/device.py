@@ -1,5 +1,6 @@
 """The device a run uses: choice, mixed precision, copies, memory and the clock of the optimizer. Knows no presets."""
 
+import re
 import resource
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from fismo_cli.errors import FismoError, UsageError
+from fismo_cli.preset.schema import DEVICES
 from fismo_cli.tasks.base import Batch
 
 __all__ = ["OptimizerClock", "autocast", "choose_device", "explain_memory", "move", "peak_memory_bytes"]
@@ -17,16 +19,19 @@ __all__ = ["OptimizerClock", "autocast", "choose_device", "explain_memory", "mov
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-def choose_device(name: str, index: int | None = None) -> torch.device:
+def choose_device(name: str, index: int | None = None, *, key: str = "train.device=") -> torch.device:
     """The device of a name; `auto` is cuda, else mps, else cpu.
 
     Args:
         name: auto, cpu, mps, cuda or cuda:N.
         index: of the process among those on this host that train together: each takes a CUDA device of its own.
+        key: what the user wrote before the name.
 
     Raises:
-        UsageError: if the device is not there, or processes would share one.
+        UsageError: if there is no such device, or processes would share one.
     """
+    if not re.fullmatch(DEVICES, name):
+        raise UsageError(f"{key}{name}: must be auto, cpu, mps, cuda or cuda:N")
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -45,11 +50,11 @@ def choose_device(name: str, index: int | None = None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UsageError(f"train.device={name}: this machine has {count} CUDA device(s); use train.device=auto")
+            raise UsageError(f"{key}{name}: this machine has {count} CUDA device(s); use {key}auto")
         if device.index is not None:
             torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("train.device=mps: this machine has no MPS device; use train.device=auto")
+        raise UsageError(f"{key}mps: this machine has no MPS device; use {key}auto")
     return device
 
 

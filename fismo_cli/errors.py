@@ -1,4 +1,4 @@
-"""Errors that a user is shown in plain words, and the exit codes they end with. Knows nothing of torch or typer."""
+"""Errors that a user is shown in plain words, and the exit codes they end with."""
 
 from enum import IntEnum
 from pathlib import PurePath

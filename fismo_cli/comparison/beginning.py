@@ -1,7 +1,6 @@
 """Begins a comparison, or joins one: what was asked for is checked, tried out, and only then written.
 
-What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next. Never imports
-torch.
+What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next.
 """
 
 import hashlib

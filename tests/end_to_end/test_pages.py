@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import fismo_core
+
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN = re.findall(r"^    \$ fismo (.+)\n((?:    (?!\$ ).+\n)+)", (DOCS / "errors.md").read_text(), re.MULTILINE)
 OF_PRESETS = [(command, shown) for command, shown in SHOWN if "preset error:" in shown or "note: keys" in shown]
@@ -39,3 +41,8 @@ def test_the_first_preset_of_a_page_is_valid(cli, tmp_path: Path, page: str) -> 
         (tmp_path / folder).mkdir()
     done = cli.run("validate", preset)
     assert done.code == 0, done.err
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    named = set(re.findall(r"^::: fismo_core\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert set(fismo_core.__all__) <= named

@@ -23,7 +23,7 @@ from fismo_cli.preset.optimizer_names import (
 )
 from fismo_cli.preset.schema import BaselineConfig
 from fismo_cli.preset.suggestions import did_you_mean, near
-from fismo_cli.training.seeding import kept_rng_state
+from fismo_cli.tasks.randomness import preserved_generators
 
 __all__ = ["baseline"]
 
@@ -93,7 +93,7 @@ def _try_out(name: str, create: Create) -> None:
     """Build the optimizer and take two steps: wrong types and ranges show before any data is read."""
     shapes = [shape for shape in TRIED_SHAPES if len(shape) == 2 or not takes_matrices(name)]
     parameters = [nn.Parameter(torch.full(shape, 0.5)) for shape in shapes]
-    with kept_rng_state(), warnings.catch_warnings():
+    with preserved_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             optimizer = create(parameters)

@@ -1,7 +1,9 @@
-"""Errors that a user is shown in plain words, and the exit codes they end with. Knows nothing of torch or typer."""
+"""Errors that a user is shown in plain words, and the exit codes they end with."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import PurePath
+from typing import Self
 
 __all__ = [
     "AbortedError",
@@ -63,6 +65,11 @@ class UsageError(FismoError):
     """Wrong usage: an argument, a missing file, an unreachable target. Nothing has been written."""
 
     exit_code = ExitCode.USAGE
+
+    @classmethod
+    def of(cls, problems: Iterable[str]) -> Self:
+        """One error of several problems, each on a line of its own."""
+        return cls("\n       ".join(problems))
 
 
 class DataError(UsageError):

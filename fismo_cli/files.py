@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all. Knows nothing of what is in them."""
+"""Files and folders that are written whole or not at all."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Errors of the Hugging Face hub and of local model folders, in one sentence. Knows nothing of tasks or presets."""
+"""Errors of the Hugging Face hub and of local model folders, in one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Which way metrics go: the top-k accuracies are better when higher, all others when lower. Never imports torch."""
+"""Which way metrics go: the top-k accuracies are better when higher, all others when lower."""
 
 __all__ = ["called", "cost", "higher_is_better", "shown"]
 

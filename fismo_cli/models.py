@@ -1,7 +1,6 @@
 """Models of a preset: built, saved whole or not at all, and loaded again.
 
 Dispatches to `timm_models` and `transformers_models`, so that neither library is imported for the other's presets.
-Knows nothing of optimizers or the training loop.
 """
 
 from collections.abc import Sequence

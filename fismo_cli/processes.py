@@ -1,4 +1,4 @@
-"""What a process asks of the system about its parent, and what its exit code says. Knows nothing of their work."""
+"""What a process asks of the system about its parent, and what its exit code says."""
 
 import ctypes
 import os

@@ -1,7 +1,4 @@
-"""timm models: built from scratch, from timm's weights, from a file or a folder; saved so that timm loads them.
-
-Knows nothing of data or training, and never imports transformers.
-"""
+"""timm models: built from scratch, from timm's weights, from a file or a folder; saved so that timm loads them."""
 
 import difflib
 import json

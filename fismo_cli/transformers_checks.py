@@ -1,7 +1,4 @@
-"""Whether a model of transformers is one of the next token: it never looks ahead, and its training loss is that.
-
-Knows nothing of how a model is built or loaded.
-"""
+"""Whether a model of transformers is one of the next token: it never looks ahead, and its training loss is that."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

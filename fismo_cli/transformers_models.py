@@ -1,7 +1,4 @@
-"""Causal language models of transformers: from an architecture's configuration, a local folder or the hub.
-
-Knows nothing of data or training, and never imports timm.
-"""
+"""Causal language models of transformers: from an architecture's configuration, a local folder or the hub."""
 
 import difflib
 import inspect

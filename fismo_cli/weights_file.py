@@ -1,7 +1,4 @@
-"""Files of weights: read as they are written by many tools, and what is said of those that cannot be.
-
-Knows nothing of models, and of no library that builds them.
-"""
+"""Files of weights: read as they are written by many tools, and what is said of those that cannot be."""
 
 import argparse
 import pickle

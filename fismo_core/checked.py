@@ -1,4 +1,4 @@
-"""Dataclasses of options whose instances are within their bounds. Imports no torch.
+"""Dataclasses of options whose instances are within their bounds.
 
 A field's metadata has its description and its bounds, in the words of pydantic: `ge`, `gt`, `le`, `lt`.
 """

@@ -1,4 +1,4 @@
-"""Economies of the Fisher metric: what a step costs against what it earns. Pure arithmetic of shapes; no torch."""
+"""Economies of the Fisher metric: what a step costs against what it earns. Pure arithmetic of shapes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Carries out runs in processes of their own: each is `fismo train` on a preset file, continued where it was cut off.
 
 A process a run buys memory figures that are the run's own, no state that leaks from one run into the next, and a
-crash that stays where it happened. Knows nothing of what the runs are for; never imports torch.
+crash that stays where it happened.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Starts `fismo` commands in processes that are forked from one which has imported what runs need, and nothing more.
 
 Imports take longer than many a run. The process that has them (multiprocessing's fork server) computes nothing and
-touches no device, so that what is forked from it is as good as new. Never imports torch in this process.
+touches no device, so that what is forked from it is as good as new.
 """
 
 import contextlib

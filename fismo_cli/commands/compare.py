@@ -129,7 +129,7 @@ def compare(
         except UsageError as error:
             problems.append(str(error) if len(presets) == 1 else f"{loaded.name}: {error}")
     if problems:
-        raise UsageError("\n       ".join(problems))
+        raise UsageError.of(problems)
     begun = []
     for loaded, each in zip(presets, asked, strict=True):
         say(console, f"preparing {loaded.name}{' (the default preset)' if by_default else ''} ...")

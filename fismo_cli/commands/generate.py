@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fismo_cli.commands.options import refuse
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import UsageError
 
 __all__ = ["generate"]
 
@@ -27,12 +27,10 @@ def generate(
     """Go on with a text by a trained language model."""
     from fismo_cli.commands.trained import refuse_other_task
 
-    problems = [
-        *([f"--temperature {temperature:g}: must be above 0 (or say --greedy)"] if temperature <= 0 else []),
-        *([f"--top-p {top_p:g}: must be above 0 and at most 1"] if not 0 < top_p <= 1 else []),
-    ]
-    if problems:
-        raise UsageError("\n       ".join(problems))
+    refuse(
+        (temperature <= 0, f"--temperature {temperature:g}: must be above 0 (or say --greedy)"),
+        (not 0 < top_p <= 1, f"--top-p {top_p:g}: must be above 0 and at most 1"),
+    )
     refuse_other_task(run, "language-modelling", f"fismo predict {run} IMAGES")
     from fismo_cli.inference.text import Generator, Sampling
     from fismo_cli.reporting.console import say, stderr_console

@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Overrides", "PresetName", "Quiet", "Storage", "shipped_names"]
+from fismo_cli.errors import UsageError
+
+__all__ = ["Overrides", "PresetName", "Quiet", "Storage", "refuse", "shipped_names"]
+
+
+def refuse(*checks: tuple[bool, str]) -> None:
+    """Raise one error of every `(wrong, problem)` that is wrong.
+
+    Raises:
+        UsageError: if one is.
+    """
+    if problems := [problem for wrong, problem in checks if wrong]:
+        raise UsageError.of(problems)
 
 
 def shipped_names(incomplete: str) -> list[str]:

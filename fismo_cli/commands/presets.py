@@ -1,4 +1,4 @@
-"""`fismo presets`: list, show and copy the presets that come with fismo. Reads no YAML and imports no torch."""
+"""`fismo presets`: list, show and copy the presets that come with fismo."""
 
 import json
 import shlex

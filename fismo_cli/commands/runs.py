@@ -37,7 +37,7 @@ def runs(
 
     roots = directories or [Path("runs")]
     if missing := [root for root in directories or () if not root.is_dir()]:
-        raise UsageError("\n       ".join(f"{root}: there is no such directory" for root in missing))
+        raise UsageError.of(f"{root}: there is no such directory" for root in missing)
     if status is not None and status not in STATUSES:
         raise UsageError(f"--status {status}: must be one of {', '.join(STATUSES)}")
     every = list_runs(roots[0]) if len(roots) == 1 else [run for root in roots for run in list_runs(root)]

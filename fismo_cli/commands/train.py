@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fismo_cli.commands.options import Overrides, PresetName, Quiet
+from fismo_cli.commands.options import Overrides, PresetName, Quiet, refuse
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import DataError, ExitCode, UsageError
+from fismo_cli.errors import DataError, ExitCode
 from fismo_cli.own_optimizers import import_arguments
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
@@ -19,6 +19,8 @@ from fismo_cli.runs.directory import RunDirectory, check_name
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fismo_cli.training.run_summary import RunSummary
 
 __all__ = ["train"]
 
@@ -61,33 +63,35 @@ def train(
         end_with_parent()
     given, torchrun_arguments = _split(overrides or ())
     loaded = load_preset(preset, given)
-    if dry_run and resume is not None:
-        raise UsageError("--dry-run starts from step 0: leave out --resume")
+    refuse(
+        (dry_run and resume is not None, "--dry-run starts from step 0: leave out --resume"),
+        (
+            name is not None and resume not in (None, "auto"),
+            "--name: a run that is continued keeps its name; leave it out",
+        ),
+        (
+            nproc is None and bool(torchrun_arguments),
+            f"{' '.join(torchrun_arguments)}: arguments after -- are torchrun's, and need --nproc",
+        ),
+    )
     if name is not None:
-        if resume not in (None, "auto"):
-            raise UsageError("--name: a run that is continued keeps its name; leave it out")
         check_name(name, runs_dir, loaded, new=resume is None and restarts == 0 and torchrun is None)
-    if nproc is None and torchrun_arguments:
-        raise UsageError(f"{' '.join(torchrun_arguments)}: arguments after -- are torchrun's, and need --nproc")
     if restarts > 0 and resume is None and not dry_run:
         resume = "auto"  # torchrun started the processes again, after one of them died
     with contextlib.suppress(OSError, ValueError):  # before torch and the like, which take seconds to import
         if torchrun is None and not quiet:
             print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
     if nproc is not None and torchrun is None:
-        flags = [*(["--resume", resume] if resume else []), *(["--dry-run"] if dry_run else [])]
-        flags += [*(["--json"] if as_json else []), *(["--quiet"] if quiet else []), "--runs-dir", str(runs_dir)]
-        flags += [] if name is None else ["--name", name]
-        flags += ["--allow-changed-data"] if allow_changed_data else []
-        flags += [] if same_data is None else ["--same-data", str(same_data)]
-        flags += import_arguments()
-        _launch(["train", preset, *given, *flags], nproc, torchrun_arguments, loaded)
+        flags = {"--dry-run": dry_run, "--json": as_json, "--quiet": quiet, "--allow-changed-data": allow_changed_data}
+        values = {"--resume": resume, "--name": name, "--same-data": same_data, "--runs-dir": runs_dir}
+        options = [flag for flag, wanted in flags.items() if wanted]
+        options += [part for option, value in values.items() if value is not None for part in (option, str(value))]
+        _launch(["train", preset, *given, *options, *import_arguments()], nproc, torchrun_arguments, loaded)
     if dry_run:
         _show_dry_run(loaded, as_json, quiet)
         return
-    from fismo_cli.reporting.console import answer_console, looking, print_pairs, say, stderr_console
+    from fismo_cli.reporting.console import looking, stderr_console
     from fismo_cli.reporting.progress import progress_sink
-    from fismo_cli.reporting.tables import summary_rows
     from fismo_cli.runs.execution import execute
 
     console = stderr_console(quiet=quiet)
@@ -112,8 +116,15 @@ def train(
         raise
     finally:
         progress.close()
-    if summary is None:  # of another process than the first
-        return
+    if summary is not None:  # None: in another process than the first
+        _answer(summary, loaded.preset.task, as_json, quiet)
+
+
+def _answer(summary: "RunSummary", task: str, as_json: bool, quiet: bool) -> None:
+    """Show what came out of a run and how to go on; leaves with the exit code of one that did not complete."""
+    from fismo_cli.reporting.console import answer_console, print_pairs, say, stderr_console
+    from fismo_cli.reporting.tables import summary_rows
+
     answer = answer_console(as_json=as_json, quiet=quiet)
     print_pairs(answer, {"run": summary["run_dir"], **summary_rows(summary)})
     if as_json:
@@ -121,7 +132,7 @@ def train(
     match summary["status"]:
         case "completed":
             if not as_json and not quiet:
-                _say_what_next(answer, loaded.preset.task, Path(summary["run_dir"]))
+                _say_what_next(answer, task, Path(summary["run_dir"]))
         case "diverged":
             if (step := summary["kept_step"]) is not None:
                 kept = f"fismo export {shlex.quote(summary['run_dir'])} weights.safetensors --step {step}"

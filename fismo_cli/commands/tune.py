@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fismo_cli.commands.options import Overrides, Quiet, Storage, shipped_names
+from fismo_cli.commands.options import Overrides, Quiet, Storage, refuse, shipped_names
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import UsageError
 from fismo_cli.preset.arguments import load_arguments
 from fismo_cli.preset.locate import DEFAULT_PRESET
 
@@ -70,7 +69,7 @@ def tune(
     from fismo_cli.tuning.plan import PRUNERS, SAMPLERS
 
     last_seed = loaded.preset.train.seed + repeats - 1
-    _check(
+    refuse(
         (trials < 1, f"--trials {trials}: must be at least 1"),
         (workers is not None and workers < 1, f"--workers {workers}: must be at least 1"),
         (nproc < 1, f"--nproc {nproc}: must be at least 1"),
@@ -140,9 +139,3 @@ def _fit_for_a_folder(name: str) -> bool:
         fits = 0 < len(name.encode()) <= LONGEST_NAME
         return fits and name.isprintable() and "/" not in name and name.strip() not in ("", ".", "..")
     return False
-
-
-def _check(*checks: tuple[bool, str]) -> None:
-    problems = [message for wrong, message in checks if wrong]
-    if problems:
-        raise UsageError("\n       ".join(problems))

@@ -1,4 +1,4 @@
-"""`fismo validate`: check a preset, its overrides and the local files that it names. Never imports torch."""
+"""`fismo validate`: check a preset, its overrides and the local files that it names."""
 
 import json
 import sys

@@ -1,7 +1,6 @@
 """Begins a comparison, or joins one: what was asked for is checked, tried out, and only then written.
 
-What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next. Never imports
-torch.
+What is refused writes nothing: arguments are checked first, a few steps of each contender are taken next.
 """
 
 import hashlib
@@ -126,7 +125,7 @@ def ask(
     if tune_trials > 0:
         problems += [message for contender in contenders for message in contender.tuning_problems()]
     if problems:
-        raise UsageError("\n       ".join(problems))
+        raise UsageError.of(problems)
     chosen_by: list[Any] = [metric] if tune_trials > 0 and metric != "loss" else []
     if tune_trials > 0 and loaded.preset.tune.range != TuneConfig().range:
         chosen_by.append({"range": loaded.preset.tune.range})

@@ -1,6 +1,6 @@
 """What a comparison consists of, fixed before anything runs: contenders, seeds, budgets, target, margin, directory.
 
-Everything but the optimizer is the same for all contenders (points 1 to 4 of the protocol). Never imports torch.
+Everything but the optimizer is the same for all contenders (points 1 to 4 of the protocol).
 """
 
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ def image_files(given: Sequence[str]) -> list[str]:
             there = "has no image in it" if Path(name).is_dir() else "there is no such file or folder"
             problems.append(f"{name}: {there}")
     if problems:
-        raise UsageError("\n       ".join(problems))
+        raise UsageError.of(problems)
     return list(found)
 
 

@@ -1,4 +1,4 @@
-"""The first arguments of a command: presets, which may be left out, and overrides. Never imports torch."""
+"""The first arguments of a command: presets, which may be left out, and overrides."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""YAML text -> plain values and the line of every key. Knows nothing of presets; every problem it finds has a line.
+"""YAML text -> plain values and the line of every key; every problem found has a line.
 
 Differs from PyYAML's own loading on purpose: scalars resolve the YAML 1.2 way (`1e-3` is a number, `on` and `yes` are
 text), keys are always text, duplicate keys are refused, and only plain data is read (no tags that build objects).

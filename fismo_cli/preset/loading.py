@@ -1,4 +1,4 @@
-"""A preset's source and overrides -> a validated, frozen `Preset`, and back to YAML. Never imports torch.
+"""A preset's source and overrides -> a validated, frozen `Preset`, and back to YAML.
 
 This file ties the steps together: find the file, parse it with line numbers, lay the overrides over it, validate, and
 put every problem on its line.

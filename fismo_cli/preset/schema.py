@@ -1,6 +1,6 @@
 """The preset schema: every key that a YAML preset may have, its type, range, default and meaning.
 
-Pure pydantic: never imports torch, so that `fismo validate` is instant. All models are frozen and refuse unknown keys.
+Pure pydantic, so that `fismo validate` is instant. All models are frozen and refuse unknown keys.
 """
 
 from collections.abc import Iterator

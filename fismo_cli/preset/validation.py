@@ -1,4 +1,4 @@
-"""Plain values -> `Preset`, or every problem in them at once, in plain words. Knows nothing of files and lines.
+"""Plain values -> `Preset`, or every problem in them at once, in plain words.
 
 Pydantic stops at a part's first kind of problem: checks across keys do not run while a key is wrong. So keys that were
 found wrong are taken out and the rest is validated again, until nothing new is found.

@@ -1,4 +1,4 @@
-"""The layout of a run on disk: created, locked, found again for `--resume`. Never imports torch."""
+"""The layout of a run on disk: created, locked, found again for `--resume`."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""What the files of a run say of it, whatever way it ended or if it still goes on. Never imports torch."""
+"""What the files of a run say of it, whatever way it ended or if it still goes on."""
 
 import fcntl
 import json

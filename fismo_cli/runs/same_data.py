@@ -1,4 +1,4 @@
-"""Holds runs to the data that they, their study or their comparison began with. Never imports torch."""
+"""Holds runs to the data that they, their study or their comparison began with."""
 
 import json
 from pathlib import Path

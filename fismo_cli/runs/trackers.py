@@ -48,7 +48,7 @@ def check_trackers(logging: LoggingConfig) -> None:
         except UsageError as error:
             problems.append(str(error))
     if problems:
-        raise UsageError("\n       ".join(problems))
+        raise UsageError.of(problems)
 
 
 def _asked(logging: LoggingConfig) -> Iterator[tuple[str, _Tracker, Any]]:

@@ -1,4 +1,4 @@
-"""What the trainer knows of a task: data parts, a training loss and metrics. Knows nothing of presets or optimizers."""
+"""What the trainer knows of a task: data parts, a training loss and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,4 @@
-"""Hugging Face data sets, from the hub or from a local folder. The extra `hub` is needed here and nowhere else.
-
-Knows nothing of transforms, tokenizers or models.
-"""
+"""Hugging Face data sets, from the hub or from a local folder. The extra `hub` is needed here and nowhere else."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""What a look at all images before training finds: those that cannot be read, depths, transparency, copies.
-
-Knows nothing of where images come from.
-"""
+"""What a look at all images before training finds: those that cannot be read, depths, transparency, copies."""
 
 import hashlib
 from collections import Counter

@@ -1,7 +1,4 @@
-"""Image files: from an opened one to what every viewer shows, with 8 bits a channel; and a look at them before use.
-
-Knows nothing of classes, parts or transforms.
-"""
+"""Image files: from an opened one to what every viewer shows, with 8 bits a channel; and a look at them before use."""
 
 import contextlib
 import functools

@@ -1,7 +1,4 @@
-"""Parts of image data: in memory as far as possible, each sample a function of its key alone.
-
-Knows nothing of sources, models or losses.
-"""
+"""Parts of image data: in memory as far as possible, each sample a function of its key alone."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """From a PIL image to what the model sees: the evaluation transform and the training transform.
 
-timm's and torchvision's building blocks. Knows nothing of sources, parts or seeds: random transforms draw from the
-global generators, which the caller seeds from the sample's key.
+timm's and torchvision's building blocks. Random transforms draw from the global generators, which the caller seeds from
+the sample's key.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Image classification: loss, mixing and metrics. Knows nothing of optimizers or the training loop."""
+"""Image classification: loss, mixing and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Random numbers of the data: splits, and augmentation that depends on a sample's key alone.
 
-Knows nothing of images or text. The training process's own generators are never disturbed.
+The training process's own generators are never disturbed.
 """
 
 import random

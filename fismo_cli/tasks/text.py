@@ -1,4 +1,4 @@
-"""Language modelling: packed blocks of tokens, loss and metrics. Knows nothing of optimizers or the training loop."""
+"""Language modelling: packed blocks of tokens, loss and metrics."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

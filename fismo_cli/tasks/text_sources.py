@@ -1,6 +1,6 @@
 """Where text comes from: every source ends as collections of documents, a part each.
 
-Knows nothing of tokenizers, models or training. Text is read in chunks, so that memory stays bounded.
+Text is read in chunks, so that memory stays bounded.
 """
 
 import codecs

@@ -1,7 +1,7 @@
 """Token streams of a part: in memory for bytes, otherwise tokenised once into a memory-mapped file.
 
 A cached stream is named by a hash of text and tokenizer, written under a temporary name and renamed, and checked before
-use: one that is broken or partial is made again. Knows nothing of sources, parts or models.
+use: one that is broken or partial is made again.
 """
 
 import hashlib

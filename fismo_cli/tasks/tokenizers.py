@@ -1,4 +1,4 @@
-"""Tokenizers behind one interface: the embedded bytes, or any of transformers'. Knows nothing of sources or models."""
+"""Tokenizers behind one interface: the embedded bytes, or any of transformers'."""
 
 import hashlib
 import json

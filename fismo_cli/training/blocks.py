@@ -1,6 +1,6 @@
 """The repeated blocks of a model (layers of a transformer, stages of a convolutional network), and recomputing them.
 
-By structure alone: knows nothing of timm or transformers, of processes or of training.
+By structure alone, whatever library the model is of.
 """
 
 import functools

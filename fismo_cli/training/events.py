@@ -1,6 +1,6 @@
 """What a run says while it runs: a stream of typed, immutable events, read by the sinks in `fismo_cli.reporting`.
 
-Knows nothing of torch: every field is a plain number, string or mapping, and `as_record` gives the JSON object that
+Every field is a plain number, string or mapping, and `as_record` gives the JSON object that
 `metrics.jsonl` holds.
 """
 

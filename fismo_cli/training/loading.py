@@ -1,7 +1,7 @@
 """Fetches batches, in place or by worker processes, whose life ends with the iteration whatever happens to either side.
 
 Workers leave SIGINT and SIGTERM, which reach whole process groups, to the process that they work for. It asks them to
-end, kills those that do not, and Linux kills them if it is killed itself. Knows nothing of what is in a batch.
+end, kills those that do not, and Linux kills them if it is killed itself.
 """
 
 import math

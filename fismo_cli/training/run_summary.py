@@ -1,4 +1,4 @@
-"""What `summary.json` of a run holds. Never imports torch."""
+"""What `summary.json` of a run holds."""
 
 from typing import NotRequired, TypedDict
 

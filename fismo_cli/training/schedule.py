@@ -1,4 +1,4 @@
-"""How many steps a run has, and the learning-rate factor of each: pure functions of numbers. Knows nothing of torch."""
+"""How many steps a run has, and the learning-rate factor of each: pure functions of numbers."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Randomness, determinism and threads of a run: the one place that touches torch's global switches.
 
-Knows nothing of presets. Every seed is derived from the run's by `derive_seed`, so that streams never share numbers.
+Every seed is derived from the run's by `derive_seed`, so that streams never share numbers.
 """
 
 import hashlib

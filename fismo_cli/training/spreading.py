@@ -1,7 +1,7 @@
 """A model whose weights FSDP2 spreads over the processes of a run: how it is spread, and brought together again.
 
 Each process keeps a share of the rows of every parameter; those of one block are brought together for its forward and
-backward pass, and their gradients are summed and spread again. Knows nothing of training loops or files.
+backward pass, and their gradients are summed and spread again.
 """
 
 import copy

@@ -1,7 +1,4 @@
-"""Takes the optimizer steps of a run: micro-batches, gradients, clipping, and what is measured of a step on the way.
-
-Knows nothing of evaluation, checkpoints, events' readers or when a run ends.
-"""
+"""Takes the optimizer steps of a run: micro-batches, gradients, clipping, and what is measured of a step on the way."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,7 @@
 """Named tensors in safetensors files, by `torch.distributed.checkpoint`: each process writes what it has.
 
 Of a tensor that FSDP2 has spread every process writes its own rows; any other one is written by the first process that
-has it. Nothing is ever pickled. Knows nothing of checkpoints.
+has it. Nothing is ever pickled.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """The training loop: a generator of events that trains, evaluates, saves checkpoints and stops when asked to.
 
-Built from plain parts, it knows nothing of presets as files, run directories, or who reads its events.
+Built from plain parts: where a preset came from, where a run is kept and who reads its events is settled outside.
 """
 
 import math

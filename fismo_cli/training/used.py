@@ -1,7 +1,7 @@
 """Which parameters of a model that FSDP2 has spread got a gradient in any process.
 
 FSDP2 gives those that got none in any process a gradient of zero, by which an optimizer would decay them and move on
-its momentum: other than in one process, and other than under DDP. Knows nothing of optimizers.
+its momentum: other than in one process, and other than under DDP.
 """
 
 from functools import partial

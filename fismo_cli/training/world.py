@@ -1,6 +1,6 @@
 """The processes that train one model together, by `torch.distributed`: who is who, and what they tell each other.
 
-A run in one process is a world of size one, in which nothing is ever sent. Knows nothing of models, data or files.
+A run in one process is a world of size one, in which nothing is ever sent.
 """
 
 from collections.abc import Callable, Iterable, Iterator

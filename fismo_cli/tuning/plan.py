@@ -161,7 +161,7 @@ def try_out(loaded: LoadedPreset, workers: int | None, nproc: int, omp_threads: 
         FismoError: if an accident ended the try.
     """
     if problems := why_not_judged(loaded.preset):
-        raise UsageError("\n       ".join(problems))
+        raise UsageError.of(problems)
     with tempfile.TemporaryDirectory() as folder:
         result = dry_run_elsewhere(loaded, Path(folder) / "preset.yaml", nproc)
     if isinstance(result, Failure):

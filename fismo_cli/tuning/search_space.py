@@ -1,4 +1,4 @@
-"""Which settings are searched, and where: pure data, made from a preset. Knows nothing of Optuna.
+"""Which settings are searched, and where: pure data, made from a preset.
 
 Every optimizer gets its learning rate and weight decay, and the knobs that are its own. Names are keys of the preset,
 as `fismo_cli.preset.settings` has them: `1 - optimizer.momentum` is searched in place of what nears 1.

@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("lead"), help="folder of data and runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--tune-trials", type=int, default=0, help="of each optimizer for each pair, in studies apart")
+    parser.add_argument("--tasks", nargs="+", help="which of the three; all if not given")
     asked = parser.parse_args()
     work: Path = asked.work
     work.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def main() -> None:
     }.items():
         if not (work / name).exists():
             write(work / name)
-    presets = sorted(PRESETS.glob("*.yaml"))
+    presets = sorted(path for path in PRESETS.glob("*.yaml") if asked.tasks is None or path.stem in asked.tasks)
     for preset in presets:
         shutil.copy(preset, work)
     tuning = ("--baselines", "muon", "--tune-trials", str(asked.tune_trials), "--seeds", "8", "--workers", "2")

@@ -13,7 +13,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="u
 RECORDS = sorted(path for path in lead.RESULTS.glob("*.json") if not path.stem.startswith("tasks"))
 
 
-@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+STUDIES = sorted((lead.RESULTS.parent / "lead-studies").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", [*RECORDS, *STUDIES], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_page_has_the_row_of_each_record(path: Path) -> None:
     assert lead.row(json.loads(path.read_text())) in PAGE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import lead
+from benchmarks import lead, rates
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
 RECORDS = sorted(path for path in lead.RESULTS.glob("*.json") if not path.stem.startswith("tasks"))
@@ -19,6 +19,12 @@ STUDIES = sorted((lead.RESULTS.parent / "lead-studies").glob("*.json"))
 @pytest.mark.parametrize("path", [*RECORDS, *STUDIES], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_page_has_the_row_of_each_record(path: Path) -> None:
     assert lead.row(json.loads(path.read_text())) in PAGE
+
+
+def test_the_page_has_what_a_wrong_rate_costs() -> None:
+    sweeps = json.loads(rates.SWEEPS.read_text())["sweeps"]
+    assert all(row in PAGE for row in rates.rows(sweeps))
+    assert rates.cells({0.1: 2.0, 0.2: 1.5, 0.4: 1.75}) == ["0.5: +0.500", "2: +0.250"]
 
 
 def test_steps_taken_are_read_off_the_curves() -> None:

@@ -265,7 +265,8 @@ def run_dir(tmp_path):
 def export(capsys, *arguments: object) -> tuple[int, str]:
     with pytest.raises(SystemExit) as leaving:
         main(["export", *map(str, arguments)])
-    return leaving.value.code, " ".join(capsys.readouterr().err.split())
+    captured = capsys.readouterr()
+    return leaving.value.code, " ".join((captured.err + captured.out).split())
 
 
 def test_export_takes_the_average_where_there_is_one_and_the_newest_whole_checkpoint(capsys, run_dir, tmp_path):

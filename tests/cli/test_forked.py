@@ -65,4 +65,4 @@ def test_data_workers_are_children_whatever_way_python_starts_processes(tmp_path
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "completed after 2 of 2 steps" in done.stderr
+    assert "completed after 2 of 2 steps" in done.stdout

@@ -11,6 +11,7 @@ from torch import nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_directory, whole_file
+from fismo_cli.freezing import freeze
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import ImagePreset, Preset
 from fismo_cli.tasks.base import Task
@@ -23,10 +24,12 @@ _NOTES = "fismo_notes"
 def build_model(preset: Preset, task: Task) -> nn.Module:
     """The model of a preset: float32, on the CPU, in training mode. The caller has seeded torch.
 
-    Where pretrained weights had to be adapted (a new head for other classes), `model_notes` says so.
+    Where pretrained weights had to be adapted (a new head for other classes), or parts are frozen, `model_notes` says
+    so.
 
     Raises:
-        UsageError: The library does not know the model or an argument, or its weights cannot be had or do not fit.
+        UsageError: The library does not know the model or an argument, its weights cannot be had or do not fit, or
+            what is to be frozen is not there.
     """
     if preset.model.library == "timm":
         from fismo_cli import timm_models
@@ -38,12 +41,13 @@ def build_model(preset: Preset, task: Task) -> nn.Module:
         block_size = 1 if isinstance(preset, ImagePreset) else preset.data.block_size
         tokenizer = getattr(task, "tokenizer", None)
         model, notes = transformers_models.build(preset.model, task.model_args, block_size, tokenizer)
-    setattr(model, _NOTES, notes)
-    return model.float().train()
+    model = model.float().train()
+    setattr(model, _NOTES, [*notes, *freeze(model, preset.model.freeze)])
+    return model
 
 
 def model_notes(model: nn.Module) -> list[str]:
-    """What `build_model` had to adapt, in sentences for the user; usually nothing."""
+    """What `build_model` had to adapt and what it froze, in sentences for the user; usually nothing."""
     return list(getattr(model, _NOTES, []))
 
 

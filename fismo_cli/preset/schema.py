@@ -22,6 +22,7 @@ from fismo_cli.preset.schema_optimizer import (
 from fismo_cli.preset.schema_tune import METRICS, TuneConfig
 
 __all__ = [
+    "ALL_BUT_HEAD",
     "BaselineConfig",
     "CheckpointConfig",
     "EvaluateConfig",
@@ -44,6 +45,9 @@ __all__ = [
 ]
 
 
+ALL_BUT_HEAD = "all-but-head"
+
+
 class ModelConfig(Config):
     """Which network to build."""
 
@@ -59,6 +63,12 @@ class ModelConfig(Config):
         default=False,
         description="false: random weights. true: the library's own. A path: a run directory, a model folder or a "
         "weights file.",
+    )
+    freeze: Literal["all-but-head"] | list[str] = Field(
+        default=[],
+        description="What is not trained: patterns of parameters' names, such as [patch_embed.*, blocks.0.*]; or "
+        "all-but-head. Frozen batch norm keeps its statistics.",
+        json_schema_extra={"expected": "all-but-head or a list of texts"},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from fismo_cli.advice import gravest
 from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError, first_line
 from fismo_cli.files import link_or_copy, sweep
+from fismo_cli.freezing import trained_parameters
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting import Sink
@@ -270,6 +271,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "optimizer": loaded.preset.optimizer.name,
             "device": str(trainer.device),
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "trained_parameters": trained_parameters(trainer.model),
             "total_steps": trainer.total,
             "total_samples": trainer.total * loaded.preset.train.batch_size,
             "batch_grows": loaded.preset.train.batch_growth is not None,

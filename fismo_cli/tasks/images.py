@@ -10,13 +10,16 @@ from torch.nn import functional
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
-from fismo_cli.tasks.base import Batch, Progress, Sums, Task
+from fismo_cli.tasks.base import CONFUSION, Batch, Progress, Sums, Task
 from fismo_cli.tasks.image_parts import build_part
 from fismo_cli.tasks.image_sources import load_images
 from fismo_cli.tasks.image_transforms import match_channels
 from fismo_cli.tasks.randomness import preserved_generators, seed_generators
 
 __all__ = ["ImageTask", "build_image_task"]
+
+MOST_CONFUSION_CLASSES = 2000
+"""Of more classes no confusion matrix is counted: it would take memory and time as their number squared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class ImageTask(Task):
     label_smoothing: float = 0.0
     mixers: tuple[Callable[..., tuple[Tensor, Tensor]], ...] = ()
     mix_probability: float = 1.0
+
+    @property
+    def confusion_classes(self) -> Sequence[str]:
+        """All classes, unless they are very many."""
+        return self.classes if len(self.classes) <= MOST_CONFUSION_CLASSES else ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels."""
@@ -54,17 +62,24 @@ class ImageTask(Task):
         return {**batch, "images": images, "labels": labels}
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
-        """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count."""
+        """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count.
+
+        And how often each class is taken for each, unless there are very many.
+        """
         labels = batch["labels"]
         logits = _logits(model, batch["images"])
         exact = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
+        guesses = logits.argmax(dim=1)
         sums = {
             "loss": functional.cross_entropy(logits, labels, reduction="none").sum(dtype=exact),
-            "top1": (logits.argmax(dim=1) == labels).sum().to(exact),
+            "top1": (guesses == labels).sum().to(exact),
             "count": torch.full((), len(labels), dtype=exact, device=logits.device),
         }
         if len(self.classes) > 5:
             sums["top5"] = (logits.topk(5, dim=1).indices == labels[:, None]).sum().to(exact)
+        if count := len(self.confusion_classes):
+            pairs = torch.bincount(labels * count + guesses, minlength=count * count)
+            sums[CONFUSION] = pairs.reshape(count, count).to(exact)
         return sums
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

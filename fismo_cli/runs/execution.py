@@ -373,7 +373,7 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
         command=command,
         device=trainer.device,
         initial_weights=prepared.initial_weights,
-        sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
+        sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train), prepared.task.balance),
         data=prepared.task.description,
         optimizer=prepared.loaded.preset.optimizer.name,
     )

@@ -44,6 +44,7 @@ class Task:
             it; transformers: vocab_size, special token ids).
         description: what the data is, for the run's record (source, samples a part, classes, files); `identity` is
             what it is known by, see `tasks.identity`.
+        balance: the class of each training sample, where each class is to be drawn equally often; None: each sample is.
         notes: what a user should know of the data (what was left out, what looks wrong); one sentence each.
     """
 
@@ -53,6 +54,7 @@ class Task:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    balance: Tensor | None = None
 
     @property
     def confusion_classes(self) -> Sequence[str]:

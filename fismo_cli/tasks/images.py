@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,7 @@ from torch.nn import functional
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
 from fismo_cli.tasks.base import CONFUSION, Batch, Progress, Sums, Task
+from fismo_cli.tasks.class_balance import class_weights
 from fismo_cli.tasks.image_parts import build_part
 from fismo_cli.tasks.image_sources import load_images
 from fismo_cli.tasks.image_transforms import match_channels
@@ -31,12 +34,14 @@ class ImageTask(Task):
         label_smoothing: of the training loss.
         mixers: torchvision's mixup and cutmix, as far as they are on.
         mix_probability: share of the training batches that are mixed.
+        class_weights: of the training loss, by label; none: all classes weigh alike.
     """
 
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
     mixers: tuple[Callable[..., tuple[Tensor, Tensor]], ...] = ()
     mix_probability: float = 1.0
+    class_weights: tuple[float, ...] = ()
 
     @property
     def confusion_classes(self) -> Sequence[str]:
@@ -44,9 +49,18 @@ class ImageTask(Task):
         return self.classes if len(self.classes) <= MOST_CONFUSION_CLASSES else ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels."""
-        logits = _logits(model, batch["images"])
-        return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+        """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels.
+
+        A class's weight multiplies its share of every label. The mean is over samples, not over weights as torch's is:
+        so that the mean over micro-batches and processes is that of the batch.
+        """
+        logits, labels = _logits(model, batch["images"]), batch["labels"]
+        if self.class_weights:
+            weight = _on_device(self.class_weights, logits.device)
+            return functional.cross_entropy(
+                logits, labels, weight, label_smoothing=self.label_smoothing, reduction="none"
+            ).mean()
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Mix a training batch by mixup or cutmix (an even choice where both are on); labels become soft."""
@@ -103,6 +117,12 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     )
 
 
+@lru_cache(maxsize=4)
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied once: a copy in every step would make the host wait for the device."""
+    return torch.tensor(weights, device=device)
+
+
 def _mixers(data: ImageDataConfig, classes: int) -> tuple[Callable[..., tuple[Tensor, Tensor]], ...]:
     from torchvision.transforms import v2
 
@@ -155,6 +175,7 @@ def build_image_task(
         for name, images in source.parts.items()
         if name != "train" or known is None or len(source.parts) == 1
     }
+    labels = source.parts["train"].labels if "train" in source.parts else np.empty(0, np.int64)
     return ImageTask(
         train=parts.get("train") or next(iter(parts.values())),
         validation=parts.get("validation"),
@@ -163,6 +184,8 @@ def build_image_task(
         label_smoothing=data.label_smoothing,
         mixers=_mixers(data, len(source.classes)),
         mix_probability=data.mix_probability,
+        class_weights=() if known is not None else class_weights(data.class_weights, labels, source.classes),
+        balance=torch.from_numpy(labels) if data.balanced_sampling else None,
         model_args=model_args,
         description={
             "source": data.source,

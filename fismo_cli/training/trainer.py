@@ -441,6 +441,7 @@ class Trainer:
             total=self.total,
             rank=self.world.rank,
             parts=self.world.size,
+            balance=self.task.balance,
         )
         return fetch(
             self.task.train,

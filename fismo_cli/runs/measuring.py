@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fismo_cli.errors import UsageError
-from fismo_cli.models import build_model, load_model_dir, saved_classes
+from fismo_cli.models import build_untrained, load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.class_counts import ClassCounts
@@ -117,8 +117,7 @@ def _model_at(run: RunDirectory, step: str, preset: Preset, task: Task, tell: Ca
     for problem in checkpoint.problems:
         tell(problem)
     tell(f"measured with the weights of step {checkpoint.step}")
-    untrained = preset.model_copy(update={"model": preset.model.model_copy(update={"pretrained": False})})
-    model = build_model(untrained, task)
+    model = build_untrained(preset, task)
     model.load_state_dict(final_weights(checkpoint))
     return model.eval()
 

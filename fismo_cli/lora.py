@@ -56,11 +56,11 @@ def merged(model: nn.Module) -> nn.Module:
     """The model with its adapters added to the weights, as its library knows it: a copy; itself if it has none."""
     if not _adapted(model):
         return model
-    plain: Any = copy.deepcopy(model)
+    plain = copy.deepcopy(model)
     for name, layer in _adapted(plain).items():
         layer.merge()
         plain.set_submodule(name, layer.get_base_layer())
-    del plain.peft_config  # transformers would save the model as one with an adapter
+    delattr(plain, "peft_config")  # transformers would save the model as one with an adapter
     return plain
 
 

@@ -24,7 +24,9 @@ def vit():
 
 
 def config_of(name, **settings):
-    return FismoConfig(name="fismo", compute_dtype="float32", **settings) if name == "fismo" else BaselineConfig(name=name, **settings)
+    if name == "fismo":
+        return FismoConfig(name="fismo", compute_dtype="float32", **settings)
+    return BaselineConfig(name=name, **settings)
 
 
 def rates_by_name(optimizer, model):

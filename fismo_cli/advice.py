@@ -70,6 +70,7 @@ def _of_preset(preset: Preset, found: Mapping[str, Any]) -> Iterator[Advice]:
     for needed, module, extra in (
         (preset.data.source == "huggingface", "datasets", "hub"),
         (logging.tensorboard, "tensorboard", "tensorboard"),
+        (preset.model.lora is not None, "peft", "lora"),
         *((getattr(logging, name) is not None, name, name) for name in ("wandb", "mlflow", "trackio")),
     ):
         if needed and importlib.util.find_spec(module) is None:

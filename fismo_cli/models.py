@@ -10,11 +10,21 @@ from torch import nn
 
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_directory, whole_file
+from fismo_cli.freezing import freeze
+from fismo_cli.lora import add_adapters, merged, save_adapters
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import ImagePreset, Preset
 from fismo_cli.tasks.base import Task
 
-__all__ = ["build_model", "load_model_dir", "model_notes", "save_flat", "save_model", "saved_classes"]
+__all__ = [
+    "build_model",
+    "build_untrained",
+    "load_model_dir",
+    "model_notes",
+    "save_flat",
+    "save_model",
+    "saved_classes",
+]
 
 _NOTES = "fismo_notes"
 
@@ -22,10 +32,12 @@ _NOTES = "fismo_notes"
 def build_model(preset: Preset, task: Task) -> nn.Module:
     """The model of a preset: float32, on the CPU, in training mode. The caller has seeded torch.
 
-    Where pretrained weights had to be adapted (a new head for other classes), `model_notes` says so.
+    Where pretrained weights had to be adapted (a new head for other classes), or parts are frozen, `model_notes` says
+    so.
 
     Raises:
-        UsageError: The library does not know the model or an argument, or its weights cannot be had or do not fit.
+        UsageError: The library does not know the model or an argument, its weights cannot be had or do not fit, or
+            what is to be frozen is not there.
     """
     if preset.model.library == "timm":
         from fismo_cli import timm_models
@@ -37,19 +49,36 @@ def build_model(preset: Preset, task: Task) -> nn.Module:
         block_size = 1 if isinstance(preset, ImagePreset) else preset.data.block_size
         tokenizer = getattr(task, "tokenizer", None)
         model, notes = transformers_models.build(preset.model, task.model_args, block_size, tokenizer)
+    model = model.float().train()
+    notes = [*notes, *freeze(model, preset.model.freeze)]
+    if preset.model.lora is not None:
+        notes.append(add_adapters(model, preset.model.lora))
     setattr(model, _NOTES, notes)
-    return model.float().train()
+    return model
+
+
+def build_untrained(preset: Preset, task: Task) -> nn.Module:
+    """The same model with random weights, for others to be loaded: of one that begins from a folder's, as that is."""
+    changes: dict[str, object] = {"pretrained": False}
+    if preset.model.library == "transformers" and isinstance(preset.model.pretrained, str):
+        from fismo_cli.transformers_models import model_folder
+
+        path = Path(preset.model.pretrained).expanduser()
+        if path.is_dir():
+            changes["name"] = str(model_folder(path, "model.pretrained"))
+    return build_model(preset.model_copy(update={"model": preset.model.model_copy(update=changes)}), task)
 
 
 def model_notes(model: nn.Module) -> list[str]:
-    """What `build_model` had to adapt, in sentences for the user; usually nothing."""
+    """What `build_model` had to adapt and what it froze, in sentences for the user; usually nothing."""
     return list(getattr(model, _NOTES, []))
 
 
 def save_model(model: nn.Module, preset: Preset, task: Task, directory: Path) -> None:
     """Write a model to a folder in its library's own format; a folder that is there is replaced.
 
-    transformers: `save_pretrained`, with the tokenizer. timm: what its `local-dir:` names load.
+    transformers: `save_pretrained`, with the tokenizer; LoRA's adapters merged, and by themselves in `adapter`. timm:
+    what its `local-dir:` names load.
 
     Args:
         model: As `build_model` returned it: not compiled, not wrapped for several processes.
@@ -69,11 +98,13 @@ def save_model(model: nn.Module, preset: Preset, task: Task, directory: Path) ->
         else:
             from fismo_cli import transformers_models
 
-            transformers_models.save_directory(model, temporary, getattr(task, "tokenizer", None))
+            transformers_models.save_directory(merged(model), temporary, getattr(task, "tokenizer", None))
+            if preset.model.lora is not None:
+                save_adapters(model, temporary / "adapter", preset.model)
 
 
 def save_flat(model: nn.Module, path: Path) -> None:
-    """Write all weights to one safetensors file.
+    """Write all weights, LoRA's adapters merged, to one safetensors file.
 
     Of tensors that are one and the same (tied weights) one is written; the metadata maps the other names to it, as
     `safetensors.torch.load_model` understands.
@@ -81,7 +112,7 @@ def save_flat(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_model as save_safetensors
 
     with whole_file(path) as temporary:
-        save_safetensors(model, str(temporary))
+        save_safetensors(merged(model), str(temporary))
 
 
 def load_model_dir(run_or_model_dir: Path, preset: Preset, task: Task) -> nn.Module:

@@ -23,7 +23,7 @@ from fismo_cli.transformers_checks import (
 from fismo_cli.weights_file import read_weights, without_prefix
 from fismo_cli.words import listed
 
-__all__ = ["build", "load_directory", "save_directory"]
+__all__ = ["build", "load_directory", "model_folder", "save_directory"]
 
 _REMEDY = "give a local folder, or an architecture such as gpt2 with model.args and pretrained: false"
 
@@ -54,7 +54,7 @@ def _built(model: ModelConfig, data_args: Mapping[str, Any], block_size: int, to
     if isinstance(model.pretrained, str):
         path = Path(model.pretrained).expanduser()
         if not path.is_file():
-            folder = _model_folder(path, "model.pretrained")
+            folder = model_folder(path, "model.pretrained")
             _check_tokenizer(folder, tokenizer)
             return _from_weights(str(folder), model, data_args, block_size)
         if (path.parent / "model").is_dir():  # the flat file of a run directory
@@ -291,7 +291,7 @@ def _load_file(network: nn.Module, path: Path) -> None:
         raise UsageError(f"model.pretrained: {path} does not fit the model: it {problem}")
 
 
-def _model_folder(path: Path, key: str) -> Path:
+def model_folder(path: Path, key: str) -> Path:
     """The model folder that a path means: itself, or `model/` of a run directory."""
     for folder in (path, path / "model"):
         if (folder / "config.json").is_file():
@@ -307,7 +307,7 @@ def load_directory(
     Raises:
         UsageError: There is no complete model, or it does not fit the tokenizer or the block size.
     """
-    folder = _model_folder(path, str(path))
+    folder = model_folder(path, str(path))
     _check_tokenizer(folder, tokenizer)
     model = ModelConfig(library="transformers", name=str(folder), pretrained=str(folder))
     return _from_weights(str(folder), model, data_args, block_size)

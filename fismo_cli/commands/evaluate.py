@@ -33,6 +33,9 @@ def evaluate(
     allow_changed_data: Annotated[
         bool, typer.Option("--allow-changed-data", help="Measure also where the data has changed since the run began.")
     ] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also recall and precision of each class, and what is confused most.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON on stdout.")] = False,
 ) -> None:
@@ -48,12 +51,16 @@ def evaluate(
     if step is None and not run.model.is_dir():
         raise UsageError(f"{run_dir}: this run {no_model(run)}")
     loaded = load_preset(str(run.preset), overrides or ())
+    if per_class and loaded.preset.task != "image-classification":
+        raise UsageError(f"--per-class: the task {loaded.preset.task} has no classes")
+    from fismo_cli.reporting.class_report import print_classes
     from fismo_cli.reporting.console import answer_console, looking, print_rows, say, stderr_console
     from fismo_cli.reporting.tables import metrics_rows
+    from fismo_cli.runs.class_counts import classes_document
     from fismo_cli.runs.measuring import measure
 
     console = stderr_console(quiet=quiet)
-    metrics = measure(
+    measured = measure(
         run_dir,
         loaded,
         step=step,
@@ -61,6 +68,12 @@ def evaluate(
         tell=lambda note: say(console, f"note: {note}"),
         progress=looking(console),
     )
-    print_rows(answer_console(as_json=as_json, quiet=quiet), *metrics_rows(metrics))
+    metrics = {part: None if found is None else found.metrics for part, found in measured.items()}
+    counts = {part: found.classes for part, found in measured.items() if found and found.classes}
+    answer = answer_console(as_json=as_json, quiet=quiet)
+    print_rows(answer, *metrics_rows(metrics))
+    if per_class:
+        print_classes(answer, counts)
     if as_json:
-        print_json({"run_dir": str(run_dir), "metrics": metrics})
+        classes = {"classes": classes_document(counts)} if per_class else {}
+        print_json({"run_dir": str(run_dir), "metrics": metrics, **classes})

@@ -115,6 +115,7 @@ def _baseline(preset: Preset, label: str) -> Preset:
     shared: dict[str, Any] = {
         "adamw": plain(candidate.adamw),
         "weight_decay_on": candidate.weight_decay_on,
+        "layer_decay": candidate.layer_decay,
         "variance_reduction": candidate.variance_reduction,
         "mars_gamma": candidate.mars_gamma,
     }

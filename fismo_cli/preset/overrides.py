@@ -17,7 +17,7 @@ from fismo_core.config import FORMS
 __all__ = ["Layered", "Override", "apply_overrides", "parse_overrides"]
 
 SHARED_OPTIMIZER_KEYS = frozenset(
-    {"name", "adamw", "rules", "weight_decay", "weight_decay_on", "variance_reduction", "mars_gamma"}
+    {"name", "adamw", "rules", "weight_decay", "weight_decay_on", "layer_decay", "variance_reduction", "mars_gamma"}
 )
 """What an optimizer section keeps when an override chooses another optimizer (`rules`: if that treats matrices)."""
 

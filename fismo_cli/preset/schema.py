@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from fismo_cli.preset.schema_base import Config, KeyedError, NonNegative, Positive, PositiveInt, Seed, refuse
+from fismo_cli.preset.schema_base import Config, Fraction, KeyedError, NonNegative, Positive, PositiveInt, Seed, refuse
 from fismo_cli.preset.schema_data import ImageDataConfig, TextDataConfig
 from fismo_cli.preset.schema_logging import LoggingConfig
 from fismo_cli.preset.schema_optimizer import (
@@ -22,6 +22,7 @@ from fismo_cli.preset.schema_optimizer import (
 from fismo_cli.preset.schema_tune import METRICS, TuneConfig
 
 __all__ = [
+    "ALL_BUT_HEAD",
     "BaselineConfig",
     "CheckpointConfig",
     "EvaluateConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "ImagePreset",
     "KeyedError",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Preset",
@@ -42,6 +44,22 @@ __all__ = [
     "plain",
     "preset_adapter",
 ]
+
+
+ALL_BUT_HEAD = "all-but-head"
+
+
+class LoraConfig(Config):
+    """Low-rank adapters beside linear layers, which alone are trained (transformers, by peft)."""
+
+    rank: PositiveInt = Field(default=8, description="Rank of the adapters.")
+    alpha: PositiveInt = Field(default=16, description="What an adapter adds is multiplied by alpha / rank.")
+    dropout: Fraction = Field(default=0.0, description="Dropout of what goes into an adapter.")
+    target: Literal["all-linear"] | list[str] = Field(
+        default="all-linear",
+        description="Names of the layers that get one, such as [q_proj, v_proj]; all-linear: all but the head.",
+        json_schema_extra={"expected": "all-linear or a list of texts"},
+    )
 
 
 class ModelConfig(Config):
@@ -60,6 +78,25 @@ class ModelConfig(Config):
         description="false: random weights. true: the library's own. A path: a run directory, a model folder or a "
         "weights file.",
     )
+    freeze: Literal["all-but-head"] | list[str] = Field(
+        default=[],
+        description="What is not trained: patterns of parameters' names, such as [patch_embed.*, blocks.0.*]; or "
+        "all-but-head. Frozen batch norm keeps its statistics.",
+        json_schema_extra={"expected": "all-but-head or a list of texts"},
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="transformers: train low-rank adapters alone. The saved model has them merged. null: none.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        adapted = self.lora is not None
+        refuse(
+            (adapted and self.library == "timm", "lora", "is for models of transformers", ("library",)),
+            (adapted and bool(self.freeze), "freeze", "model.lora freezes all but adapters; leave it out", ("lora",)),
+        )
+        return self
 
 
 class ScheduleConfig(Config):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import BeforeValidator, Field, Strict, model_validator
 
 from fismo_cli.preset.schema_base import Config, Fraction, NonNegative, Positive, PositiveInt, Seed, refuse
 
@@ -48,6 +48,14 @@ def unused_keys(values: Mapping[str, Any]) -> dict[str, str]:
 def _default(key: str) -> Any:
     fields = {**TextDataConfig.model_fields, **ImageDataConfig.model_fields}
     return fields[key].default
+
+
+def _named_classes(weights: Any) -> Any:
+    """YAML reads a class called 3 as a number."""
+    return {str(name): weight for name, weight in weights.items()} if isinstance(weights, dict) else weights
+
+
+ClassWeights = Annotated[Literal["balanced"] | dict[str, Positive] | None, BeforeValidator(_named_classes)]
 
 
 class ImageDataConfig(Config):
@@ -108,6 +116,17 @@ class ImageDataConfig(Config):
         default=1.0, description="Probability that a batch is mixed, when mixup or cutmix is on."
     )
     label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the training loss.")
+    class_weights: ClassWeights = Field(
+        default=None,
+        description="Weights of classes in the training loss. balanced: in inverse proportion to their training "
+        "samples, 1 on average. Names and weights: those left out weigh 1. Evaluation's loss has none.",
+        json_schema_extra={"expected": "balanced, or class: weight, or null"},
+    )
+    balanced_sampling: bool = Field(
+        default=False,
+        description="Draw each class equally often in training: in an epoch, which is as long as ever, samples of rare "
+        "classes come several times, and some of frequent ones not at all.",
+    )
     validation_fraction: Fraction = Field(
         default=0.15, description="Share of the training part used for validation, where the source has no such split."
     )
@@ -127,6 +146,12 @@ class ImageDataConfig(Config):
             (needs_name and self.name is None, "name", f"{self.source} needs a name", ("source",)),
             (self.mean is not None and len(self.mean) != self.channels, "mean", wrong_length, ("channels",)),
             (self.std is not None and len(self.std) != self.channels, "std", wrong_length, ("channels",)),
+            (
+                self.balanced_sampling and self.class_weights == "balanced",
+                "balanced_sampling",
+                "evens out the classes, as data.class_weights: balanced does; choose one of them",
+                ("class_weights",),
+            ),
             (not low <= high <= 1.0, "crop_scale", f"must be low <= high <= 1, got [{low:g}, {high:g}]", ()),
         )
         return self

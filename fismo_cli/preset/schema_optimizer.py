@@ -40,6 +40,15 @@ WeightDecayOn = Annotated[
 ]
 
 
+LayerDecay = Annotated[
+    Annotated[float, Field(gt=0.0, le=1.0)] | None,
+    Field(
+        description="Each layer's learning rate is so many times that of the layer behind it (0.65 to 0.9 in "
+        "fine-tuning); the head has the full one. null: all layers have."
+    ),
+]
+
+
 def _polar_section(polar: Any) -> Any:
     """A word alone is the method."""
     return {"method": polar} if isinstance(polar, str) else polar
@@ -104,6 +113,7 @@ class FismoConfig(Config):
         description="Adapt the trust radius by what steps achieve: at most so many steps apart, a step's batch is "
         "evaluated again after it. null: fixed.",
     )
+    layer_decay: LayerDecay = None
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
     adamw: AdamWSection = _option("adamw")
@@ -165,6 +175,7 @@ class BaselineConfig(Config):
     momentum: Fraction | None = Field(default=None, description="Momentum, where the optimizer has it.")
     betas: Betas | None = Field(default=None, description="Decay rates, where the optimizer has two.")
     args: dict[str, Any] = Field(default={}, description="Any other argument of the optimizer's constructor.")
+    layer_decay: LayerDecay = None
     variance_reduction: VarianceReduction = None
     mars_gamma: MarsGamma = 0.025
     adamw: AdamWSection = Field(

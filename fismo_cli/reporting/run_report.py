@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
+from fismo_cli.reporting.class_report import class_sections
 from fismo_cli.reporting.console import print_pairs, print_rows, say
 from fismo_cli.reporting.page import document, figure, pairs, table
 from fismo_cli.reporting.picture import write_png
@@ -97,6 +98,7 @@ def _body(title: str, runs: Mapping[str, RunRecord]) -> Iterator[str]:
         yield '<p class="soft">No step has been logged yet (train.log_every).</p>'
     for name, (drawing, caption) in figures.items():
         yield figure(name, drawing, caption)
+    yield from class_sections(runs)
     for label, run in runs.items():
         for file in ("preset.yaml", "environment.json"):
             if (run.path / file).is_file():

@@ -36,8 +36,10 @@ def dry_run_rows(result: Mapping[str, Any]) -> dict[str, str]:
     """What a few steps took."""
     seconds, steps = result["step_seconds"], result["total_steps"]
     amount = f"{'at most ' if result['batch_grows'] else ''}{steps} steps, {result['total_samples']:,} samples"
+    trained = f"{result['trained_parameters']:,} of " * (result["trained_parameters"] != result["parameters"])
     rows = {
-        "run": f"{result['preset']} with {result['optimizer']}, {result['parameters']:,} parameters, "
+        "run": f"{result['preset']} with {result['optimizer']}, {trained}{result['parameters']:,} parameters"
+        f"{' trained' * bool(trained)}, "
         f"on {result['device']}",
         "step": f"{1000 * seconds:.1f} ms (the first {1000 * result['first_step_seconds']:.1f} ms), "
         f"{result['samples_per_second']:,.0f} samples/s",

@@ -94,6 +94,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def classes(self) -> Path:
+        """How the final model does on each class, where there are classes."""
+        return self.path / "classes.json"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files, where they were asked for."""
         return self.path / "tensorboard"

@@ -12,10 +12,12 @@ from typing import Any
 from fismo_cli.advice import gravest
 from fismo_cli.errors import AbortedError, ExitCode, FismoError, QuietError, UsageError, first_line
 from fismo_cli.files import link_or_copy, sweep
+from fismo_cli.freezing import trained_parameters
 from fismo_cli.models import save_flat, save_model
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.reporting import Sink
 from fismo_cli.reporting.jsonl import truncate_after
+from fismo_cli.runs.class_counts import ClassCounts, classes_document
 from fismo_cli.runs.directory import RunDirectory, link_latest, run_identity, write_json
 from fismo_cli.runs.environment import describe_run
 from fismo_cli.runs.model_card import write_model_card
@@ -195,6 +197,7 @@ def _begin(
         run.write_preset(prepared.loaded)
     keep_told(run)
     truncate_after(run.metrics, checkpoint.step)
+    run.classes.unlink(missing_ok=True)  # of an end that was not the last
     run.summary.unlink(missing_ok=True)  # of the interruption; from here on the run is unfinished again
     return run, (*notes, *advice)
 
@@ -270,6 +273,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "optimizer": loaded.preset.optimizer.name,
             "device": str(trainer.device),
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+            "trained_parameters": trained_parameters(trainer.model),
             "total_steps": trainer.total,
             "total_samples": trainer.total * loaded.preset.train.batch_size,
             "batch_grows": loaded.preset.train.batch_growth is not None,
@@ -312,6 +316,7 @@ def _events(
             elif isinstance(event, Finished) and trainer.world.main:
                 if event.summary["status"] == "completed" and run.model.is_dir():
                     _describe_model(prepared, run, event.summary["metrics"])
+                _write_classes(prepared, run)
                 summary: RunSummary = {
                     **event.summary,
                     "run_dir": str(run.path),
@@ -350,6 +355,14 @@ def _keep(prepared: Prepared, run: RunDirectory) -> None:
         ) from error
 
 
+def _write_classes(prepared: Prepared, run: RunDirectory) -> None:
+    """How the final model does on each class, where there are classes, and it has been measured."""
+    if confusions := prepared.trainer.confusions:
+        names = prepared.task.confusion_classes
+        counts = {part: ClassCounts.from_matrix(names, matrix.tolist()) for part, matrix in confusions.items()}
+        write_json(run.classes, classes_document(counts))
+
+
 def _describe_model(prepared: Prepared, run: RunDirectory, metrics: Mapping[str, Any]) -> None:
     write_model_card(run.model, prepared.loaded, prepared.task.description, metrics)
 
@@ -360,7 +373,7 @@ def _describe(prepared: Prepared, command: Sequence[str]) -> dict[str, Any]:
         command=command,
         device=trainer.device,
         initial_weights=prepared.initial_weights,
-        sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train)),
+        sample_order=order_hash(trainer.train_config.seed, len(prepared.task.train), prepared.task.balance),
         data=prepared.task.description,
         optimizer=prepared.loaded.preset.optimizer.name,
     )

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from fismo_cli.errors import UsageError
-from fismo_cli.models import build_model, load_model_dir, saved_classes
+from fismo_cli.models import build_untrained, load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import Preset
+from fismo_cli.runs.class_counts import ClassCounts
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.same_data import (
     check_as_trained,
@@ -27,7 +29,15 @@ from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch
 
-__all__ = ["measure"]
+__all__ = ["Measurement", "measure"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model does on a part: metrics, and of image classification each class (not of thousands)."""
+
+    metrics: dict[str, float]
+    classes: ClassCounts | None
 
 
 def measure(
@@ -38,8 +48,8 @@ def measure(
     allow_changed_data: bool = False,
     tell: Callable[[str], None] = lambda note: None,
     progress: Progress = lambda done, total: None,
-) -> dict[str, dict[str, float] | None]:
-    """Metrics on the validation and the test part, None where the data has no such part.
+) -> dict[str, Measurement | None]:
+    """What the model does on the validation and the test part, None where the data has no such part.
 
     Args:
         run_dir: a run directory.
@@ -79,23 +89,26 @@ def measure(
     model = load_model_dir(run_dir, preset, task) if step is None else _model_at(run, step, preset, task, tell)
     model.to(device)
     batch_size = preset.evaluate.batch_size or preset.train.batch_size // preset.train.accumulate
-    metrics: dict[str, dict[str, float] | None] = {}
+    found: dict[str, Measurement | None] = {}
     with explain_memory(device, lambda: f"with {batch_size} samples at once. Set evaluate.batch_size to fewer"):
         for name, part in (("validation", task.validation), ("test", task.test)):
-            metrics[name] = (
-                None
-                if part is None
-                else evaluate_part(
-                    task,
-                    model,
-                    part,
-                    batch_size=batch_size,
-                    device=device,
-                    precision=preset.train.precision,
-                    workers=preset.data.workers,
-                )
+            found[name] = None
+            if part is None:
+                continue
+            measured = evaluate_part(
+                task,
+                model,
+                part,
+                batch_size=batch_size,
+                device=device,
+                precision=preset.train.precision,
+                workers=preset.data.workers,
             )
-    return metrics
+            assert measured is not None  # no signal asks to leave
+            matrix, classes = measured.confusion, task.confusion_classes
+            counts = None if matrix is None else ClassCounts.from_matrix(classes, matrix.tolist())
+            found[name] = Measurement(measured.metrics, counts)
+    return found
 
 
 def _model_at(run: RunDirectory, step: str, preset: Preset, task: Task, tell: Callable[[str], None]) -> nn.Module:
@@ -104,8 +117,7 @@ def _model_at(run: RunDirectory, step: str, preset: Preset, task: Task, tell: Ca
     for problem in checkpoint.problems:
         tell(problem)
     tell(f"measured with the weights of step {checkpoint.step}")
-    untrained = preset.model_copy(update={"model": preset.model.model_copy(update={"pretrained": False})})
-    model = build_model(untrained, task)
+    model = build_untrained(preset, task)
     model.load_state_dict(final_weights(checkpoint))
     return model.eval()
 

@@ -7,13 +7,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Part", "Progress", "Sums", "Task"]
+__all__ = ["CONFUSION", "Batch", "Part", "Progress", "Sums", "Task"]
 
 Progress = Callable[[int, int], None]
 """Told how many samples have been looked at before training, and of how many."""
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
+
+CONFUSION = "confusion"
+"""The one of the sums that is a matrix: samples by class (rows) and by the class that they are taken for (columns)."""
 
 
 class Part(Protocol):
@@ -41,6 +44,7 @@ class Task:
             it; transformers: vocab_size, special token ids).
         description: what the data is, for the run's record (source, samples a part, classes, files); `identity` is
             what it is known by, see `tasks.identity`.
+        balance: the class of each training sample, where each class is to be drawn equally often; None: each sample is.
         notes: what a user should know of the data (what was left out, what looks wrong); one sentence each.
     """
 
@@ -50,6 +54,12 @@ class Task:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     description: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    balance: Tensor | None = None
+
+    @property
+    def confusion_classes(self) -> Sequence[str]:
+        """The classes of the confusion matrix among the sums of `measure`; none where there is no such matrix."""
+        return ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch on the model's device: a scalar to call `backward` on."""
@@ -64,5 +74,5 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Metrics of a part from its sums: `loss` (nats, always) and the task's own."""
+        """Metrics of a part from its sums, without the confusion matrix: `loss` (nats, always) and the task's own."""
         raise NotImplementedError

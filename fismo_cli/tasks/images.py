@@ -2,21 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import ImageDataConfig, ImagePreset
-from fismo_cli.tasks.base import Batch, Progress, Sums, Task
+from fismo_cli.tasks.base import CONFUSION, Batch, Progress, Sums, Task
+from fismo_cli.tasks.class_balance import class_weights
 from fismo_cli.tasks.image_parts import build_part
 from fismo_cli.tasks.image_sources import load_images
 from fismo_cli.tasks.image_transforms import match_channels
 from fismo_cli.tasks.randomness import preserved_generators, seed_generators
 
 __all__ = ["ImageTask", "build_image_task"]
+
+MOST_CONFUSION_CLASSES = 2000
+"""Of more classes no confusion matrix is counted: it would take memory and time as their number squared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +34,33 @@ class ImageTask(Task):
         label_smoothing: of the training loss.
         mixers: torchvision's mixup and cutmix, as far as they are on.
         mix_probability: share of the training batches that are mixed.
+        class_weights: of the training loss, by label; none: all classes weigh alike.
     """
 
     classes: tuple[str, ...]
     label_smoothing: float = 0.0
     mixers: tuple[Callable[..., tuple[Tensor, Tensor]], ...] = ()
     mix_probability: float = 1.0
+    class_weights: tuple[float, ...] = ()
+
+    @property
+    def confusion_classes(self) -> Sequence[str]:
+        """All classes, unless they are very many."""
+        return self.classes if len(self.classes) <= MOST_CONFUSION_CLASSES else ()
 
     def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels."""
-        logits = _logits(model, batch["images"])
-        return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+        """Mean cross-entropy, with label smoothing, of hard (N,) or soft (N, classes) labels.
+
+        A class's weight multiplies its share of every label. The mean is over samples, not over weights as torch's is:
+        so that the mean over micro-batches and processes is that of the batch.
+        """
+        logits, labels = _logits(model, batch["images"]), batch["labels"]
+        if self.class_weights:
+            weight = _on_device(self.class_weights, logits.device)
+            return functional.cross_entropy(
+                logits, labels, weight, label_smoothing=self.label_smoothing, reduction="none"
+            ).mean()
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Mix a training batch by mixup or cutmix (an even choice where both are on); labels become soft."""
@@ -54,17 +76,24 @@ class ImageTask(Task):
         return {**batch, "images": images, "labels": labels}
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
-        """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count."""
+        """Sums of plain cross-entropy, of correct first guesses, of labels among the first five, and the count.
+
+        And how often each class is taken for each, unless there are very many.
+        """
         labels = batch["labels"]
         logits = _logits(model, batch["images"])
         exact = torch.float32 if logits.device.type == "mps" else torch.float64  # mps has no float64
+        guesses = logits.argmax(dim=1)
         sums = {
             "loss": functional.cross_entropy(logits, labels, reduction="none").sum(dtype=exact),
-            "top1": (logits.argmax(dim=1) == labels).sum().to(exact),
+            "top1": (guesses == labels).sum().to(exact),
             "count": torch.full((), len(labels), dtype=exact, device=logits.device),
         }
         if len(self.classes) > 5:
             sums["top5"] = (logits.topk(5, dim=1).indices == labels[:, None]).sum().to(exact)
+        if count := len(self.confusion_classes):
+            pairs = torch.bincount(labels * count + guesses, minlength=count * count)
+            sums[CONFUSION] = pairs.reshape(count, count).to(exact)
         return sums
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -86,6 +115,12 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
         f"model.args: with these the model gives an output {found} instead of one row of class scores an image; leave "
         "out what adds heads to it (such as aux_logits) or takes the classifier away"
     )
+
+
+@lru_cache(maxsize=4)
+def _on_device(weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied once: a copy in every step would make the host wait for the device."""
+    return torch.tensor(weights, device=device)
 
 
 def _mixers(data: ImageDataConfig, classes: int) -> tuple[Callable[..., tuple[Tensor, Tensor]], ...]:
@@ -140,6 +175,7 @@ def build_image_task(
         for name, images in source.parts.items()
         if name != "train" or known is None or len(source.parts) == 1
     }
+    labels = source.parts["train"].labels if "train" in source.parts else np.empty(0, np.int64)
     return ImageTask(
         train=parts.get("train") or next(iter(parts.values())),
         validation=parts.get("validation"),
@@ -148,6 +184,8 @@ def build_image_task(
         label_smoothing=data.label_smoothing,
         mixers=_mixers(data, len(source.classes)),
         mix_probability=data.mix_probability,
+        class_weights=() if known is not None else class_weights(data.class_weights, labels, source.classes),
+        balance=torch.from_numpy(labels) if data.balanced_sampling else None,
         model_args=model_args,
         description={
             "source": data.source,

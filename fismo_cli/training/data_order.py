@@ -1,9 +1,10 @@
-"""Which samples a step sees: the order depends on (seed, epoch) alone.
+"""Which samples a step sees: the order depends on (seed, epoch) and, where classes are balanced, the labels alone.
 
 Nothing here draws from a global generator, so that a run resumed at any step sees the same samples.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sized
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 from fismo_cli.training.schedule import steps_per_epoch
 from fismo_cli.training.seeding import derive_seed
 
-__all__ = ["Keys", "MicroBatchKeys", "epoch_order", "order_hash", "sequential_keys"]
+__all__ = ["Keys", "MicroBatchKeys", "balanced_order", "epoch_order", "order_hash", "sequential_keys"]
+
+SECOND_TIME = 1 << 32
+"""More than there are epochs. A sample that comes again in an epoch has this added to the epoch of its key, so that it
+is augmented in another way."""
 
 Keys = list[tuple[int, int]]
 
@@ -23,9 +28,39 @@ def epoch_order(seed: int, epoch: int, samples: int) -> Tensor:
     return torch.randperm(samples, generator=generator)
 
 
-def order_hash(seed: int, samples: int) -> str:
+def balanced_order(seed: int, epoch: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """An epoch in which each class comes equally often (up to one sample), in random order.
+
+    Of a class that is rare, all samples come once before any comes again; of one that is frequent, some do not come:
+    others in every epoch.
+
+    Args:
+        seed: the run's.
+        epoch: its number.
+        labels: of all samples, int64, shape (samples,).
+
+    Returns:
+        Samples, and how often each has come before in this epoch: int64, shape (samples,).
+    """
+    generator = torch.Generator().manual_seed(derive_seed("balanced order", seed, epoch))
+    classes = torch.bincount(labels).nonzero().squeeze(1)
+    quotas = torch.full((len(classes),), len(labels) // len(classes))
+    quotas[torch.randperm(len(classes), generator=generator)[: len(labels) % len(classes)]] += 1
+    drawn, before = [], []
+    for label, quota in zip(classes, quotas.tolist(), strict=True):
+        members = (labels == label).nonzero().squeeze(1)
+        rounds = math.ceil(quota / len(members))
+        turns = [members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)]
+        drawn.append(torch.cat(turns)[:quota])
+        before.append(torch.arange(quota) // len(members))
+    order = torch.randperm(len(labels), generator=generator)
+    return torch.cat(drawn)[order], torch.cat(before)[order]
+
+
+def order_hash(seed: int, samples: int, balance: Tensor | None = None) -> str:
     """SHA-256 of the first epoch's order: equal in two runs that see the same samples in the same order."""
-    return hashlib.sha256(epoch_order(seed, 0, samples).numpy().tobytes()).hexdigest()
+    order = epoch_order(seed, 0, samples) if balance is None else balanced_order(seed, 0, balance)[0]
+    return hashlib.sha256(order.numpy().tobytes()).hexdigest()
 
 
 class MicroBatchKeys:
@@ -40,6 +75,7 @@ class MicroBatchKeys:
         total: one past the last step.
         rank: which part of each micro-batch to give, of `parts` equal ones.
         parts: processes that share each micro-batch; must divide it.
+        balance: the class of each sample, where each class is to come equally often.
 
     Raises:
         UsageError: if the training part is smaller than one batch.
@@ -56,9 +92,11 @@ class MicroBatchKeys:
         total: int,
         rank: int = 0,
         parts: int = 1,
+        balance: Tensor | None = None,
     ) -> None:
         self.seed, self.samples, self.batch_size, self.start, self.total = seed, samples, batch_size, start, total
         self.accumulate, self.rank, self.parts = accumulate, rank, parts
+        self.balance = balance
         self.per_epoch = steps_per_epoch(samples, batch_size)
 
     def __len__(self) -> int:
@@ -67,15 +105,22 @@ class MicroBatchKeys:
     def __iter__(self) -> Iterator[Keys]:
         micro_size = self.batch_size // self.accumulate
         share = micro_size // self.parts
-        epoch, order = -1, torch.empty(0)
+        epoch, order, before = -1, torch.empty(0), torch.empty(0)
         for step in range(self.start, self.total):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
-                order = epoch_order(self.seed, epoch, self.samples)
+                order, before = self._order(epoch)
             first = (step % self.per_epoch) * self.batch_size
             for begin in range(first, first + self.batch_size, micro_size):
                 own = begin + self.rank * share
-                yield [(epoch, index) for index in order[own : own + share].tolist()]
+                samples, times = (values[own : own + share].tolist() for values in (order, before))
+                yield [(epoch + n * SECOND_TIME, index) for index, n in zip(samples, times, strict=True)]
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The samples of an epoch, and how often each has come before in it."""
+        if self.balance is not None:
+            return balanced_order(self.seed, epoch, self.balance)
+        return epoch_order(self.seed, epoch, self.samples), torch.zeros(self.samples, dtype=torch.int64)
 
 
 def sequential_keys(part: Sized, batch_size: int) -> list[Keys]:

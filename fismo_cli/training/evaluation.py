@@ -2,18 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fismo_cli.tasks.base import Part, Task
+from fismo_cli.tasks.base import CONFUSION, Part, Task
 from fismo_cli.training.data_order import sequential_keys
 from fismo_cli.training.device import Precision, autocast, move
 from fismo_cli.training.loading import fetch, take
 from fismo_cli.training.signals import StopRequest
 from fismo_cli.training.world import World
 
-__all__ = ["evaluate_part", "evaluation_mode"]
+__all__ = ["Measured", "evaluate_part", "evaluation_mode"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model does on a part: the task's metrics, and the confusion matrix of tasks that have one, on the CPU."""
+
+    metrics: dict[str, float]
+    confusion: Tensor | None = None
 
 
 @contextmanager
@@ -46,7 +55,7 @@ def evaluate_part(
     workers: int = 0,
     stop: StopRequest | None = None,
     world: World = World(),
-) -> dict[str, float] | None:
+) -> Measured | None:
     """The task's metrics of a model on a part; None if `stop` asked to leave between batches, in any process.
 
     The processes of a world share the batches out, and all get the metrics of the whole. The mode that every module
@@ -76,8 +85,9 @@ def evaluate_part(
                 break
             for name, value in measured.items():
                 totals[name] = totals[name] + value.to(dtype) if name in totals else value.to(dtype)
-    sums: dict[str, float] = {}
-    for own in world.gather({name: value.item() for name, value in totals.items()}):
-        for name, number in own.items():
-            sums[name] = sums.get(name, 0.0) + number
-    return task.metrics(sums)
+    sums: dict[str, Tensor] = {}
+    for own in world.gather({name: value.cpu().double() for name, value in totals.items()}):
+        for name, value in own.items():
+            sums[name] = sums[name] + value if name in sums else value
+    confusion = sums.pop(CONFUSION, None)
+    return Measured(task.metrics({name: value.item() for name, value in sums.items()}), confusion)

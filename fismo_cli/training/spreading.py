@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fismo_cli.blocks import repeated_blocks
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.optimizer_names import RANDOM_NAMES
 from fismo_cli.preset.schema import Preset, TrainConfig
-from fismo_cli.training.blocks import repeated_blocks
 from fismo_cli.training.used import UsedParameters
 from fismo_cli.training.world import World
 from fismo_core import FISMO

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fismo_cli.blocks import recompute_activations
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.optimizers import learning_rates
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
@@ -19,11 +20,10 @@ from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
 from fismo_cli.training.batch_growth import grown
-from fismo_cli.training.blocks import recompute_activations
 from fismo_cli.training.checkpoint import CheckpointStore, Loaded
 from fismo_cli.training.data_order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
-from fismo_cli.training.evaluation import evaluate_part
+from fismo_cli.training.evaluation import Measured, evaluate_part
 from fismo_cli.training.instruments import NoiseInstrument, RadiusInstrument
 from fismo_cli.training.loading import fetch, take
 from fismo_cli.training.loss import TrainingLoss
@@ -154,6 +154,8 @@ class Trainer:
         )
         self._watch = Stopwatch()
         self._assembled: nn.Module | None = None
+        self._confusions: dict[int, Tensor] = {}
+        self._test_confusion: Tensor | None = None
         self._stop = StopRequest()
         self._failure: Exception | None = None
         self._saved_step: int | None = None
@@ -173,6 +175,18 @@ class Trainer:
     def kept_model(self) -> nn.Module:
         """The same to keep at the end: whole, also where it is spread over processes."""
         return self.final_model if self._assembled is None else self._assembled
+
+    @property
+    def confusions(self) -> dict[str, Tensor]:
+        """The final model's confusion matrices by part, of tasks that have them."""
+        found = {"validation": self._confusions.get(self._model_step), "test": self._test_confusion}
+        return {part: matrix for part, matrix in found.items() if matrix is not None}
+
+    @property
+    def _model_step(self) -> int:
+        """The step whose weights are the final model's, once the run has ended."""
+        best = self._state.best_step if self.train_config.final_model == "best" else None
+        return self._state.step if best is None else best
 
     def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Generator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
@@ -294,18 +308,37 @@ class Trainer:
             self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
         yield events.Trained(self._state.step)
         leave = self._take(iter(()), 0) is None
+        if not leave:
+            leave = not self._count_classes()
         if self.task.test is not None and not leave:
             started = time.perf_counter()
             test = self._evaluate(self.task.test)
             leave = test is None  # asked to in the middle of it
             if test is not None:
-                yield self._evaluated("test", test, started)
-                end = replace(end, test=test)
+                self._test_confusion = test.confusion
+                yield self._evaluated("test", test.metrics, started)
+                end = replace(end, test=test.metrics)
         if leave:
             if store is not None and self._saved_step != self._state.step:
                 yield self._save(store)
             return _End("interrupted")
         return end
+
+    def _count_classes(self) -> bool:
+        """Make sure that the final model's confusion matrix is there: a resumed run may not have counted it.
+
+        Returns:
+            False if a signal asked to leave meanwhile.
+        """
+        part = self.task.validation
+        if part is None or not self.task.confusion_classes or self._model_step in self._confusions:
+            return True
+        measured = self._evaluate(part)
+        if measured is None:
+            return False
+        assert measured.confusion is not None
+        self._confusions[self._model_step] = measured.confusion
+        return True
 
     def _take_best(self, store: CheckpointStore) -> str:
         """Put the weights with the best validation loss in the place of the last ones; what to tell about it."""
@@ -408,6 +441,7 @@ class Trainer:
             total=self.total,
             rank=self.world.rank,
             parts=self.world.size,
+            balance=self.task.balance,
         )
         return fetch(
             self.task.train,
@@ -490,7 +524,7 @@ class Trainer:
             samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
         )
 
-    def _evaluate(self, part: Part) -> dict[str, float] | None:
+    def _evaluate(self, part: Part) -> Measured | None:
         config = self.train_config
         self.world.same_as_main(self.final_model.buffers())  # statistics of batch norm differ: each saw its own share
         return evaluate_part(
@@ -507,14 +541,19 @@ class Trainer:
 
     def _evaluate_validation(self, part: Part) -> Iterator[events.Event]:
         state, started = self._state, time.perf_counter()
-        metrics = self._evaluate(part)
-        if metrics is None:
+        measured = self._evaluate(part)
+        if measured is None:
             return  # asked to leave; the resumed run evaluates this step
+        metrics = measured.metrics
         best = math.isfinite(metrics["loss"]) and (state.best_loss is None or metrics["loss"] < state.best_loss)
         state.since_best = 0 if best else state.since_best + 1
         if best:
             state.best_loss, state.best_step, state.best_validation = metrics["loss"], state.step, metrics
         state.evaluated_step, state.validation = state.step, metrics
+        if measured.confusion is not None:
+            before = self._confusions.items()
+            kept = {step: matrix for step, matrix in before if step == state.best_step}
+            self._confusions = {**kept, state.step: measured.confusion}
         yield self._evaluated("validation", metrics, started, best)
 
     def _evaluated(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from fismo_cli.blocks import recompute_activations, repeated_blocks
 from fismo_cli.errors import UsageError
-from fismo_cli.training.blocks import recompute_activations, repeated_blocks
 from fismo_cli.training.events import StepLogged
 from tests.cli.training_fakes import make_trainer
 

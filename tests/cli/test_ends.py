@@ -56,7 +56,7 @@ def test_the_model_with_the_best_validation_loss_is_the_final_one(tmp_path):
     measured = evaluate_part(
         task, trainer.model, task.test, batch_size=8, device=torch.device("cpu"), precision="float32"
     )
-    assert summary["metrics"]["test"] == measured
+    assert summary["metrics"]["test"] == measured.metrics
 
 
 def test_a_run_with_the_best_model_that_is_interrupted_in_its_test_goes_on_from_its_last_weights(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(place):
             execution.execute(other, runs_dir=Path("runs"), resume=str(run.path))
     summary = execution.execute(again, runs_dir=Path("runs"), resume=str(run.path))
     measured = measure(run.path, load_preset(str(run.preset)))
-    assert measured["test"] == pytest.approx(summary["metrics"]["test"])
+    assert measured["test"].metrics == pytest.approx(summary["metrics"]["test"])
 
 
 def test_exit_codes_for_users_and_for_studies(place, capsys):
@@ -171,8 +171,8 @@ def test_measuring_again_is_held_to_the_data_too(place, monkeypatch):
     summary = execution.execute(loaded, runs_dir=Path("runs"), resume="auto")
     run, told = the_run(), []
     again = load_preset(str(run.preset), ["data.workers=0", "evaluate.batch_size=1"])
-    metrics = measure(run.path, again, tell=told.append)
-    assert metrics["test"]["loss"] == pytest.approx(summary["metrics"]["test"]["loss"], rel=1e-6)
+    measured = measure(run.path, again, tell=told.append)
+    assert measured["test"].metrics["loss"] == pytest.approx(summary["metrics"]["test"]["loss"], rel=1e-6)
     assert told == []
     shutil.copytree("text", "other")
     Path("text/3.txt").write_text("other words than before\n" * 9)

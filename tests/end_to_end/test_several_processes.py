@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fismo_cli.runs.class_counts import read_classes
 from tests.end_to_end.conftest import Cli, wait_for
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,8 @@ def test_several_processes_train_as_one_does(cli, settings):
         assert several.json["metrics"]["validation"]["loss"] == pytest.approx(
             one["metrics"]["validation"]["loss"], rel=2e-2
         )
+        for part, counts in read_classes(cli.folder / several.json["run_dir"] / "classes.json").items():
+            assert sum(row.support for row in counts.rows) == {"validation": 216, "test": 359}[part]
     allowed = max(10 * largest_gap(losses(cli, one["run_dir"]), losses(cli, accumulated["run_dir"])), 1e-5)
     assert max(gaps) <= allowed
 

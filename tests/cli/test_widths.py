@@ -35,7 +35,7 @@ RUN = {
 }  # fmt: skip
 TRY = {
     "step_seconds": 0.123, "total_steps": 123_456, "batch_grows": True, "total_samples": 12_345_678,
-    "preset": "a-preset", "optimizer": "pytorch_optimizer/SomeLongName", "parameters": 123_456_789, "device": "cuda:0",
+    "preset": "a-preset", "optimizer": "pytorch_optimizer/SomeLongName", "parameters": 123_456_789, "device": "cuda:0", "trained_parameters": 123_456,
     "noise_scale": 123.4, "first_step_seconds": 1.234, "samples_per_second": 12345.6, "peak_memory_bytes": 2**36,
     "world_size": 8, "optimizer_state_bytes": 2**33, "gradient_bytes": 2**30, "update_bytes": 2**30,
 }  # fmt: skip

@@ -12,16 +12,16 @@ import sys
 import time
 
 PLACES = {
-    "sample": "fismo_cli.training.loading",
-    "worker-exit": "fismo_cli.training.loading",
-    "worker-segfault": "fismo_cli.training.loading",
-    "worker-memory": "fismo_cli.training.loading",
-    "slow-sample": "fismo_cli.training.loading",
+    "sample": "fismo_cli.training.data.loading",
+    "worker-exit": "fismo_cli.training.data.loading",
+    "worker-segfault": "fismo_cli.training.data.loading",
+    "worker-memory": "fismo_cli.training.data.loading",
+    "slow-sample": "fismo_cli.training.data.loading",
     "forward": "fismo_cli.training.stepping",
     "nan": "fismo_cli.training.stepping",
     "optimizer": "fismo_cli.training.stepping",
     "evaluation": "fismo_cli.training.trainer",
-    "checkpoint": "fismo_cli.training.checkpoint",
+    "checkpoint": "fismo_cli.training.checkpoints.store",
     "record": "fismo_cli.reporting.jsonl",
 }
 """Where a fault is -> the module that is changed once it has been imported."""

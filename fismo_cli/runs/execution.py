@@ -29,14 +29,14 @@ from fismo_cli.runs.telling import Teller
 from fismo_cli.runs.trackers import keep_told
 from fismo_cli.tasks.base import Progress
 from fismo_cli.tasks.identity import identity_hash
-from fismo_cli.training.checkpoint import CheckpointStore, Loaded
-from fismo_cli.training.data_order import order_hash
+from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded
+from fismo_cli.training.data.order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
+from fismo_cli.training.distributed.sharding import check_parallel
+from fismo_cli.training.distributed.world import World, join_world
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.run_summary import RunSummary
 from fismo_cli.training.schedule import same_until
-from fismo_cli.training.spreading import check_parallel
-from fismo_cli.training.world import World, join_world
 
 __all__ = ["dry_run", "execute"]
 
@@ -258,7 +258,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         trainer = prepared.trainer
         measured = 0 if loaded.preset.train.noise_every is None else NOISE_STEPS
         seconds, noise_scale = trainer.try_steps(steps, measured)
-        spread = check_parallel(loaded.preset, world)
+        sharded = check_parallel(loaded.preset, world)
         received = getattr(trainer.optimizer, "received_bytes", int)()
         each = world.gather((trainer.optimizer_state_bytes(), peak_memory_bytes(trainer.device), received))
         if not world.main:
@@ -285,7 +285,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
             "optimizer_state_bytes": max(state for state, _, _ in each),
             "peak_memory_bytes": max(peak for _, peak, _ in each),
             "world_size": world.size,
-            "gradient_bytes": round((1 if spread else 2) * gradients * (world.size - 1) / world.size),  # in a ring
+            "gradient_bytes": round((1 if sharded else 2) * gradients * (world.size - 1) / world.size),  # in a ring
             "update_bytes": max(new for _, _, new in each),
             "noise_scale": noise_scale,
             "plan": None if plan is None else str(plan()),

@@ -24,7 +24,7 @@ from fismo_cli.runs.same_data import (
 from fismo_cli.runs.weights import find_checkpoint
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
-from fismo_cli.training.checkpoint import final_weights
+from fismo_cli.training.checkpoints.store import final_weights
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch

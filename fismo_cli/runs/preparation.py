@@ -19,14 +19,14 @@ from fismo_cli.runs.environment import weights_hash
 from fismo_cli.runs.trackers import check_trackers
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
+from fismo_cli.training.data.loading import read_batch
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
+from fismo_cli.training.distributed.sharding import check_parallel, shard_model
+from fismo_cli.training.distributed.world import World
 from fismo_cli.training.evaluation import evaluation_mode
-from fismo_cli.training.loading import read_batch
 from fismo_cli.training.seeding import configure_torch, seed_everything
-from fismo_cli.training.spreading import check_parallel, spread_out
 from fismo_cli.training.step_start import untouched
 from fismo_cli.training.trainer import RunName, Trainer
-from fismo_cli.training.world import World
 
 __all__ = ["Prepared", "check_space", "prepare"]
 
@@ -61,7 +61,7 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
     if world.main:
         check_trackers(preset.logging)
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
-    spread = check_parallel(preset, world)
+    sharded = check_parallel(preset, world)
     device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)
     with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
         task = build_task(preset, progress=progress)
@@ -69,16 +69,16 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
         model = build_model(preset, task)
         notes = (*loaded.notes, *task.notes, *model_notes(model))
         initial_weights = weights_hash(model)
-        if not spread:  # which may not find room on one device
+        if not sharded:  # which may not find room on one device
             model.to(device)
-        tried_on = torch.device("cpu") if spread else device
+        tried_on = torch.device("cpu") if sharded else device
         flops = _try_forward(loaded, task, model, tried_on)
         _try_single_samples(loaded, task, model, tried_on, world)
-        spread_model = spread_out(model, preset.train, world, device) if spread else None
+        sharded_model = shard_model(model, preset.train, world, device) if sharded else None
         optimizer = build_optimizer(
             preset.optimizer,
             model,
-            process_group=None if spread else world.group,
+            process_group=None if sharded else world.group,
             forward_flops=flops * preset.train.batch_size,
         )
         trainer = Trainer(
@@ -92,7 +92,7 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
             workers=preset.data.workers,
             name=RunName(loaded.name, preset.optimizer.name),
             world=world,
-            spread=spread_model,
+            sharded_model=sharded_model,
             adapt_radius=getattr(preset.optimizer, "adapt_radius", None),
             mars=build_mars(preset.optimizer, optimizer),
         )

@@ -14,7 +14,7 @@ from fismo_cli.runs.directory import RunDirectory, check_same_preset, read_json,
 from fismo_cli.runs.environment import differences
 from fismo_cli.runs.record import read_run
 from fismo_cli.runs.same_data import data_of_run
-from fismo_cli.training.checkpoint import CheckpointStore, Loaded
+from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded
 from fismo_cli.training.schedule import same_until, total_steps
 
 __all__ = ["find_resumable", "record_resumption", "same_checkpoint"]

@@ -10,7 +10,7 @@ from fismo_cli.reporting.tensorboard import TensorBoardSink
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.preparation import Prepared
 from fismo_cli.runs.trackers import start_trackers
-from fismo_cli.training.checkpoint import Loaded
+from fismo_cli.training.checkpoints.store import Loaded
 from fismo_cli.training.events import Event, Noticed
 
 __all__ = ["Teller"]

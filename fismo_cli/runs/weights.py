@@ -9,7 +9,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.training.checkpoint import CheckpointStore, Loaded, write_weights
+from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded, write_weights
 
 __all__ = ["Exported", "check_step", "export_weights", "find_checkpoint"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fismo_cli.tasks.base import CONFUSION, Part, Task
-from fismo_cli.training.data_order import sequential_keys
+from fismo_cli.training.data.loading import fetch, take
+from fismo_cli.training.data.order import sequential_keys
 from fismo_cli.training.device import Precision, autocast, move
-from fismo_cli.training.loading import fetch, take
+from fismo_cli.training.distributed.world import World
 from fismo_cli.training.signals import StopRequest
-from fismo_cli.training.world import World
 
 __all__ = ["Measured", "evaluate_part", "evaluation_mode"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fismo_cli.training.world import World
+from fismo_cli.training.distributed.world import World
 
 __all__ = ["LossWindow", "RunState", "Stopwatch"]
 

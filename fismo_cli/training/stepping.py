@@ -14,15 +14,15 @@ from fismo_cli.optimizers import optimizer_state_bytes
 from fismo_cli.preset.schema import TrainConfig
 from fismo_cli.tasks.base import Batch, Task
 from fismo_cli.training.device import OptimizerClock, move
+from fismo_cli.training.distributed.sharding import ShardedModel
+from fismo_cli.training.distributed.world import World
 from fismo_cli.training.events import Event
 from fismo_cli.training.instruments import Instrument, Step
 from fismo_cli.training.loss import TrainingLoss
 from fismo_cli.training.schedule import factor
 from fismo_cli.training.seeding import derive_seed
-from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import RunState
 from fismo_cli.training.step_start import StepStart
-from fismo_cli.training.world import World
 from fismo_core import Mars
 from fismo_core.dtensors import full_tensor, local_part
 
@@ -42,7 +42,7 @@ class Stepper:
         scaler: of the loss, for float16.
         instruments: what looks on, by the names that their states have in a checkpoint.
         world: the processes.
-        spread: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
+        sharded_model: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
         mars: the correction in front of the optimizer, whose state is kept with the others.
 
     Attributes:
@@ -63,12 +63,12 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         instruments: Mapping[str, Instrument],
         world: World,
-        spread: SpreadModel | None,
+        sharded_model: ShardedModel | None,
         mars: Mars | None,
     ) -> None:
         self._task, self._loss, self._model, self._optimizer = task, loss, loss.model, optimizer
         self._train, self._total, self._device, self._scaler = train, total, device, scaler
-        self._instruments, self._world, self._spread, self._mars = instruments, world, spread, mars
+        self._instruments, self._world, self._sharded_model, self._mars = instruments, world, sharded_model, mars
         self._replica = self._model  # as DDP has it, once training begins
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
@@ -81,7 +81,7 @@ class Stepper:
 
     def join_replicas(self) -> None:
         """Wrap the model by DDP; not earlier, since all processes must come here, and preparing may fail in some."""
-        if self._world.size > 1 and self._spread is None and self._replica is self._model:
+        if self._world.size > 1 and self._sharded_model is None and self._replica is self._model:
             devices = [self._device] if self._device.type == "cuda" else None
             # Which parameters get a gradient may differ between steps and processes, and cannot be known beforehand.
             self._replica = DistributedDataParallel(self._model, device_ids=devices, find_unused_parameters=True)
@@ -112,8 +112,8 @@ class Stepper:
         with self._undone_if_it_fails():
             self._tell(lambda instrument: instrument.before_step(step))
             loss = self._take_gradients(batches, state, taken)
-            if self._spread is not None:
-                self._spread.used.drop_unused()
+            if self._sharded_model is not None:
+                self._sharded_model.used.drop_unused()
             self._tell(lambda instrument: instrument.after_backward())
             if config.clip_grad_norm is not None or any(i.needs_unscaled() for i in self._instruments.values()):
                 self._scaler.unscale_(self._optimizer)
@@ -161,7 +161,7 @@ class Stepper:
             [norm.float() for norm in torch._foreach_norm(weights, ord=math.inf)] or [torch.zeros(())]
         )
         broken = not bool(torch.isfinite(largest).all())
-        if self._spread is not None:  # each process has seen its own rows
+        if self._sharded_model is not None:  # each process has seen its own rows
             broken = self._world.any(broken)
         return "the weights are no longer finite" if broken else None
 
@@ -222,7 +222,7 @@ class Stepper:
             try:
                 part(instrument)
             except Exception as error:
-                if self._spread is not None:
+                if self._sharded_model is not None:
                     raise
                 if instrument.what not in self._noted:
                     self._noted.add(instrument.what)
@@ -231,7 +231,7 @@ class Stepper:
 
     def _gradients_kept(self, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last, gradients stay in the process: they are averaged once a step."""
-        if self._spread is not None:
+        if self._sharded_model is not None:
             self._model.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self._replica, DistributedDataParallel) and not last:
             return self._replica.no_sync()

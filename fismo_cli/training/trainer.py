@@ -20,22 +20,22 @@ from fismo_cli.tasks.base import Batch, Part, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
 from fismo_cli.training.batch_growth import grown
-from fismo_cli.training.checkpoint import CheckpointStore, Loaded
-from fismo_cli.training.data_order import MicroBatchKeys
+from fismo_cli.training.checkpoints.saving import Saving
+from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded
+from fismo_cli.training.data.loading import fetch, take
+from fismo_cli.training.data.order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
+from fismo_cli.training.distributed.sharding import ShardedModel
+from fismo_cli.training.distributed.world import World, failed_everywhere
 from fismo_cli.training.evaluation import Measured, evaluate_part
 from fismo_cli.training.instruments import NoiseInstrument, RadiusInstrument
-from fismo_cli.training.loading import fetch, take
 from fismo_cli.training.loss import TrainingLoss
-from fismo_cli.training.saving import Saving
 from fismo_cli.training.schedule import total_steps, warmup_steps
 from fismo_cli.training.seeding import derive_seed, seed_everything
 from fismo_cli.training.signals import StopRequest
-from fismo_cli.training.spreading import SpreadModel
 from fismo_cli.training.state import LossWindow, RunState, Stopwatch
 from fismo_cli.training.stepping import Stepper
 from fismo_cli.training.summary import Status, summarise
-from fismo_cli.training.world import World, failed_everywhere
 from fismo_core import Mars, RadiusControl
 
 __all__ = ["RunName", "Trainer", "check_shares"]
@@ -72,7 +72,7 @@ class Trainer:
         workers: data loading processes.
         name: of the run, for events and summary.
         world: the processes that train the model together, each on its share of every batch.
-        spread: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
+        sharded_model: what goes with a model that FSDP2 has spread over them; None: each has all of it, by DDP.
         adapt_radius: steps between measurements of what steps achieve, by which FISMO's radius is adapted; None: fixed.
         mars: the correction in front of the optimizer, whose state a checkpoint keeps.
 
@@ -94,25 +94,25 @@ class Trainer:
         workers: int = 0,
         name: RunName,
         world: World = World(),
-        spread: SpreadModel | None = None,
+        sharded_model: ShardedModel | None = None,
         adapt_radius: int | None = None,
         mars: Mars | None = None,
     ) -> None:
         self.task, self.model, self.optimizer, self.device, self.name = task, model, optimizer, device, name
         self.train_config, self.evaluate_config, self.checkpoint_config = train, evaluate, checkpoint
-        self.workers, self.world, self._spread = workers, world, spread
+        self.workers, self.world, self._sharded_model = workers, world, sharded_model
         check_shares(train.batch_size, train.accumulate, world.size)
         for key, asked in (("patience", train.patience is not None), ("final_model", train.final_model == "best")):
             if asked and task.validation is None:
                 raise UsageError(f"train.{key}: the data has no validation part (see data.validation_fraction)")
         self.total = total_steps(train, len(task.train))
-        twin = None if spread is None else spread.average
+        twin = None if sharded_model is None else sharded_model.average
         self.average = WeightAverage(model, train.ema_decay, twin) if train.ema_decay is not None else None
         if train.activation_checkpointing:
             recompute_activations(model, compiled=train.compile)
-        if train.compile and spread is None:
+        if train.compile and sharded_model is None:
             model.compile()
-        loss, sharded = TrainingLoss(task, model, device, train.precision), spread is not None
+        loss, sharded = TrainingLoss(task, model, device, train.precision), sharded_model is not None
         scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "float16")
         names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         noise = NoiseInstrument(
@@ -137,7 +137,7 @@ class Trainer:
             scaler=scaler,
             instruments={"noise": noise, "radius": radius},
             world=world,
-            spread=spread,
+            sharded_model=sharded_model,
             mars=mars,
         )
         self._peak_lr = learning_rates(optimizer)
@@ -304,8 +304,8 @@ class Trainer:
             if self._saved_step != self._state.step:  # to be gone on from, if anything fails from here on
                 yield self._save(store)
             yield events.Noticed(self._take_best(store))
-        if self._spread is not None:
-            self._assembled = self._spread.assembled(self.final_model, keep=self.world.main)
+        if self._sharded_model is not None:
+            self._assembled = self._sharded_model.assembled(self.final_model, keep=self.world.main)
         yield events.Trained(self._state.step)
         leave = self._take(iter(()), 0) is None
         if not leave:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
 from fismo_cli.tasks.base import Batch, Sums, Task
+from fismo_cli.training.distributed.sharding import shard_model
+from fismo_cli.training.distributed.world import World, join_world
 from fismo_cli.training.seeding import seed_everything
-from fismo_cli.training.spreading import spread_out
 from fismo_cli.training.trainer import RunName, Trainer
-from fismo_cli.training.world import World, join_world
 from fismo_core import FISMO, AdamW, split_parameters
 from fismo_core.dtensors import full_tensor
 
@@ -109,7 +109,7 @@ def train(parallel: str, share: float, accumulate: int, poisoned: bool, world: W
     seed_everything(0)
     model, device = Model().double(), torch.device("cpu")
     config = TrainConfig(epochs=2, batch_size=8, accumulate=accumulate, log_every=1, parallel=parallel)
-    spread = spread_out(model, config, world, device) if parallel == "fsdp2" and world.size > 1 else None
+    spread = shard_model(model, config, world, device) if parallel == "fsdp2" and world.size > 1 else None
     group = None if spread is not None else world.group
     optimizer = FISMO(split_parameters(model), weight_decay=0.1, adamw=AdamW(weight_decay=0.1), process_group=group)
     samples = Samples(share, poisoned)
@@ -123,7 +123,7 @@ def train(parallel: str, share: float, accumulate: int, poisoned: bool, world: W
         device=device,
         name=RunName("branches", "fismo"),
         world=world,
-        spread=spread,
+        sharded_model=spread,
     )
     *_, finished = trainer.fit()
     by_rank = world.gather([count > 0 for count in samples.seen])

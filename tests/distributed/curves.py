@@ -12,8 +12,8 @@ import torch
 
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.preparation import prepare
+from fismo_cli.training.distributed.world import World, join_world
 from fismo_cli.training.events import Finished, StepLogged
-from fismo_cli.training.world import World, join_world
 
 
 def curve(preset: str, *overrides: str, world: World = World(), noise: int | None = None) -> tuple[list[float], dict]:

@@ -12,7 +12,7 @@ from typing import Any
 from fismo_cli import app
 from fismo_cli.tasks import image_parts
 from fismo_cli.tasks.images import ImageTask
-from fismo_cli.training import checkpoint
+from fismo_cli.training.checkpoints import store as checkpoint
 
 
 def failing(work: Callable[..., Any], call: int) -> Callable[..., Any]:

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from fismo_cli.errors import FismoError
-from fismo_cli.training.checkpoint import CheckpointStore
-from fismo_cli.training.world import World, join_world
+from fismo_cli.training.checkpoints.store import CheckpointStore
+from fismo_cli.training.distributed.world import World, join_world
 
 SHAPES = [(1,), (3, 2), (4,), (7, 5), (0, 3), (16, 2, 3)]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fismo_cli.errors import FismoError
-from fismo_cli.training.checkpoint import CheckpointStore
+from fismo_cli.training.checkpoints.store import CheckpointStore
 from tests.distributed.shards import wholes
 from tests.distributed.test_sharding import start
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fismo_cli.training.spreading import ELEMENTWISE
+from fismo_cli.training.distributed.sharding import ELEMENTWISE
 from tests.distributed.curves import curve
 from tests.distributed.test_sharding import start
 

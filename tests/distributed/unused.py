@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
+from fismo_cli.training.distributed.world import join_world
 from fismo_cli.training.seeding import seed_everything
 from fismo_cli.training.trainer import RunName, Trainer
-from fismo_cli.training.world import join_world
 from fismo_core import FISMO, split_parameters
-from tests.cli.training_fakes import points_task
+from tests.cli.training.fakes import points_task
 
 
 class Model(nn.Module):

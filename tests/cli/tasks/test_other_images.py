@@ -65,7 +65,8 @@ def by_timm_alone(run, folder):
 
 def measured(run, *overrides):
     notes = []
-    return measure(run, load_preset(str(run / "preset.yaml"), overrides), tell=notes.append), notes
+    found = measure(run, load_preset(str(run / "preset.yaml"), overrides), tell=notes.append)
+    return {part: None if measured is None else measured.metrics for part, measured in found.items()}, notes
 
 
 def test_a_folder_of_some_classes_is_measured_as_a_whole(run, other):

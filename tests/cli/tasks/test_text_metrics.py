@@ -45,7 +45,7 @@ def test_metrics_are_those_of_transformers_alone(kind, tmp_path, tokenizer_folde
     other = measure(run_dir, load_preset(str(run_dir / "preset.yaml"), ["data.path=other.txt"]))
     assert other["validation"] is None
     parts = load_text(loaded.preset.data).parts
-    for part, measured in {**summary["metrics"], "other": other["test"]}.items():
+    for part, measured in {**summary["metrics"], "other": other["test"].metrics}.items():
         if part == "train":
             continue
         files = [Path("other.txt")] if part == "other" else [span.path for span in parts[part].spans]

@@ -230,7 +230,10 @@ def _started(loader: "DataLoader[Any]") -> Iterator[tuple[Iterator[Any], list[Ba
     batches: Any = None
     processes: list[BaseProcess] = []
     try:
-        batches = iter(loader)
+        try:
+            batches = iter(loader)
+        except RuntimeError as error:  # torch's own handler, of a worker that died at once
+            raise _lost([*set(multiprocessing.active_children()) - before], error) from error
         if in_main:  # torch's own would raise in the middle of a step, whatever is done there, when a worker dies
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         processes += set(multiprocessing.active_children()) - before

@@ -20,6 +20,12 @@ MOST_PAIRS = 10
 MOST_IN_HEAT_MAP = 40
 """Of more classes the cells would be too small to be read; the most confused pairs say it then."""
 
+CELL = 22
+"""Least width and height of a cell, in pixels."""
+
+LONGEST_TICK = 20
+"""Letters of a name at an axis."""
+
 MOST_IN_SIGHT = 40
 """Of more classes the rows are folded away on the page, but for those with the lowest recall."""
 
@@ -68,7 +74,9 @@ def _section(part: str, counts: ClassCounts) -> Iterator[str]:
             f"What the samples of each class of the {part} part were taken for: numbers of samples; the colour is "
             "their share of the class."
         )
-        yield figure(f"confusion-{part}", _heat_map(counts), caption, f"{max(320, 140 + 26 * len(counts.classes))}px")
+        cells = CELL * len(counts.classes)
+        drawn = figure(f"confusion-{part}", _heat_map(counts), caption, f"{max(320, 240 + cells)}px")
+        yield f'<div class="wide"><div style="min-width: {240 + cells}px">{drawn}</div></div>'  # a phone scrolls
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -85,7 +93,7 @@ def _heat_map(counts: ClassCounts) -> Any:
         [count / row.support if row.support else 0.0 for count in line]
         for line, row in zip(samples, counts.rows, strict=True)
     ]
-    names = [literal(name) for name in counts.classes]
+    names = [literal(_short(name)) for name in counts.classes]
     drawing = go.Figure(
         go.Heatmap(
             z=shares,
@@ -115,6 +123,12 @@ def _cells(row: ClassRow) -> list[str]:
 
 def _confused_cells(pair: Confused) -> list[str]:
     return [pair.name, pair.taken_for, f"{pair.count:,}", _share(pair.share)]
+
+
+def _short(name: str) -> str:
+    """Its beginning and its end, where names that begin alike differ."""
+    half = LONGEST_TICK // 2
+    return name if len(name) <= LONGEST_TICK else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _share(value: float | None) -> str:

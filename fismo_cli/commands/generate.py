@@ -1,5 +1,6 @@
 """`fismo generate`: text that goes on as a trained language model has it."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ def generate(
     top_k: Annotated[int, typer.Option(min=0, metavar="K", help="Draw among the K likeliest tokens; 0: all.")] = 50,
     top_p: Annotated[float, typer.Option(metavar="P", help="Draw among the likeliest that make up this share.")] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of the draws.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON on stdout.")] = False,
 ) -> None:
@@ -28,7 +29,7 @@ def generate(
     from fismo_cli.commands.trained import refuse_other_task
 
     refuse(
-        (temperature <= 0, f"--temperature {temperature:g}: must be above 0 (or say --greedy)"),
+        (not 0 < temperature < math.inf, f"--temperature {temperature:g}: must be above 0 (or say --greedy)"),
         (not 0 < top_p <= 1, f"--top-p {top_p:g}: must be above 0 and at most 1"),
     )
     refuse_other_task(run, "language-modelling", f"fismo predict {run} IMAGES")

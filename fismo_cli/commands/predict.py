@@ -36,6 +36,8 @@ def predict(
     from fismo_cli.reporting.console import answer_console, print_rows, say, stderr_console
 
     found = image_files(files)
+    if csv_file is not None and csv_file.resolve() in {Path(file).resolve() for file in found}:
+        raise UsageError(f"--csv {csv_file}: it is one of the images")
     predictor = Predictor(run, device)
     predictions = list(predictor.predict(found, top=top, batch_size=batch_size))
     readable = [prediction for prediction in predictions if prediction.problem is None]
@@ -71,7 +73,10 @@ def _plain(prediction: "Prediction") -> dict[str, object]:
 
 def _write(path: Path, headings: Sequence[str], predictions: Iterable["Prediction"]) -> None:
     try:
-        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             csv.writer(file).writerows([headings, *map(_cells, predictions)])
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error

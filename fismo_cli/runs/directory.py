@@ -124,16 +124,19 @@ class RunDirectory:
         return summary.get("steps") if summary.get("status") == "completed" else None
 
     @classmethod
-    def create(cls, runs_dir: Path, loaded: LoadedPreset, name: str | None = None) -> "RunDirectory":
+    def create(
+        cls, runs_dir: Path, loaded: LoadedPreset, name: str | None = None, *, numbered: bool = True
+    ) -> "RunDirectory":
         """Make a new directory with the resolved preset in it; unique also when two start in the same second.
 
         Args:
             runs_dir: under which it is made.
             loaded: the preset.
-            name: of the run; None: by time, optimizer and seed. One that is taken gets a number behind it.
+            name: of the run; None: by time, optimizer and seed.
+            numbered: whether a name that is taken gets a number behind it.
 
         Raises:
-            UsageError: if nothing can be made there.
+            UsageError: if nothing can be made there, or the name is taken.
         """
         config = loaded.preset
         # timm/NAME and the like must not become folders.
@@ -149,6 +152,8 @@ class RunDirectory:
                     path.mkdir()
                     break
                 except FileExistsError:
+                    if not numbered:
+                        raise UsageError(f"--name {name}: {path} is there already; choose another name") from None
                     number += 1
         except OSError as error:
             raise UsageError(f"cannot make a run directory in {parent}: {error.strerror}") from error
@@ -216,15 +221,18 @@ def check_name(name: str, runs_dir: Path, loaded: LoadedPreset, *, new: bool) ->
         raise UsageError(f"--name {name}: {place} is there already; choose another name, or continue it by --resume")
 
 
-def link_latest(run: RunDirectory) -> None:
-    """Let `latest`, beside the preset's folder, lead to a run; where links cannot be made, or it is a folder, not."""
-    place = run.path.parent.parent
+def link_latest(run: RunDirectory, runs_dir: Path) -> None:
+    """Let `latest` lead to a run under a directory; a folder of this name stays, as it is where links cannot be made.
+
+    A run that is somewhere else (it was moved, or is continued in another directory's stead) is not linked.
+    """
+    place, path = runs_dir.resolve(), run.path.resolve()
     link = place / LATEST
-    if link.exists() and not link.is_symlink():
+    if path.parent.parent != place or (link.exists() and not link.is_symlink()):
         return
     temporary = place / f".{LATEST}.{os.getpid()}"
     with suppress(OSError):
-        temporary.symlink_to(run.path.relative_to(place), target_is_directory=True)
+        temporary.symlink_to(path.relative_to(place), target_is_directory=True)
         temporary.replace(link)
 
 

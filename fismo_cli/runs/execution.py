@@ -85,7 +85,11 @@ def execute(
     with ExitStack() as stack:
         world = stack.enter_context(join_world(attempt))
         run, checkpoint, notes = world.together(
-            lambda: find_resumable(resume, loaded, runs_dir, stack, name) if world.main else (None, None, ())
+            lambda: (
+                find_resumable(resume, loaded, runs_dir, stack, name=name, restarted=attempt > 0)
+                if world.main
+                else (None, None, ())
+            )
         )
         run, step = world.from_main((run, None if checkpoint is None else checkpoint.step))
         checkpoint = world.together(lambda: checkpoint if run is None or world.main else same_checkpoint(run, step))
@@ -95,10 +99,14 @@ def execute(
             lambda: _check_data(prepared, run, allow_changed_data, same_data) if world.main else ([], [])
         )
         begun = world.together(
-            lambda: _begin(prepared, run, checkpoint, runs_dir, name, command, changed, stack) if world.main else None
+            lambda: (
+                _begin(prepared, run, checkpoint, runs_dir, name, attempt > 0, command, changed, stack)
+                if world.main
+                else None
+            )
         )
         if begun is not None and link:
-            link_latest(begun[0])
+            link_latest(begun[0], runs_dir)
         place = world.from_main(None if begun is None else begun[0])
         assert place is not None
         world.together(lambda: _check_seen(place))
@@ -124,8 +132,8 @@ def _carry_out(
     """
     preset, trainer = prepared.loaded.preset, prepared.trainer
     schedule = preset.train.schedule
-    stable = schedule.name == "warmup-stable-decay"  # of a constant rate the last one will do
-    longer_from = same_until(trainer.total, trainer.total + 1, schedule) if stable else 0
+    stable = schedule.name in ("constant", "warmup-stable-decay")
+    longer_from = min(same_until(trainer.total, trainer.total + 1, schedule), trainer.total - 1) if stable else 0
     store = CheckpointStore(run.checkpoints, keep=preset.checkpoint.keep, longer_from=longer_from)
     summary: RunSummary | None = None
     try:
@@ -175,6 +183,7 @@ def _begin(
     checkpoint: Loaded | None,
     runs_dir: Path,
     name: str | None,
+    restarted: bool,
     command: Sequence[str],
     changed_data: Sequence[str],
     stack: ExitStack,
@@ -185,7 +194,7 @@ def _begin(
     slow = gravest(prepared.loaded.preset, surroundings)
     advice = () if slow is None else (slow,)
     if run is None:
-        run = RunDirectory.create(runs_dir, prepared.loaded, name)
+        run = RunDirectory.create(runs_dir, prepared.loaded, name, numbered=name is None or restarted)
         stack.enter_context(run.lock())
         write_json(run.environment, surroundings)
         return run, advice

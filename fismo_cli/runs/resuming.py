@@ -21,7 +21,13 @@ __all__ = ["find_resumable", "record_resumption", "same_checkpoint"]
 
 
 def find_resumable(
-    resume: str | None, loaded: LoadedPreset, runs_dir: Path, stack: ExitStack, name: str | None = None
+    resume: str | None,
+    loaded: LoadedPreset,
+    runs_dir: Path,
+    stack: ExitStack,
+    *,
+    name: str | None = None,
+    restarted: bool = False,
 ) -> tuple[RunDirectory | None, Loaded | None, tuple[str, ...]]:
     """The run to continue, its checkpoint, and what to tell about the choice.
 
@@ -31,15 +37,17 @@ def find_resumable(
         runs_dir: where runs are looked for.
         stack: holds the lock of the run that is found.
         name: of the run that is looked for by `auto`; None: any.
+        restarted: whether torchrun has started this process again, after it had made the run.
 
     Raises:
-        UsageError: if that run is another preset's, has ended, or cannot have another length.
+        UsageError: if that run is another preset's, has ended, or cannot have another length; or if there is one of
+            this name that cannot be continued.
         FismoError: if it has no checkpoint that can be read, or somebody trains in it.
     """
     if resume is None:
         return None, None, ()
     if resume != "auto":
-        run = RunDirectory(Path(resume))
+        run = RunDirectory(_not_a_link(Path(resume)))
         other_length = check_same_preset(run, loaded, data_is_known=data_of_run(run) is not None)
         status = run.status()
         if status == "diverged" or (status == "completed" and not other_length):
@@ -66,6 +74,9 @@ def find_resumable(
             if checkpoint is not None and run.status() in (None, "interrupted"):
                 stack.push(lock.pop_all())
                 return run, checkpoint, (*notes, *_resume_notes(run, checkpoint))
+    if name is not None and not restarted and (place := runs_dir / loaded.name / name).exists():
+        why = notes[0] if notes else "it is no unfinished run of this preset with a checkpoint"
+        raise UsageError(f"--name {name}: {place} is there already, and cannot be continued: {why}")
     if notes:
         return None, None, (*notes, "starting a new run instead")
     return (
@@ -92,7 +103,10 @@ def last_that_fits(run: RunDirectory, preset: Preset, store: CheckpointStore) ->
         why = "its batch may grow" if started else "its metrics.jsonl does not say how much data it has"
         raise UsageError(f"{where} is not possible: {why}")
     before, after = (total_steps(config, started[0]["train_samples"]) for config in (saved.train, preset.train))
-    same, there = same_until(before, after, preset.train.schedule), store.complete_steps()
+    if after <= before:
+        raise UsageError(f"--resume {run.path}: a run of {before} steps can only be made longer, not {after} steps")
+    # The last step's has what is only done at the end: an evaluation and a progress record that were not due.
+    same, there = min(same_until(before, after, preset.train.schedule), before - 1), store.complete_steps()
     if fitting := [step for step in there if step <= same]:
         return max(fitting)
     if not there:
@@ -102,6 +116,11 @@ def last_that_fits(run: RunDirectory, preset: Preset, store: CheckpointStore) ->
         "A run can become longer if its schedule is constant, or warmup-stable-decay with a checkpoint before the "
         "decay, and its warmup is a number of steps or 0"
     )
+
+
+def _not_a_link(path: Path) -> Path:
+    """What a link such as `runs/latest` leads to, which may be another run tomorrow."""
+    return path.parent / path.readlink() if path.is_symlink() else path
 
 
 def _resume_notes(run: RunDirectory, checkpoint: Loaded) -> tuple[str, ...]:

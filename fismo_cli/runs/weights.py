@@ -43,6 +43,8 @@ def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Ex
         UsageError: if the run has no such weights.
         FismoError: if they are broken.
     """
+    if path.exists() and path.resolve().is_relative_to(run.path.resolve()):
+        raise UsageError(f"{path}: this file is the run's own; give another place")
     if step is None and (steps := run.completed_steps()) is not None and run.weights.is_file():
         with whole_file(path) as temporary:
             shutil.copyfile(run.weights, temporary)

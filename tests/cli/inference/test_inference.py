@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def test_predict_goes_through_folders_and_names_what_it_cannot_read(image_run, p
     assert out.split()[-4:-2] == [read[0]["file"], read[0]["classes"][0]["class"]]
 
 
+def test_nothing_of_the_users_is_overwritten(image_run, photos, tmp_path, capsys):
+    run, _ = image_run
+    image = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(image)
+    before, weights = image.read_bytes(), Path(run, "model.safetensors").read_bytes()
+    code, _, err = run_command(capsys, "predict", run, image, "--csv", image)
+    assert (code, "it is one of the images" in err) == (2, True)
+    code, _, err = run_command(capsys, "export", run, f"{run}/model.safetensors")
+    assert (code, "the run's own" in err) == (2, True)
+    assert (image.read_bytes(), Path(run, "model.safetensors").read_bytes()) == (before, weights)
+    strange = tmp_path / os.fsdecode(b"b\xff.png")
+    image.rename(strange)
+    code, _, _ = run_command(capsys, "predict", run, tmp_path, "--csv", tmp_path / "o.csv")
+    assert code == 0
+    assert b"b\xff.png" in (tmp_path / "o.csv").read_bytes()
+
+
 def test_files_that_are_not_there_are_all_named_before_anything_is_loaded(image_run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     code, _, err = run_command(capsys, "predict", image_run[0], tmp_path / "no.png", tmp_path / "empty")
@@ -139,6 +157,8 @@ def test_text_goes_on_beyond_the_positions_of_the_model_and_is_the_same_by_the_s
     assert code == 0
     assert "no positions for the first 18 tokens" in err
     assert json.loads(out)["text"].startswith("y" * 30)
+    assert run_command(capsys, "generate", text_run, "--temperature", "nan")[0] == 2
+    assert run_command(capsys, "generate", text_run, "--seed", "9" * 30)[0] == 2
     code, _, err = run_command(capsys, "generate", text_run, "--temperature", "0", "--top-p", "2")
     assert (code, "--temperature" in err, "--top-p" in err) == (2, True, True)
 

@@ -20,7 +20,7 @@ def digits(steps, *overrides):
     return load_preset("digits-vit", [*SMALL, f"train.steps={steps}", *overrides])
 
 
-@pytest.mark.parametrize(("schedule", "begins"), [(CONSTANT, 6), (STABLE, 4)])
+@pytest.mark.parametrize(("schedule", "begins"), [(CONSTANT, 4), (STABLE, 4)])
 def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, schedule, begins):
     whole = execute(digits(10, schedule), runs_dir=tmp_path / "whole")
     short = execute(digits(6, schedule, "checkpoint.keep=1"), runs_dir=tmp_path / "short")
@@ -42,6 +42,8 @@ def test_a_run_whose_learning_rates_would_have_been_others_cannot_be_made_longer
         execute(digits(8), runs_dir=tmp_path, resume=short["run_dir"])
     with pytest.raises(UsageError, match=r"this run has completed; .* to make it longer, say train\.steps"):
         execute(digits(4), runs_dir=tmp_path, resume=short["run_dir"])
+    with pytest.raises(UsageError, match=r"a run of 4 steps can only be made longer, not 3 steps"):
+        execute(digits(3), runs_dir=tmp_path, resume=short["run_dir"])
     with pytest.raises(UsageError, match=r"differs from this one in train\.batch_size"):
         execute(digits(8, "train.batch_size=32"), runs_dir=tmp_path, resume=short["run_dir"])
     assert (tmp_path / short["run_dir"] / "preset.yaml").read_bytes() == before
@@ -78,3 +80,20 @@ def test_what_changes_no_result_may_change_on_the_way(tmp_path):
     assert run.weights.read_bytes() == (tmp_path / whole["run_dir"] / "model.safetensors").read_bytes()
     assert load_preset(str(run.preset)).preset.checkpoint.keep == 1
     assert len(list(run.checkpoints.iterdir())) == 1
+
+
+def test_what_was_done_at_the_end_alone_is_not_carried_on(tmp_path):
+    """The last step's evaluation and progress record, which were not due."""
+    settings = [CONSTANT, "train.log_every=4", "evaluate.every=4", "train.patience=2", "optimizer.lr=1.0"]
+    whole = execute(digits(14, *settings), runs_dir=tmp_path / "whole")
+    short = execute(digits(6, *settings), runs_dir=tmp_path / "short")
+    longer = execute(digits(14, *settings), runs_dir=tmp_path / "short", resume=short["run_dir"])
+    for key in ("steps", "reason", "metrics", "best_step", "best_validation_loss"):
+        assert longer[key] == whole[key], key
+    records = []
+    for summary in (whole, longer):
+        lines = (tmp_path / summary["run_dir"] / "metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        kept = [event for event in events if event["event"] in ("StepLogged", "Evaluated")]
+        records.append([(event["step"], event.get("loss"), event.get("metrics")) for event in kept])
+    assert records[0] == records[1]

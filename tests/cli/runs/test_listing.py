@@ -6,6 +6,7 @@ import json
 import pytest
 
 from fismo_cli.app import main
+from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory, link_latest
 from fismo_cli.runs.execution import execute
@@ -73,12 +74,13 @@ def test_runs_are_chosen_and_sorted(root, capsys):
 def test_latest_leads_to_the_newest_run(root, tmp_path):
     assert (root / "latest").resolve() == (root / "digits-vit" / "three").resolve()
     assert not (root / "latest").readlink().is_absolute()
-    link_latest(RunDirectory(root / "digits-vit" / "two"))
+    link_latest(RunDirectory(root / "digits-vit" / "two"), root)
     assert (root / "latest" / "preset.yaml").samefile(root / "digits-vit" / "two" / "preset.yaml")
-    link_latest(RunDirectory(root / "digits-vit" / "three"))
+    link_latest(RunDirectory(root / "digits-vit" / "three"), root)
     taken = tmp_path / "latest"
     taken.mkdir()
-    link_latest(RunDirectory(tmp_path / "p" / "run"))
+    (tmp_path / "p" / "run").mkdir(parents=True)
+    link_latest(RunDirectory(tmp_path / "p" / "run"), tmp_path)
     assert taken.is_dir()
     assert not taken.is_symlink()
 
@@ -103,6 +105,12 @@ def test_a_named_run_is_found_again_by_its_name_alone(root, tmp_path):
     assert again["run_dir"].endswith("/first")
     assert again["resumed_from_step"] == 4
     assert again["metrics"] == summary["metrics"]
+    with pytest.raises(UsageError, match="is there already, and cannot be continued"):
+        execute(loaded, runs_dir=tmp_path, name="first", resume="auto")
+    with pytest.raises(UsageError, match="is there already; choose another name"):  # two at the same time
+        execute(loaded, runs_dir=tmp_path, name="first")
+    again_by_torchrun = execute(loaded, runs_dir=tmp_path, name="first", resume="auto", attempt=1)
+    assert again_by_torchrun["run_dir"].endswith("/first-2")
     new = execute(loaded, runs_dir=tmp_path, name="third", resume="auto")
     assert (new["run_dir"].rsplit("/", 1)[1], new["resumed_from_step"]) == ("third", None)
 

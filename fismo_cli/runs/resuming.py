@@ -9,7 +9,7 @@ from typing import Any
 
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.preset.loading import LoadedPreset, load_preset
-from fismo_cli.preset.schema import Preset
+from fismo_cli.preset.schema import Preset, ScheduleConfig
 from fismo_cli.runs.directory import RunDirectory, check_same_preset, read_json, unfinished_runs, write_json
 from fismo_cli.runs.environment import differences
 from fismo_cli.runs.record import read_run
@@ -111,11 +111,16 @@ def last_that_fits(run: RunDirectory, preset: Preset, store: CheckpointStore) ->
         return max(fitting)
     if not there:
         raise UsageError(f"{where} needs a checkpoint to go on from (see checkpoint.every)")
-    raise UsageError(
-        f"{where} changes the learning rates from step {same + 1} on (train.schedule), and no checkpoint is as early. "
-        "A run can become longer if its schedule is constant, or warmup-stable-decay with a checkpoint before the "
-        "decay, and its warmup is a number of steps or 0"
-    )
+    raise UsageError(f"{where} is not possible: {_why_not_longer(preset.train.schedule, same)}")
+
+
+def _why_not_longer(schedule: ScheduleConfig, same: int) -> str:
+    """Why no checkpoint fits a run of another length, whose learning rates would be the same for so many steps."""
+    if schedule.name in ("cosine", "linear"):
+        return f"with train.schedule.name={schedule.name} all learning rates depend on the length of the run"
+    if 0 < schedule.warmup < 1:
+        return f"train.schedule.warmup={schedule.warmup:g} is a share of its steps; a number of steps would stay"
+    return f"it would be the same only until step {same}, and no checkpoint is as early"
 
 
 def _not_a_link(path: Path) -> Path:

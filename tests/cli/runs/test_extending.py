@@ -38,8 +38,12 @@ def test_a_longer_run_is_the_one_that_was_longer_from_the_start(tmp_path, schedu
 def test_a_run_whose_learning_rates_would_have_been_others_cannot_be_made_longer(tmp_path):
     short = execute(digits(4), runs_dir=tmp_path)
     before = (tmp_path / short["run_dir"] / "preset.yaml").read_bytes()
-    with pytest.raises(UsageError, match=r"changes the learning rates from step 1 on \(train\.schedule\)"):
+    with pytest.raises(UsageError, match=r"with train\.schedule\.name=cosine all learning rates depend"):
         execute(digits(8), runs_dir=tmp_path, resume=short["run_dir"])
+    share = ["train.schedule={name: constant, warmup: 0.5}", "checkpoint.every=4"]
+    other = execute(digits(4, *share), runs_dir=tmp_path / "share")
+    with pytest.raises(UsageError, match=r"train\.schedule\.warmup=0\.5 is a share of its steps"):
+        execute(digits(8, *share), runs_dir=tmp_path / "share", resume=other["run_dir"])
     with pytest.raises(UsageError, match=r"this run has completed; .* to make it longer, say train\.steps"):
         execute(digits(4), runs_dir=tmp_path, resume=short["run_dir"])
     with pytest.raises(UsageError, match=r"a run of 4 steps can only be made longer, not 3 steps"):

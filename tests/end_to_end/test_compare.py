@@ -157,7 +157,7 @@ def test_the_page_in_a_browser(compared):
 
 def settings(trials: int = 2) -> list:
     return [
-        *("compare", "train.steps=40", "train.log_every=2", "checkpoint.every=4", "--baselines", "muon"),
+        *("compare", "train.steps=28", "train.log_every=2", "checkpoint.every=4", "--baselines", "muon"),
         *("--seeds", 2, "--tune-trials", trials, "--workers", 2, "--json"),
     ]
 
@@ -269,7 +269,7 @@ def check_studies(summary, studies: int) -> None:
 
 def test_one_search_for_all_seeds(cli):
     given = [*settings(3), "--studies", 1]
-    given[given.index("train.steps=40")] = "train.steps=4"
+    given[given.index("train.steps=28")] = "train.steps=4"
     done = cli.run(*given)
     assert done.code == 0, done.err
     with contextlib.chdir(cli.folder):

@@ -149,7 +149,7 @@ def test_noise_radius_and_variance_reduction_are_those_of_one_process(cli, paral
         assert together["noise"] == pytest.approx(alone["noise"], rel=1e-2)
 
 
-LONG = ("digits-vit", "train.epochs=null", "train.steps=120", "train.log_every=2", "checkpoint.every=5")
+LONG = ("digits-vit", "train.epochs=null", "train.steps=60", "train.log_every=2", "checkpoint.every=5")
 
 
 def ranks(folder: Path) -> list[int]:
@@ -211,11 +211,11 @@ def test_errors_are_said_once_with_the_code_of_one_process(cli, arguments, code,
 
 def test_trials_of_several_processes_prune_and_stop_together(cli):
     short = ("digits-vit", "train.epochs=null", "train.steps=30", "train.log_every=2")
-    command = ("tune", *short, "--trials", 5, "--nproc", 2, "--workers", 1, "--json")
+    command = ("tune", *short, "--trials", 4, "--nproc", 2, "--workers", 1, "--json")
     done = cli.run(*command, "--pruner", "halving", "--sampler", "random")
     assert done.code == 0, done.err
     assert done.json["trials"]["pruned"] >= 1
-    assert sum(done.json["trials"].values()) == 5
+    assert sum(done.json["trials"].values()) == 4
     assert ranks(cli.folder) == []
     for trial in done.json["trial_list"]:
         for run in trial["run_dirs"] or ():

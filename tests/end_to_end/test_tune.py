@@ -14,7 +14,7 @@ from tests.postgresql import postgresql_server
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.epochs=null", "train.steps=30", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
-LONGER = ("train.epochs=null", "train.steps=100", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
+LONGER = ("train.epochs=null", "train.steps=60", "train.log_every=2", "checkpoint.every=4", "train.threads=1")
 
 
 def journal_trials(folder: Path) -> list:

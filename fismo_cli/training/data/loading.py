@@ -227,6 +227,8 @@ def _started(loader: "DataLoader[Any]") -> Iterator[tuple[Iterator[Any], list[Ba
     before = set(multiprocessing.active_children())
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD) if in_main else None
+    if getattr(handler, "__module__", "").startswith("torch."):  # left by a loader of somebody else's
+        handler = None
     batches: Any = None
     processes: list[BaseProcess] = []
     try:

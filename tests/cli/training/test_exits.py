@@ -102,6 +102,16 @@ def test_a_worker_that_dies_ends_the_iteration_with_a_sentence(fail, words):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_dies_is_a_sentence_also_after_a_loader_of_somebody_elses(monkeypatch):
+    """Which leaves torch's own handler of dead children behind: it would raise in the middle of whatever is done."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)  # it does so once
+    list(torch.utils.data.DataLoader([1, 2], num_workers=1))
+    assert signal.getsignal(signal.SIGCHLD).__module__.startswith("torch.")
+    with pytest.raises(FismoError, match=r"a data worker was killed by SIGKILL|could not go on: DataLoader"):
+        list(fetch(Failing(lambda: os.kill(os.getpid(), signal.SIGKILL)), [[(0, i)] for i in range(50)], workers=2))
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
 def test_workers_end_with_the_iteration_also_when_one_hangs(monkeypatch):
     monkeypatch.setattr("fismo_cli.training.data.loading.END_SECONDS", 0.3)
     batches = fetch(Failing(lambda: time.sleep(100)), [[(0, i)] for i in range(50)], workers=2)

@@ -1,6 +1,7 @@
 """Classes of image files by a trained model, which sees them as in evaluation."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch.nn import functional
 from fismo_cli import timm_models
 from fismo_cli.errors import DataError, UsageError
 from fismo_cli.preset.schema import ImageDataConfig
-from fismo_cli.tasks.image_files import image_endings, read_image
+from fismo_cli.tasks.image_files import read_image
+from fismo_cli.tasks.image_folder import image_files_below
 from fismo_cli.tasks.image_transforms import Transform, evaluation_side, plain_transform
 from fismo_cli.training.device import choose_device, explain_memory
 
@@ -57,11 +59,7 @@ def image_files(given: Sequence[str]) -> list[str]:
 def _images(name: str) -> Iterator[str]:
     path = Path(name)
     if path.is_dir():
-        for folder, folders, files in os.walk(path):
-            folders[:] = sorted(inner for inner in folders if not inner.startswith("."))
-            for file in sorted(files):
-                if not file.startswith(".") and Path(file).suffix.lower() in image_endings():
-                    yield str(Path(folder) / file)
+        yield from image_files_below(path, Counter())
     elif path.is_file():
         yield name
 

@@ -70,7 +70,7 @@ class Generator:
     """
 
     def __init__(self, path: Path, device: str = "auto") -> None:
-        folder = path / "model" if (path / "model").is_dir() else path
+        folder = transformers_models.model_folder(path, str(path))
         tokenizer = saved_tokenizer(folder)
         if tokenizer is None:
             raise UsageError(f"{folder}: there is no tokenizer beside the model")

@@ -18,7 +18,7 @@ from fismo_cli.tasks.image_files import image_endings, look_at_all
 from fismo_cli.tasks.splits import split_names
 from fismo_cli.words import counted, listed
 
-__all__ = ["load_image_folder"]
+__all__ = ["image_files_below", "load_image_folder"]
 
 _USUAL = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
@@ -61,7 +61,7 @@ def _find(root: Path, folders: dict[str, Path], *, training: bool) -> tuple[list
         if not classes:
             remedy = f"; if {folder.name} is a class itself: data.splits={{train: .}}" if folder != root else ""
             raise DataError(f"{folder}: needs one folder a class, with its images inside{remedy}")
-        samples = {name: list(_files(folder / name, left_out)) for name in classes}
+        samples = {name: list(image_files_below(folder / name, left_out)) for name in classes}
         if not any(samples.values()):
             raise DataError(f"{folder}: no images in its class folders ({listed(classes, 5)})")
         if folder == root and training:
@@ -150,7 +150,7 @@ def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _files(folder: Path, left_out: Counter[str]) -> Iterator[str]:
+def image_files_below(folder: Path, left_out: Counter[str]) -> Iterator[str]:
     """Image files below a folder in torchvision's order; others that are not hidden are counted by their endings."""
     for place, files in sorted(_walk(str(folder), ())):
         for name in sorted(files):

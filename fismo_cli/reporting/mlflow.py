@@ -5,16 +5,15 @@ import re
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from fismo_cli.files import locked
 from fismo_cli.preset.nested import flat
 from fismo_cli.preset.schema_logging import MlflowConfig
 from fismo_cli.reporting.scalars import final_scalars
-from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, missing_package
+from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, tracker_package
 from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["MlflowSink", "require_mlflow"]
+__all__ = ["MlflowSink"]
 
 PARAMS = 100
 """Parameters that MLflow takes at once."""
@@ -27,27 +26,10 @@ _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]")  # as in a key of optimizer.rules, whi
 _ENDED = {"completed": "FINISHED", "diverged": "FAILED", "interrupted": "KILLED"}
 
 
-def _package() -> Any:
-    try:
-        import mlflow
-    except ImportError as error:
-        raise missing_package("mlflow") from error
-    return mlflow
-
-
 def _alone(uri: str) -> AbstractContextManager[None]:
     """Keeps runs side by side from making the tables of a database of this host all at once, which it does not bear."""
     path = uri.removeprefix("sqlite:///")
     return locked(Path(f"{path}.lock")) if path != uri else contextlib.nullcontext()
-
-
-def require_mlflow(config: MlflowConfig) -> None:
-    """Make sure that runs can be told.
-
-    Raises:
-        UsageError: if the package is not installed.
-    """
-    _package()
 
 
 class MlflowSink(TrackerSink):
@@ -60,7 +42,7 @@ class MlflowSink(TrackerSink):
 
     def __init__(self, config: MlflowConfig, run: TrackedRun) -> None:
         super().__init__(run)
-        mlflow = _package()
+        mlflow = tracker_package("mlflow")
         self._entities = mlflow.entities
         uri = config.tracking_uri or mlflow.get_tracking_uri()
         with _alone(uri):

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from fismo_cli.reporting.scalars import Measured, scalars
 from fismo_cli.training.events import Evaluated, Event, Finished
 from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["TrackedRun", "TrackerSink", "event_kind", "missing_package"]
+__all__ = ["TrackedRun", "TrackerSink", "event_kind", "tracker_package"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,17 @@ def event_kind(name: str, split: str | None) -> str:
     return name if split is None else f"{name} {split}"
 
 
-def missing_package(name: str) -> UsageError:
-    """The error for a tracker whose package is not installed."""
-    return UsageError(f"logging.{name} needs the package {name}: pip install 'fismo[{name}]'")
+def tracker_package(name: str) -> Any:
+    """The package of a tracker; a folder of its name in the current directory, which W&B makes itself, is none.
+
+    Raises:
+        UsageError: if it is not installed.
+    """
+    with suppress(ImportError):
+        package = import_module(name)
+        if getattr(package, "__file__", None) is not None:
+            return package
+    raise UsageError(f"logging.{name} needs the package {name}: pip install 'fismo[{name}]'")
 
 
 class TrackerSink(ABC):

@@ -3,31 +3,13 @@
 import contextlib
 import secrets
 import sys
-from typing import Any
 
 from fismo_cli.preset.schema_logging import TrackioConfig
 from fismo_cli.reporting.scalars import final_scalars
-from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, missing_package
+from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, tracker_package
 from fismo_cli.training.run_summary import RunSummary
 
-__all__ = ["TrackioSink", "require_trackio"]
-
-
-def _package() -> Any:
-    try:
-        import trackio
-    except ImportError as error:
-        raise missing_package("trackio") from error
-    return trackio
-
-
-def require_trackio(config: TrackioConfig) -> None:
-    """Make sure that runs can be told.
-
-    Raises:
-        UsageError: if the package is not installed.
-    """
-    _package()
+__all__ = ["TrackioSink"]
 
 
 class TrackioSink(TrackerSink):
@@ -40,7 +22,7 @@ class TrackioSink(TrackerSink):
 
     def __init__(self, config: TrackioConfig, run: TrackedRun) -> None:
         super().__init__(run)
-        self._trackio = _package()
+        self._trackio = tracker_package("trackio")
         self.id = run.id or f"{config.name or run.directory.name}-{secrets.token_hex(3)}"
         with contextlib.redirect_stdout(sys.stderr):
             self._run = self._trackio.init(

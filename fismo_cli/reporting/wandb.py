@@ -1,12 +1,11 @@
 """Weights & Biases, where a preset asks for it; the package is an extra."""
 
 import secrets
-from typing import Any
 
 from fismo_cli.errors import UsageError, first_line
 from fismo_cli.preset.schema_logging import WandbConfig
 from fismo_cli.reporting.scalars import final_scalars
-from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, missing_package
+from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, tracker_package
 from fismo_cli.training.run_summary import RunSummary
 
 __all__ = ["WandbSink", "require_wandb"]
@@ -15,24 +14,13 @@ FINISH_SECONDS = 120
 """How long the end of a run may wait for a network; what is not sent by then is on the disk, for `wandb sync`."""
 
 
-def _package() -> Any:
-    """The package; a folder of its name in the current directory, which it makes itself, is none."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise missing_package("wandb") from error
-    if not hasattr(wandb, "init"):
-        raise missing_package("wandb")
-    return wandb
-
-
 def require_wandb(config: WandbConfig) -> None:
     """Make sure that runs can be told; on a terminal, W&B asks for a key that it does not have.
 
     Raises:
         UsageError: if the package is not installed, or nobody is logged in.
     """
-    wandb = _package()
+    wandb = tracker_package("wandb")
     if config.mode == "offline":
         return
     try:
@@ -56,7 +44,7 @@ class WandbSink(TrackerSink):
 
     def __init__(self, config: WandbConfig, run: TrackedRun) -> None:
         super().__init__(run)
-        wandb = _package()
+        wandb = tracker_package("wandb")
         self.id = run.id or secrets.token_hex(4)
         self._run = wandb.init(
             project=config.project,

@@ -1,6 +1,5 @@
 """The trackers of a run: what they need is checked before it, and a run that is continued goes on in the same ones."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,12 +8,13 @@ from typing import Any
 from fismo_cli.errors import UsageError, first_line
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema_logging import LoggingConfig
-from fismo_cli.reporting.mlflow import MlflowSink, require_mlflow
+from fismo_cli.reporting.mlflow import MlflowSink
 from fismo_cli.reporting.tensorboard import require_tensorboard
-from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, event_kind
-from fismo_cli.reporting.trackio import TrackioSink, require_trackio
+from fismo_cli.reporting.tracking import TrackedRun, TrackerSink, event_kind, tracker_package
+from fismo_cli.reporting.trackio import TrackioSink
 from fismo_cli.reporting.wandb import WandbSink, require_wandb
 from fismo_cli.runs.directory import RunDirectory, read_json, write_json
+from fismo_cli.runs.record import read_run
 
 __all__ = ["check_trackers", "keep_told", "start_trackers"]
 
@@ -22,14 +22,14 @@ __all__ = ["check_trackers", "keep_told", "start_trackers"]
 @dataclass(frozen=True)
 class _Tracker:
     title: str
-    require: Callable[[Any], None]
+    require: Callable[[Any], object]
     sink: Callable[[Any, TrackedRun], TrackerSink]
 
 
 _TRACKERS = {
     "wandb": _Tracker("Weights & Biases", require_wandb, WandbSink),
-    "mlflow": _Tracker("MLflow", require_mlflow, MlflowSink),
-    "trackio": _Tracker("trackio", require_trackio, TrackioSink),
+    "mlflow": _Tracker("MLflow", lambda _: tracker_package("mlflow"), MlflowSink),
+    "trackio": _Tracker("trackio", lambda _: tracker_package("trackio"), TrackioSink),
 }
 
 
@@ -85,13 +85,10 @@ def keep_told(run: RunDirectory) -> None:
     if not known:
         return
     recorded: dict[str, int] = {}
-    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if run.metrics.is_file() else ():
-        try:
-            record = json.loads(line)
-            kind = event_kind(str(record["event"]), record.get("split"))
-            recorded[kind] = max(int(record["step"]), recorded.get(kind, 0))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # has no step, or was cut in half
+    for event in read_run(run.path).events:
+        if "step" in event:
+            kind = event_kind(event["event"], event.get("split"))
+            recorded[kind] = max(event["step"], recorded.get(kind, 0))
     for tracker in known.values():
         told = tracker["told"]
         tracker["told"] = {kind: max(step, told.get(kind, 0)) for kind, step in {**told, **recorded}.items()}

@@ -1,13 +1,16 @@
 """`fismo report`: tables and page of runs, a comparison or a study again, from their files alone."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fismo_cli.commands.output import print_json
 from fismo_cli.errors import UsageError
 from fismo_cli.runs.directory import read_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["report"]
 
@@ -37,7 +40,9 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Rebuild the tables and the page of a run, a study or a comparison."""
-    kinds = [_kind(directory) for directory in directories]
+    from fismo_cli.reporting.console import answer_console
+
+    kinds, console = [_kind(directory) for directory in directories], answer_console(as_json=as_json)
     if png is not None:
         from fismo_cli.reporting.picture import check_png
 
@@ -45,16 +50,16 @@ def report(
         if any(kind != "run" for kind in kinds):
             raise UsageError("--png: only of runs of fismo train")
     if all(kind == "run" for kind in kinds):
-        summary = _report_runs(directories, png, as_json)
+        summary = _report_runs(console, directories, png)
     elif len(directories) > 1:
         other = next(directory for directory, kind in zip(directories, kinds, strict=True) if kind != "run")
         raise UsageError(f"{other}: several directories must be runs of fismo train, all of them; give this one alone")
     elif kinds == ["study"]:
-        summary = _report_study(directories[0], storage, as_json)
+        summary = _report_study(console, directories[0], storage)
     elif kinds == ["tasks"]:
-        summary = _report_tasks(directories[0], as_json)
+        summary = _report_tasks(console, directories[0])
     else:
-        summary = _report_comparison(directories[0], storage, as_json)
+        summary = _report_comparison(console, directories[0], storage)
     if as_json:
         print_json(summary)
 
@@ -80,50 +85,46 @@ def _kind(directory: Path) -> Kind:
     )
 
 
-def _report_runs(directories: list[Path], png: Path | None, as_json: bool) -> Any:
-    from fismo_cli.reporting.console import answer_console
+def _report_runs(console: "Console", directories: list[Path], png: Path | None) -> Any:
     from fismo_cli.reporting.run_report import print_runs, write_picture, write_run_report
 
     runs, page = write_run_report(list(dict.fromkeys(directories)))
-    print_runs(answer_console(as_json=as_json), runs, page)
+    print_runs(console, runs, page)
     if png is not None:
         write_picture(png, runs)
     summaries = [run.summary for run in runs.values()]
     return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
 
 
-def _report_study(directory: Path, url: str | None, as_json: bool) -> Any:
-    from fismo_cli.reporting.console import answer_console
+def _report_study(console: "Console", directory: Path, url: str | None) -> Any:
     from fismo_cli.reporting.tuning_report import print_study, rebuild_study_page
 
     summary = rebuild_study_page(directory, url)
-    print_study(answer_console(as_json=as_json), summary)
+    print_study(console, summary)
     return summary
 
 
-def _report_tasks(directory: Path, as_json: bool) -> Any:
-    from fismo_cli.reporting.console import answer_console
+def _report_tasks(console: "Console", directory: Path) -> Any:
     from fismo_cli.reporting.tasks_report import print_tasks, rebuild_tasks
 
     summary = rebuild_tasks(directory)
-    print_tasks(answer_console(as_json=as_json), summary)
+    print_tasks(console, summary)
     return summary
 
 
-def _report_comparison(directory: Path, url: str | None, as_json: bool) -> Any:
+def _report_comparison(console: "Console", directory: Path, url: str | None) -> Any:
     from fismo_cli.comparison.plan import read_plan
     from fismo_cli.comparison.studies import stored_results
     from fismo_cli.reporting.comparison_report import write_report
     from fismo_cli.reporting.comparison_tables import print_comparison
     from fismo_cli.reporting.comparison_unfinished import is_complete, print_unfinished, write_unfinished
-    from fismo_cli.reporting.console import answer_console
 
     plan = read_plan(directory)
     results = stored_results(plan, url)
     if is_complete(plan, results):
         summary = write_report(plan, results)
-        print_comparison(answer_console(as_json=as_json), summary)
+        print_comparison(console, summary)
         return summary
     so_far = write_unfinished(plan, results)
-    print_unfinished(answer_console(as_json=as_json), so_far)
+    print_unfinished(console, so_far)
     return so_far

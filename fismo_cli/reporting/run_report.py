@@ -15,7 +15,6 @@ from fismo_cli.reporting.page import document, figure, pairs, table
 from fismo_cli.reporting.picture import write_png
 from fismo_cli.reporting.run_figures import run_figures
 from fismo_cli.reporting.tables import summary_rows
-from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.record import RunRecord, read_run
 from fismo_cli.runs.results_csv import write_results
 
@@ -27,9 +26,9 @@ def write_run_report(directories: Sequence[Path]) -> tuple[dict[str, RunRecord],
 
     That of one run is `report.html` in its directory; that of several is `side-by-side.html` in the first one's.
     """
-    for directory in directories:
-        write_results(RunDirectory(directory))
     runs = dict(zip(_labels(directories), map(read_run, directories), strict=True))
+    for run in runs.values():
+        write_results(run)
     page = directories[0] / ("report.html" if len(runs) == 1 else "side-by-side.html")
     with whole_file(page) as file:
         file.write_text(_page(runs), encoding="utf-8")

@@ -22,6 +22,7 @@ from fismo_cli.runs.directory import RunDirectory, link_latest, run_identity, wr
 from fismo_cli.runs.environment import describe_run
 from fismo_cli.runs.model_card import write_model_card
 from fismo_cli.runs.preparation import Prepared, check_space, prepare
+from fismo_cli.runs.record import read_run
 from fismo_cli.runs.results_csv import write_results
 from fismo_cli.runs.resuming import find_resumable, record_resumption, same_checkpoint
 from fismo_cli.runs.same_data import check_as_recorded, check_as_trained, say_where
@@ -334,7 +335,7 @@ def _events(
                     "kept_step": store.newest() if event.summary["status"] == "diverged" else None,
                 }
                 write_json(run.summary, summary)
-                write_results(run)
+                write_results(read_run(run.path))
                 yield Finished(summary)
             else:
                 yield event

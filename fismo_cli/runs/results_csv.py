@@ -6,18 +6,18 @@ from typing import Any
 
 from fismo_cli.files import whole_file
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.runs.record import RunRecord, read_run
+from fismo_cli.runs.record import RunRecord
 
 __all__ = ["result_rows", "write_results"]
 
 _FIRST = ("step", "samples", "seconds", "train_loss")
 
 
-def write_results(run: RunDirectory) -> None:
+def write_results(record: RunRecord) -> None:
     """Write `results.csv` of a run as a whole."""
-    rows = result_rows(read_run(run.path))
+    rows = result_rows(record)
     columns = list(dict.fromkeys((*_FIRST, *(name for row in rows for name in row))))
-    with whole_file(run.results) as path, path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(RunDirectory(record.path).results) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

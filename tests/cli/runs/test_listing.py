@@ -10,6 +10,7 @@ from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory, link_latest
 from fismo_cli.runs.execution import execute
+from fismo_cli.runs.record import read_run
 from fismo_cli.runs.results_csv import write_results
 
 SHORT = ["train.epochs=null", "train.steps=4", "train.log_every=2", "evaluate.every=2", "train.noise_every=2"]
@@ -127,7 +128,7 @@ def test_results_csv_has_what_metrics_jsonl_has(root):
         measured = {event["step"]: event["metrics"]["top1"] for event in evaluated}
         assert {int(row["step"]): float(row[f"{split}_top1"]) for row in rows if row[f"{split}_top1"]} == measured
     run.results.unlink()
-    write_results(run)
+    write_results(read_run(run.path))
     assert list(csv.DictReader(run.results.open())) == rows
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fismo_cli.files import nearest_existing
 from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.schema import ImagePreset, Preset
 
@@ -55,7 +56,7 @@ def gravest(preset: Preset, found: Mapping[str, Any]) -> str | None:
 def _of_machine(found: Mapping[str, Any], folder: Path) -> Iterator[Advice]:
     if found["cuda"] and not found["gpus"]:
         yield Advice("note", "torch is built for CUDA, and no GPU is seen: everything runs on the CPU")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = nearest_existing(folder)
     free = shutil.disk_usage(existing).free
     if free < LEAST_DISK:
         yield Advice("note", f"{existing} has {free / 2**30:.1f} GiB left; models and checkpoints need room")

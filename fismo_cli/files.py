@@ -34,6 +34,11 @@ def sweep(directory: Path) -> None:
             _remove(path)
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Give a file that never changes a second name, without its bytes twice on the disk where that is possible."""
     with whole_file(target) as temporary:

@@ -193,8 +193,16 @@ class RunDirectory:
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-FREE = ("logging.", "compare", "tune", "checkpoint.", "train.log_every")
-"""Beginnings of the keys that change no result: a run may go on with others."""
+FREE: dict[str, Any] = {
+    "logging": LoggingConfig(),
+    "compare": {},
+    "tune": TuneConfig(),
+    "checkpoint": CheckpointConfig(),
+}
+"""Sections that change no result, so that a run may go on with others, as all runs have them for their identity."""
+
+FREE_KEY = "log_every"
+"""The same of the section train."""
 
 LENGTH = ("train.steps", "train.epochs")
 
@@ -237,10 +245,9 @@ def link_latest(run: RunDirectory, runs_dir: Path) -> None:
 
 
 def run_identity(preset: Preset) -> str:
-    """By which runs of one preset are known: `identity` without what changes no result (`FREE`)."""
-    free: dict[str, Any] = {"logging": LoggingConfig(), "compare": {}, "tune": TuneConfig()}
-    train = preset.train.model_copy(update={"log_every": TrainConfig.model_fields["log_every"].default})
-    return identity(preset.model_copy(update={**free, "checkpoint": CheckpointConfig(), "train": train}))
+    """By which runs of one preset are known: `identity` without what changes no result."""
+    train = preset.train.model_copy(update={FREE_KEY: TrainConfig.model_fields[FREE_KEY].default})
+    return identity(preset.model_copy(update={**FREE, "train": train}))
 
 
 def unfinished_runs(runs_dir: Path, loaded: LoadedPreset) -> list[RunDirectory]:
@@ -277,7 +284,7 @@ def check_same_preset(run: RunDirectory, loaded: LoadedPreset, *, data_is_known:
     differing = [
         f"{key} ({_as_yaml(old, key)} there, {_as_yaml(new, key)} here)"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE) and key not in (*moved, *LENGTH) and _as_yaml(old, key) != _as_yaml(new, key)
+        if not _is_free(key) and key not in (*moved, *LENGTH) and _as_yaml(old, key) != _as_yaml(new, key)
     ]
     if not differing:
         return any(_as_yaml(old, key) != _as_yaml(new, key) for key in LENGTH)
@@ -337,6 +344,11 @@ def _identity_of(run: RunDirectory) -> str | None:
         return run_identity(load_preset(str(run.preset)).preset)
     except FismoError:
         return None  # of another version, or half written: nothing to continue
+
+
+def _is_free(key: str) -> bool:
+    """Whether a key changes no result."""
+    return key.partition(".")[0] in FREE or key == f"train.{FREE_KEY}"
 
 
 def _as_yaml(values: dict[str, Any], key: str) -> str:

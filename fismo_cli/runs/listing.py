@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fismo_cli.metrics import higher_is_better
+from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.record import read_summary
 
 __all__ = ["ListedRun", "list_runs", "sorted_by"]
@@ -67,9 +68,8 @@ def _directories(root: Path) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> ListedRun:
-    summary = read_summary(path)
-    files = [path / name for name in ("summary.json", "metrics.jsonl", "preset.yaml")]
-    newest = max(file.stat().st_mtime for file in files if file.exists())
+    summary, run = read_summary(path), RunDirectory(path)
+    newest = max(file.stat().st_mtime for file in (run.summary, run.metrics, run.preset) if file.exists())
     return ListedRun(
         path=path,
         preset=summary["preset"],

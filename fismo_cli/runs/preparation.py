@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fismo_cli.errors import FismoError, UsageError, first_line
+from fismo_cli.files import nearest_existing
 from fismo_cli.models import build_model, model_notes
 from fismo_cli.optimizers import build_mars, build_optimizer
 from fismo_cli.preset.loading import LoadedPreset
@@ -157,8 +158,7 @@ def check_space(directory: Path, model: nn.Module) -> None:
         UsageError: if the disk that holds the directory has less left than the weights alone take.
     """
     needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(directory)).free
     if free < needed:
         raise UsageError(
             f"the disk of {directory} has {free / 2**20:.1f} MiB left, but the trained model alone needs "

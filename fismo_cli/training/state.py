@@ -105,8 +105,7 @@ class RunState:
         evaluated_step: the last step whose validation metrics are known.
         validation: those metrics.
         train_loss: mean loss of the last closed window.
-        best_loss: lowest validation loss so far.
-        best_step: the step that has it.
+        best_step: the step with the lowest validation loss so far.
         best_validation: all validation metrics of that step.
         since_best: evaluations after that step.
         seconds: time on the training clock.
@@ -124,7 +123,6 @@ class RunState:
     evaluated_step: int | None = None
     validation: dict[str, float] | None = None
     train_loss: float | None = None
-    best_loss: float | None = None
     best_step: int | None = None
     best_validation: dict[str, float] | None = None
     since_best: int = 0
@@ -132,3 +130,8 @@ class RunState:
     optimizer_seconds: float = 0.0
     logged_seconds: float = 0.0
     logged_batches: int = 0
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest validation loss so far."""
+        return None if self.best_validation is None else self.best_validation["loss"]

@@ -548,7 +548,7 @@ class Trainer:
         best = math.isfinite(metrics["loss"]) and (state.best_loss is None or metrics["loss"] < state.best_loss)
         state.since_best = 0 if best else state.since_best + 1
         if best:
-            state.best_loss, state.best_step, state.best_validation = metrics["loss"], state.step, metrics
+            state.best_step, state.best_validation = state.step, metrics
         state.evaluated_step, state.validation = state.step, metrics
         if measured.confusion is not None:
             before = self._confusions.items()

@@ -8,7 +8,7 @@ file. Nothing in it is ever unpickled. This module knows nothing of models, opti
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +136,7 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """The step of the complete checkpoint with the lowest validation loss; None if there is none with one."""
-        losses = {step: loss for step, loss in self._losses().items() if loss is not None}
-        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+        return _best(self._losses())
 
     def newest(self) -> int | None:
         """The last step of which there is a complete checkpoint; None if there is none."""
@@ -207,18 +206,19 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Delete all but the last and the best; what is not complete is no use and goes too."""
-        losses: dict[int, float | None] = {}
-        for step in self.steps():
-            try:
-                losses[step] = _read_marker(self.path(step))["validation_loss"]
-            except _BrokenError:
-                shutil.rmtree(self.path(step), ignore_errors=True)
-        kept = {*sorted(losses)[-self.keep :], max((step for step in losses if step <= self._longer_from), default=0)}
-        evaluated = {step: loss for step, loss in losses.items() if loss is not None}
-        if evaluated:
-            kept.add(min(evaluated, key=lambda step: (evaluated[step], step)))
+        losses = self._losses()
+        for step in set(self.steps()) - losses.keys():
+            shutil.rmtree(self.path(step), ignore_errors=True)
+        longer = max((step for step in losses if step <= self._longer_from), default=None)
+        kept = {*sorted(losses)[-self.keep :], longer, _best(losses)}
         for step in losses.keys() - kept:
             self._delete(step)
+
+
+def _best(losses: Mapping[int, float | None]) -> int | None:
+    """The step with the lowest loss, of several the first; None if none has one."""
+    known = [(loss, step) for step, loss in losses.items() if loss is not None]
+    return min(known)[1] if known else None
 
 
 class _BrokenError(Exception):

@@ -67,14 +67,13 @@ class NoiseInstrument(Instrument):
 
     def before_micro_batch(self, batch: Batch) -> None:
         """Take the gradient of half of a batch that comes in one piece."""
-        if self._step is not None and self._step.micro_batches * self._world.size == 1:
+        if self._step is not None and not self._in_pieces(self._step):
             self._measure_half(batch)
 
     def around_micro_batch(self) -> AbstractContextManager[Any]:
         """Take in the gradient of a micro-batch that is a piece."""
-        if self._step is None or self._step.micro_batches * self._world.size == 1:
-            return nullcontext()
-        return self._piece(self._step.micro_batches)
+        step = self._step
+        return nullcontext() if step is None or not self._in_pieces(step) else self._piece(step.micro_batches)
 
     def after_backward(self) -> None:
         """Take in a measured step.
@@ -118,6 +117,10 @@ class NoiseInstrument(Instrument):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.meter.load_state_dict(state)
+
+    def _in_pieces(self, step: Step) -> bool:
+        """Whether its batch comes in several pieces by itself."""
+        return step.micro_batches * self._world.size > 1
 
     @contextmanager
     def _piece(self, count: int) -> Iterator[None]:

@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--tune-trials", type=int, default=0, help="of each optimizer for each pair, in studies apart")
     parser.add_argument("--tasks", nargs="+", help="which of the three; all if not given")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     asked = parser.parse_args()
     work: Path = asked.work
     work.mkdir(parents=True, exist_ok=True)
@@ -162,9 +163,10 @@ def main() -> None:
     presets = sorted(path for path in PRESETS.glob("*.yaml") if asked.tasks is None or path.stem in asked.tasks)
     for preset in presets:
         shutil.copy(preset, work)
-    tuning = ("--baselines", "muon", "--tune-trials", str(asked.tune_trials), "--seeds", "8", "--workers", "2")
+    workers = ("--workers", str(asked.workers))
+    tuning = ("--baselines", "muon", "--tune-trials", str(asked.tune_trials), "--seeds", "8")
     names = [preset.name for preset in presets]
-    subprocess.run([sys.executable, "-m", "fismo_cli", "compare", *names, *tuning], cwd=work, check=True)
+    subprocess.run([sys.executable, "-m", "fismo_cli", "compare", *names, *tuning, *workers], cwd=work, check=True)
     out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     for summary in sorted((work / "comparisons").glob("*/summary.json"), key=lambda path: path.stat().st_mtime):

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # One thread each: two workers share two cores better than one with two, and results repeat to the last bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,3 +14,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # what spreads the tests over processes looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests begin, so that no process is left with a long one at the end; the quick ones of a file stay together.
+
+    A slow one goes to whichever process is free, unless it is marked as one of those that share what a fixture made.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from tests.distributed.branches import Model, train
 from tests.distributed.test_sharding import start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("branches")]
 
 # How they train together, the share of rare samples, micro-batches, whether one sample is poisoned.
 RUNS = [

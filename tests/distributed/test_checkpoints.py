@@ -11,7 +11,7 @@ from fismo_cli.training.checkpoints.store import CheckpointStore
 from tests.distributed.shards import wholes
 from tests.distributed.test_sharding import start
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("checkpoints")]
 
 
 @pytest.fixture(scope="module", params=[4])

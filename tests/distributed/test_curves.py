@@ -39,12 +39,14 @@ def alone() -> dict[tuple[str, str], tuple[list[float], float]]:
     return found
 
 
+@pytest.mark.xdist_group("curves")
 def test_the_curves_are_of_training_and_noise_is_seen_in_them(alone):
     for plain, spread in alone.values():
         assert plain[-1] < 0.9 * plain[0]
         assert 0 < spread < 1e-4
 
 
+@pytest.mark.xdist_group("curves")
 def test_eight_micro_batches_follow_the_curve_of_one_batch(alone):
     for (model, form), (plain, spread) in alone.items():
         cut, _ = curve(*MODELS[model], f"optimizer.form={form}", "train.accumulate=8")
@@ -81,6 +83,7 @@ def test_activations_computed_again_give_the_same_losses_to_the_last_bit(tmp_pat
         assert curve(*one, again)[0] == curve(*one)[0]
 
 
+@pytest.mark.xdist_group("curves")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
     wanted = [

@@ -79,6 +79,7 @@ def found(tmp_path_factory) -> dict[tuple, dict]:
     }
 
 
+@pytest.mark.xdist_group("sharding")
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_ranks_train_as_one_process_does(found, form):
@@ -94,6 +95,7 @@ def test_ranks_train_as_one_process_does(found, form):
         assert several["skipped"] == one["skipped"] == 0
 
 
+@pytest.mark.xdist_group("sharding")
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", KINDS, ids=["ddp", "fsdp"])
 def test_state_of_four_ranks_is_loaded_by_two_and_by_one(found, fsdp):

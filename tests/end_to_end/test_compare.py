@@ -1,10 +1,8 @@
 """`fismo compare` in real processes: verdicts, pairing, the page in a browser, kill and rerun."""
 
 import contextlib
-import fcntl
 import json
 import math
-import os
 import shutil
 import signal
 import time
@@ -33,17 +31,9 @@ COMPARED = [*SHORT, *VARIANTS, "--baselines", "twin", "crippled", "wild", "--see
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A comparison with itself, with a crippled optimizer and with one that diverges; made once.
-
-    Test processes side by side share it: the second one finds it done, as any rerun does.
-    """
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "compared"
-    folder.mkdir(exist_ok=True)
-    cli = HereCli(folder)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = cli.run("compare", *COMPARED)
+    """A comparison with itself, with a crippled optimizer and with one that diverges."""
+    cli = HereCli(tmp_path_factory.mktemp("compared"))
+    done = cli.run("compare", *COMPARED)
     assert done.code == 0, done.err
     return cli, done
 
@@ -52,6 +42,7 @@ def verdicts(summary) -> dict:
     return {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
 
 
+@pytest.mark.xdist_group("compared")
 def test_verdicts(compared):
     _, done = compared
     found = verdicts(done.json)
@@ -67,6 +58,7 @@ def test_verdicts(compared):
     assert done.json["timing"] == "shared"
 
 
+@pytest.mark.xdist_group("compared")
 def test_equal_seeds_had_equal_weights_and_order(compared):
     cli, done = compared
     by_seed: dict[int, set] = {}
@@ -80,6 +72,7 @@ def test_equal_seeds_had_equal_weights_and_order(compared):
     assert len(set().union(*by_seed.values())) == 7
 
 
+@pytest.mark.xdist_group("compared")
 def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
     cli, done = compared
     monkeypatch.chdir(cli.folder)
@@ -91,6 +84,7 @@ def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
     assert {verdict["verdict"] for verdict in few["verdicts"]} == {"underpowered"}
 
 
+@pytest.mark.xdist_group("compared")
 def test_rerun_and_report_give_the_same_numbers(compared, tmp_path):
     cli, done = compared
     report = cli.run("report", done.json["comparison"], "--json")
@@ -109,6 +103,7 @@ def test_rerun_and_report_give_the_same_numbers(compared, tmp_path):
         assert sorted(map(repr, again.json[key])) == sorted(map(repr, done.json[key]))
 
 
+@pytest.mark.xdist_group("compared")
 def test_a_run_whose_directory_is_gone_is_known_from_its_study_alone(compared):
     cli, done = compared
     copy = cli.folder / "copy"
@@ -125,6 +120,7 @@ def test_a_run_whose_directory_is_gone_is_known_from_its_study_alone(compared):
     assert "equivalent" not in report.out + report.err
 
 
+@pytest.mark.xdist_group("compared")
 def test_the_page_in_a_browser(compared):
     cli, done = compared
     from selenium.webdriver import ActionChains
@@ -194,6 +190,7 @@ def whole(tmp_path_factory):
     return cli, done
 
 
+@pytest.mark.xdist_group("whole")
 def test_kill_and_rerun_gives_the_same_numbers(tmp_path, whole):
     killed, (place, undisturbed) = Cli(tmp_path), whole
     process = killed.start(*settings())
@@ -219,6 +216,7 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path, whole):
         check_studies(undisturbed.json, 2)
 
 
+@pytest.mark.xdist_group("whole")
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_path, whole):
     """As three hosts: nothing in common but the database."""

@@ -3,7 +3,6 @@
 Built from plain parts: where a preset came from, where a run is kept and who reads its events is settled outside.
 """
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ from fismo_cli.blocks import recompute_activations
 from fismo_cli.errors import FismoError, UsageError
 from fismo_cli.optimizers import learning_rates
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig, TrainConfig
-from fismo_cli.tasks.base import Batch, Part, Task
+from fismo_cli.tasks.base import Batch, Task
 from fismo_cli.training import events
 from fismo_cli.training.averaging import WeightAverage
 from fismo_cli.training.batch_growth import grown
@@ -27,7 +26,7 @@ from fismo_cli.training.data.order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
 from fismo_cli.training.distributed.sharding import ShardedModel
 from fismo_cli.training.distributed.world import World, failed_everywhere
-from fismo_cli.training.evaluation import Measured, evaluate_part
+from fismo_cli.training.evaluator import Evaluator
 from fismo_cli.training.instruments import NoiseInstrument, RadiusInstrument
 from fismo_cli.training.loss import TrainingLoss
 from fismo_cli.training.schedule import total_steps, warmup_steps
@@ -154,9 +153,18 @@ class Trainer:
         )
         self._watch = Stopwatch()
         self._assembled: nn.Module | None = None
-        self._confusions: dict[int, Tensor] = {}
-        self._test_confusion: Tensor | None = None
         self._stop = StopRequest()
+        self._evaluator = Evaluator(
+            task=task,
+            model=self.final_model,
+            train=train,
+            batch_size=evaluate.batch_size or self._samples_at_once,
+            device=device,
+            workers=workers,
+            stop=self._stop,
+            watch=self._watch,
+            world=world,
+        )
         self._failure: Exception | None = None
         self._saved_step: int | None = None
         self._sound = True
@@ -179,14 +187,7 @@ class Trainer:
     @property
     def confusions(self) -> dict[str, Tensor]:
         """The final model's confusion matrices by part, of tasks that have them."""
-        found = {"validation": self._confusions.get(self._model_step), "test": self._test_confusion}
-        return {part: matrix for part, matrix in found.items() if matrix is not None}
-
-    @property
-    def _model_step(self) -> int:
-        """The step whose weights are the final model's, once the run has ended."""
-        best = self._state.best_step if self.train_config.final_model == "best" else None
-        return self._state.step if best is None else best
+        return self._evaluator.confusions(self._state)
 
     def fit(self, store: CheckpointStore | None = None, resume: Loaded | None = None) -> Generator[events.Event]:
         """Train to the end, or until a signal or divergence; the last event is `Finished`.
@@ -299,7 +300,7 @@ class Trainer:
 
     def _conclude(self, end: "_End", store: CheckpointStore | None) -> Generator[events.Event, None, "_End"]:
         """After the last step: the final model, and what it does on the test part."""
-        if self.train_config.final_model == "best" and self._state.best_step not in (None, self._state.step):
+        if self._evaluator.final_step(self._state) != self._state.step:
             assert store is not None
             if self._saved_step != self._state.step:  # to be gone on from, if anything fails from here on
                 yield self._save(store)
@@ -309,36 +310,18 @@ class Trainer:
         yield events.Trained(self._state.step)
         leave = self._take(iter(()), 0) is None
         if not leave:
-            leave = not self._count_classes()
+            leave = not self._evaluator.count_classes(self._state)
         if self.task.test is not None and not leave:
-            started = time.perf_counter()
-            test = self._evaluate(self.task.test)
-            leave = test is None  # asked to in the middle of it
-            if test is not None:
-                self._test_confusion = test.confusion
-                yield self._evaluated("test", test.metrics, started)
-                end = replace(end, test=test.metrics)
+            measured = self._evaluator.test(self._state)
+            leave = measured is None  # asked to in the middle of it
+            if measured is not None:
+                yield measured
+                end = replace(end, test=measured.metrics)
         if leave:
             if store is not None and self._saved_step != self._state.step:
                 yield self._save(store)
             return _End("interrupted")
         return end
-
-    def _count_classes(self) -> bool:
-        """Make sure that the final model's confusion matrix is there: a resumed run may not have counted it.
-
-        Returns:
-            False if a signal asked to leave meanwhile.
-        """
-        part = self.task.validation
-        if part is None or not self.task.confusion_classes or self._model_step in self._confusions:
-            return True
-        measured = self._evaluate(part)
-        if measured is None:
-            return False
-        assert measured.confusion is not None
-        self._confusions[self._model_step] = measured.confusion
-        return True
 
     def _take_best(self, store: CheckpointStore) -> str:
         """Put the weights with the best validation loss in the place of the last ones; what to tell about it."""
@@ -359,7 +342,7 @@ class Trainer:
         state, log_every = self._state, self.train_config.log_every
         self._watch.start(state.seconds)
         while True:
-            step, last = state.step, state.batches == self.total or self._enough()
+            step, last = state.step, state.batches == self.total or self._evaluator.enough(state)
             evaluation_due = state.evaluated_step != step and (last or _due(state, self.evaluate_config.every))
             checkpoint_due = self._saved_step != step and _due(state, self.checkpoint_config.every)
             taken = self._take(batches, self._stepper.batches_of_next(state) * self.train_config.accumulate)
@@ -371,10 +354,10 @@ class Trainer:
                 if problem is not None:
                     return _End("diverged", problem)
                 if evaluation_due and not leave and self.task.validation is not None:
-                    yield from self._evaluate_validation(self.task.validation)
+                    yield from self._evaluator.validate(state)
                     leave = self.world.any(self._stop.requested())
-                    last = last or self._enough()
-                    checkpoint_due = checkpoint_due or (self.train_config.final_model == "best" and self._best_now())
+                    last = last or self._evaluator.enough(state)
+                    checkpoint_due = checkpoint_due or self._evaluator.best_to_keep(state)
                 if store is not None and (checkpoint_due or (leave and self._saved_step != step)):
                     yield self._save(store)
                 if leave:
@@ -400,15 +383,6 @@ class Trainer:
                 if (problem := self._window.problem()) is not None:
                     return _End("diverged", problem)
                 yield self._log()
-
-    def _enough(self) -> bool:
-        """Whether the validation loss has not become better for as long as the run is patient."""
-        patience = self.train_config.patience
-        return patience is not None and self._state.since_best >= patience
-
-    def _best_now(self) -> bool:
-        """Whether the weights as they are have the best validation loss."""
-        return self._state.best_step == self._state.step
 
     def _why_early(self) -> str | None:
         """Why a run has ended before its last step; None if it has not."""
@@ -523,44 +497,6 @@ class Trainer:
             samples=self._samples,
             samples_per_second=samples / elapsed if elapsed > 0 else 0.0,
         )
-
-    def _evaluate(self, part: Part) -> Measured | None:
-        config = self.train_config
-        self.world.same_as_main(self.final_model.buffers())  # statistics of batch norm differ: each saw its own share
-        return evaluate_part(
-            self.task,
-            self.final_model,
-            part,
-            batch_size=self.evaluate_config.batch_size or self._samples_at_once,
-            device=self.device,
-            precision=config.precision,
-            workers=self.workers,
-            stop=self._stop,
-            world=self.world,
-        )
-
-    def _evaluate_validation(self, part: Part) -> Iterator[events.Event]:
-        state, started = self._state, time.perf_counter()
-        measured = self._evaluate(part)
-        if measured is None:
-            return  # asked to leave; the resumed run evaluates this step
-        metrics = measured.metrics
-        best = math.isfinite(metrics["loss"]) and (state.best_loss is None or metrics["loss"] < state.best_loss)
-        state.since_best = 0 if best else state.since_best + 1
-        if best:
-            state.best_step, state.best_validation = state.step, metrics
-        state.evaluated_step, state.validation = state.step, metrics
-        if measured.confusion is not None:
-            before = self._confusions.items()
-            kept = {step: matrix for step, matrix in before if step == state.best_step}
-            self._confusions = {**kept, state.step: measured.confusion}
-        yield self._evaluated("validation", metrics, started, best)
-
-    def _evaluated(
-        self, split: events.Split, metrics: dict[str, float], started: float, best: bool = False
-    ) -> events.Evaluated:
-        seconds = time.perf_counter() - started
-        return events.Evaluated(self._state.step, split, metrics, seconds, self._watch.read(), best, self._samples)
 
     def _save(self, store: CheckpointStore, *, with_optimizer: bool = True) -> events.CheckpointSaved:
         state = self._state

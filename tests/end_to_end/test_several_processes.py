@@ -165,7 +165,7 @@ def ranks(folder: Path) -> list[int]:
 
 
 def test_killed_stopped_and_resumed(cli):
-    """A rank that is killed is started again as often as was asked for, then the run ends; SIGTERM saves; all resume."""
+    """A killed rank is started again as often as was asked for, then the run ends; SIGTERM saves; all of it resumes."""
     whole = cli.run("train", *LONG, "--nproc", 2, "--json").json["metrics"]["validation"]["loss"]
     process = started_until_it_saves(cli, *LONG, "--nproc", 2, "--", "--max-restarts=1")
     before, first = saved(cli), ranks(cli.folder)

@@ -8,6 +8,7 @@ import torch
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.schema import CheckpointConfig, EvaluateConfig
 from fismo_cli.training.evaluation import evaluate_part
+from fismo_cli.training.evaluator import Evaluator
 from fismo_cli.training.events import CheckpointSaved, Evaluated, Finished, Trained
 from tests.cli.training.fakes import PointsPart, PointsTask, make_trainer, points_task, store_in, weights
 
@@ -64,7 +65,7 @@ def test_a_run_with_the_best_model_that_is_interrupted_in_its_test_goes_on_from_
     whole = list(worsening(final_model="best").fit(store_in(tmp_path / "whole")))
     trainer = worsening(final_model="best")
     with monkeypatch.context() as patch:
-        patch.setattr(type(trainer), "_evaluate", stops_in_test(type(trainer)._evaluate))
+        patch.setattr(Evaluator, "test", lambda evaluator, state: None)
         interrupted = list(trainer.fit(store))
     assert interrupted[-1].summary["status"] == "interrupted"
     assert store.newest() == 80
@@ -73,13 +74,6 @@ def test_a_run_with_the_best_model_that_is_interrupted_in_its_test_goes_on_from_
     for key in ("steps", "model_step", "metrics", "best_step"):
         assert events[-1].summary[key] == whole[-1].summary[key], key
     assert not [event for event in events if isinstance(event, CheckpointSaved)]
-
-
-def stops_in_test(evaluate):
-    def stopping(trainer, part):
-        return None if len(part) == 9 else evaluate(trainer, part)
-
-    return stopping
 
 
 def test_patience_survives_a_resumption(tmp_path):

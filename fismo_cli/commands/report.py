@@ -86,12 +86,10 @@ def _kind(directory: Path) -> Kind:
 
 
 def _report_runs(console: "Console", directories: list[Path], png: Path | None) -> Any:
-    from fismo_cli.reporting.run_report import print_runs, write_picture, write_run_report
+    from fismo_cli.reporting.run_report import print_runs, write_run_report
 
-    runs, page = write_run_report(list(dict.fromkeys(directories)))
+    runs, page = write_run_report(list(dict.fromkeys(directories)), png)
     print_runs(console, runs, page)
-    if png is not None:
-        write_picture(png, runs)
     summaries = [run.summary for run in runs.values()]
     return {**summaries[0], "report": str(page)} if len(runs) == 1 else {"runs": summaries, "report": str(page)}
 

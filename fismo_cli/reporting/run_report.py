@@ -18,34 +18,31 @@ from fismo_cli.reporting.tables import summary_rows
 from fismo_cli.runs.record import RunRecord, read_run
 from fismo_cli.runs.results_csv import write_results
 
-__all__ = ["print_runs", "write_picture", "write_run_report"]
+__all__ = ["print_runs", "write_run_report"]
 
 
-def write_run_report(directories: Sequence[Path]) -> tuple[dict[str, RunRecord], Path]:
+def write_run_report(directories: Sequence[Path], picture: Path | None = None) -> tuple[dict[str, RunRecord], Path]:
     """Write the page of runs and return what was read of them, by label, and where the page is.
 
     That of one run is `report.html` in its directory; that of several is `side-by-side.html` in the first one's.
+
+    Args:
+        directories: of the runs.
+        picture: a PNG file for the main figures, too.
+
+    Raises:
+        UsageError: if there is nothing for the picture yet.
+        FismoError: if it cannot be drawn or written; then there is no page either.
     """
     runs = dict(zip(_labels(directories), map(read_run, directories), strict=True))
+    if picture is not None:
+        _write_picture(picture, runs)
     for run in runs.values():
         write_results(run)
     page = directories[0] / ("report.html" if len(runs) == 1 else "side-by-side.html")
     with whole_file(page) as file:
         file.write_text(_page(runs), encoding="utf-8")
     return runs, page
-
-
-def write_picture(path: Path, runs: Mapping[str, RunRecord]) -> None:
-    """Write the main figures of runs to a PNG file.
-
-    Raises:
-        UsageError: if there is nothing to draw yet.
-        FismoError: if it cannot be drawn or written.
-    """
-    figures = {name.replace("-", " "): drawing for name, (drawing, _) in run_figures(runs).items()}
-    if not figures:
-        raise UsageError("--png: no step has been logged yet (train.log_every)")
-    write_png(path, figures)
 
 
 def print_runs(console: Console, runs: Mapping[str, RunRecord], page: Path) -> None:
@@ -56,6 +53,13 @@ def print_runs(console: Console, runs: Mapping[str, RunRecord], page: Path) -> N
     else:
         print_rows(console, headings, rows)
     say(console, f"report: {page}")
+
+
+def _write_picture(path: Path, runs: Mapping[str, RunRecord]) -> None:
+    figures = {name.replace("-", " "): drawing for name, (drawing, _) in run_figures(runs).items()}
+    if not figures:
+        raise UsageError("--png: no step has been logged yet (train.log_every)")
+    write_png(path, figures)
 
 
 def _labels(directories: Sequence[Path]) -> list[str]:

@@ -9,7 +9,8 @@ from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.runs.directory import RunDirectory
-from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded, write_weights
+from fismo_cli.runs.same_data import say_where
+from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded, final_weights, write_weights
 
 __all__ = ["Exported", "check_step", "export_weights", "find_checkpoint"]
 
@@ -40,7 +41,7 @@ def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Ex
             completed, else the last checkpoint.
 
     Raises:
-        UsageError: if the run has no such weights.
+        UsageError: if the run has no such weights, or the data, by which a model with adapters is built, is gone.
         FismoError: if they are broken.
     """
     if path.exists() and path.resolve().is_relative_to(run.path.resolve()):
@@ -51,9 +52,26 @@ def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Ex
         averaged = load_preset(str(run.preset)).preset.train.ema_decay is not None
         return Exported(steps, final=True, averaged=averaged)
     checkpoint = find_checkpoint(run, step)
-    write_weights(checkpoint, path)
+    if any(".lora_A." in name for name in final_weights(checkpoint)):
+        _write_merged(run, checkpoint, path)
+    else:
+        write_weights(checkpoint, path)
     averaged = bool(checkpoint.state["average"])
     return Exported(checkpoint.step, final=False, averaged=averaged, problems=checkpoint.problems)
+
+
+def _write_merged(run: RunDirectory, checkpoint: Loaded, path: Path) -> None:
+    """Write the weights of a checkpoint that has LoRA's adapters, merged as those of the final model are."""
+    from fismo_cli.models import build_untrained, save_flat
+    from fismo_cli.tasks import build_task
+
+    preset = load_preset(str(run.preset)).preset
+    try:
+        model = build_untrained(preset, build_task(preset))
+    except UsageError as error:
+        raise say_where(run, preset, error) from error
+    model.load_state_dict(final_weights(checkpoint))
+    save_flat(model, path)
 
 
 def check_step(step: str | None) -> None:

@@ -9,9 +9,11 @@ import transformers
 from fismo_cli.errors import UsageError
 from fismo_cli.lora import add_adapters, merged
 from fismo_cli.models import load_model_dir, save_flat, save_model
-from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.loading import load_preset, resolved_yaml
 from fismo_cli.preset.schema import LoraConfig
+from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.preparation import prepare
+from fismo_cli.runs.weights import export_weights
 from fismo_cli.training.checkpoints.store import CheckpointStore
 from fismo_cli.weights_file import read_weights
 
@@ -68,6 +70,12 @@ def test_a_run_saves_a_plain_model_and_its_adapters_and_resumes_bit_for_bit(tmp_
         torch.testing.assert_close(found.eval()(input_ids=tokens).logits, logits, atol=1e-5, rtol=1e-5)
     flat = read_weights(tmp_path / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in flat)
+    run = RunDirectory(tmp_path)
+    run.preset.write_text(resolved_yaml(prepared.loaded))
+    assert export_weights(run, tmp_path.with_suffix(".safetensors"), "6").step == 6
+    exported = read_weights(tmp_path.with_suffix(".safetensors"))
+    assert exported.keys() == flat.keys()
+    assert all(torch.equal(value, flat[name]) for name, value in exported.items())
     resumed = prepare(preset("model.lora={rank: 4, dropout: 0.1}")).trainer
     list(resumed.fit(resume=store.load(3)))
     weights = prepared.trainer.model.state_dict()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -144,3 +145,7 @@ def test_a_picture_of_two_runs(root, tmp_path, capsys):
         assert image.width == 2240
         assert len(image.convert("L").getcolors()) > 20
     assert command(capsys, "report", runs[0], "--png", tmp_path / "runs.jpg")[0] == 2
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    (copy / "report.html").unlink(missing_ok=True)
+    assert command(capsys, "report", copy, "--png", tmp_path / "runs.png" / "no-folder.png")[0] == 1
+    assert not (copy / "report.html").exists()

@@ -150,7 +150,8 @@ def main() -> None:
     parser.add_argument("--tune-trials", type=int, default=0, help="of each optimizer for each pair, in studies apart")
     parser.add_argument("--tasks", nargs="+", help="which of the three; all if not given")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    asked = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of all presets, such as train.steps=450")
+    asked = parser.parse_intermixed_args()
     work: Path = asked.work
     work.mkdir(parents=True, exist_ok=True)
     for name, write in {
@@ -163,10 +164,9 @@ def main() -> None:
     presets = sorted(path for path in PRESETS.glob("*.yaml") if asked.tasks is None or path.stem in asked.tasks)
     for preset in presets:
         shutil.copy(preset, work)
-    workers = ("--workers", str(asked.workers))
-    tuning = ("--baselines", "muon", "--tune-trials", str(asked.tune_trials), "--seeds", "8")
-    names = [preset.name for preset in presets]
-    subprocess.run([sys.executable, "-m", "fismo_cli", "compare", *names, *tuning, *workers], cwd=work, check=True)
+    options = ["--baselines", "muon", "--tune-trials", asked.tune_trials, "--seeds", 8, "--workers", asked.workers]
+    arguments = ["compare", *(preset.name for preset in presets), *asked.overrides, *map(str, options)]
+    subprocess.run([sys.executable, "-m", "fismo_cli", *arguments], cwd=work, check=True)
     out: Path = asked.out
     out.mkdir(parents=True, exist_ok=True)
     for summary in sorted((work / "comparisons").glob("*/summary.json"), key=lambda path: path.stat().st_mtime):

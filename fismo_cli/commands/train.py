@@ -11,11 +11,13 @@ import typer
 
 from fismo_cli.commands.options import Overrides, PresetName, Quiet, refuse
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import DataError, ExitCode
+from fismo_cli.errors import DataError, ExitCode, PresetError
 from fismo_cli.own_optimizers import import_arguments
+from fismo_cli.preset.files import missing_files
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
 from fismo_cli.runs.directory import RunDirectory, check_name
+from fismo_cli.training.distributed.together import check_parallel, check_shares
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,9 +78,11 @@ def train(
     )
     if name is not None:
         check_name(name, runs_dir, loaded, new=resume is None and restarts == 0 and torchrun is None)
+    if torchrun is None:  # before torch and the like, which take seconds to import
+        _check(loaded, nproc if not torchrun_arguments else None, new=resume is None)
     if restarts > 0 and resume is None and not dry_run:
         resume = "auto"  # torchrun started the processes again, after one of them died
-    with contextlib.suppress(OSError, ValueError):  # before torch and the like, which take seconds to import
+    with contextlib.suppress(OSError, ValueError):
         if torchrun is None and not quiet:
             print(f"preparing {loaded.name} ...", file=sys.stderr, flush=True)
     if nproc is not None and torchrun is None:
@@ -156,6 +160,25 @@ def _say_what_next(console: "Console", task: str, run: Path) -> None:
     for line in loading_lines(task, run / "model"):
         say(console, f"    {line}")
     say(console, f"use it: {use}\nlook at the run: fismo report {place}")
+
+
+def _check(loaded: LoadedPreset, processes: int | None, *, new: bool) -> None:
+    """What can be wrong with a preset that is well formed, as far as a look at the disk shows it.
+
+    Args:
+        loaded: the preset.
+        processes: how many train together; None: not known here.
+        new: whether no run is continued, whose data is looked for where it was.
+
+    Raises:
+        PresetError: files are missing.
+        UsageError: the processes cannot train together.
+    """
+    if new and (problems := [loaded.problem(path, why) for path, why in missing_files(loaded.preset)]):
+        raise PresetError(problems)
+    if processes is not None:
+        check_parallel(loaded.preset, processes)
+        check_shares(loaded.preset.train.batch_size, loaded.preset.train.accumulate, processes)
 
 
 def _split(given: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -33,7 +33,7 @@ from fismo_cli.tasks.identity import identity_hash
 from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded
 from fismo_cli.training.data.order import order_hash
 from fismo_cli.training.device import peak_memory_bytes
-from fismo_cli.training.distributed.sharding import check_parallel
+from fismo_cli.training.distributed.together import check_parallel
 from fismo_cli.training.distributed.world import World, join_world
 from fismo_cli.training.events import CheckpointSaved, Event, Finished, Noticed, Trained
 from fismo_cli.training.run_summary import RunSummary
@@ -268,7 +268,7 @@ def dry_run(loaded: LoadedPreset, steps: int = 3) -> dict[str, Any] | None:
         trainer = prepared.trainer
         measured = 0 if loaded.preset.train.noise_every is None else NOISE_STEPS
         seconds, noise_scale = trainer.try_steps(steps, measured)
-        sharded = check_parallel(loaded.preset, world)
+        sharded = check_parallel(loaded.preset, world.size)
         received = getattr(trainer.optimizer, "received_bytes", int)()
         each = world.gather((trainer.optimizer_state_bytes(), peak_memory_bytes(trainer.device), received))
         if not world.main:

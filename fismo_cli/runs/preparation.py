@@ -22,7 +22,8 @@ from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
 from fismo_cli.training.data.loading import read_batch
 from fismo_cli.training.device import autocast, choose_device, explain_memory, move
-from fismo_cli.training.distributed.sharding import check_parallel, shard_model
+from fismo_cli.training.distributed.sharding import shard_model
+from fismo_cli.training.distributed.together import check_parallel
 from fismo_cli.training.distributed.world import World
 from fismo_cli.training.evaluation import evaluation_mode
 from fismo_cli.training.seeding import configure_torch, seed_everything
@@ -62,7 +63,7 @@ def prepare(loaded: LoadedPreset, world: World = World(), progress: Progress = l
     if world.main:
         check_trackers(preset.logging)
     configure_torch(threads=preset.train.threads, deterministic=preset.train.deterministic)
-    sharded = check_parallel(preset, world)
+    sharded = check_parallel(preset, world.size)
     device = choose_device(preset.train.device, world.local_rank if world.size > 1 else None)
     with explain_memory(device, lambda: "while preparing. Make the model or the samples smaller (model.*, data.*)"):
         task = build_task(preset, progress=progress)

@@ -25,6 +25,7 @@ from fismo_cli.training.data.loading import fetch, take
 from fismo_cli.training.data.order import MicroBatchKeys
 from fismo_cli.training.device import explain_memory
 from fismo_cli.training.distributed.sharding import ShardedModel
+from fismo_cli.training.distributed.together import check_shares
 from fismo_cli.training.distributed.world import World, failed_everywhere
 from fismo_cli.training.evaluator import Evaluator
 from fismo_cli.training.instruments import NoiseInstrument, RadiusInstrument
@@ -37,7 +38,7 @@ from fismo_cli.training.stepping import Stepper
 from fismo_cli.training.summary import Status, summarise
 from fismo_core import Mars, RadiusControl
 
-__all__ = ["RunName", "Trainer", "check_shares"]
+__all__ = ["RunName", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -543,19 +544,6 @@ class Trainer:
             f"in step {self._state.step} with {self._samples_at_once} samples at once. Set "
             f"train.accumulate={config.accumulate * 2} to halve that at the same batch size (evaluation has "
             "evaluate.batch_size), or train.activation_checkpointing=true, or train.precision=bfloat16"
-        )
-
-
-def check_shares(batch_size: int, accumulate: int, processes: int) -> None:
-    """Make sure that each micro-batch can be shared out evenly.
-
-    Raises:
-        UsageError: if it cannot.
-    """
-    if batch_size // accumulate % processes:
-        raise UsageError(
-            f"train.batch_size={batch_size} in train.accumulate={accumulate} micro-batches cannot be shared evenly by "
-            f"{processes} processes: make it a multiple of {accumulate * processes}"
         )
 
 

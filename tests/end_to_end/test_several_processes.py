@@ -200,10 +200,12 @@ def test_killed_stopped_and_resumed(cli):
         (("train.parallel=none", "--nproc", 2), 2, "train.parallel=none, but there are 2 processes"),
         (("--nproc", 2, "--", "--no-such-flag"), 2, "torchrun does not take --no-such-flag"),
         (("--", "--nnodes=2"), 2, "need --nproc"),
-        (("data.source=npz", "data.path=/no/such.npz", "--nproc", 2), 2, "/no/such.npz is not a file"),
+        (("data.source=npz", "data.path=/no/such.npz", "--nproc", 2), 2, "no such file: /no/such.npz"),
+        (("data.source=npz", "data.path=broken.npz", "--nproc", 2), 2, "broken.npz: not a readable .npz file"),
     ],
 )
 def test_errors_are_said_once_with_the_code_of_one_process(cli, arguments, code, message):
+    (cli.folder / "broken.npz").write_text("no arrays")
     done = cli.run("train", "digits-vit", "train.epochs=null", "train.steps=5", *arguments)
     assert done.code == code, done.err
     assert done.err.count(message) == 1, done.err

@@ -14,51 +14,13 @@ from torch import Tensor, nn
 
 from fismo_cli.blocks import repeated_blocks
 from fismo_cli.errors import UsageError
-from fismo_cli.preset.optimizer_names import RANDOM_NAMES
-from fismo_cli.preset.schema import Preset, TrainConfig
+from fismo_cli.preset.schema import TrainConfig
 from fismo_cli.training.distributed.used_parameters import UsedParameters
 from fismo_cli.training.distributed.world import World
 from fismo_core import FISMO
 from fismo_core.dtensors import distributed_like, full_tensor
 
-__all__ = ["ShardedModel", "check_parallel", "placed_alike", "placed_state", "shard_model"]
-
-ELEMENTWISE = ("fismo", "adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "nadam", "radam", "rmsprop", "sgd")
-"""Optimizers that can step rows of parameters: FISMO, and those of torch.optim that treat every entry by itself."""
-
-
-def check_parallel(preset: Preset, world: World) -> bool:
-    """Whether FSDP2 spreads the model of a preset over the processes of a world.
-
-    Raises:
-        UsageError: if several processes cannot train together as the preset says.
-    """
-    parallel = preset.train.parallel
-    if world.size == 1:
-        return False
-    if parallel == "none":
-        raise UsageError(
-            f"train.parallel=none, but there are {world.size} processes; choose ddp or fsdp2, or start one"
-        )
-    if parallel == "ddp":
-        if preset.optimizer.name in RANDOM_NAMES:
-            raise UsageError(
-                f"optimizer.name={preset.optimizer.name} draws random numbers, which would be others in each process; "
-                "train in one"
-            )
-        return False
-    if preset.train.precision == "float16":
-        raise UsageError("train.precision=float16 does not go with train.parallel=fsdp2; use bfloat16 or float32")
-    if preset.train.batch_growth is not None:
-        raise UsageError(
-            "train.batch_growth goes by the noise scale, which is not measured with train.parallel=fsdp2; use ddp"
-        )
-    if preset.optimizer.name not in ELEMENTWISE:
-        raise UsageError(
-            f"optimizer.name={preset.optimizer.name} needs whole parameters, which train.parallel=fsdp2 spreads over "
-            f"the processes; use train.parallel=ddp, or one of {', '.join(ELEMENTWISE)}"
-        )
-    return True
+__all__ = ["ShardedModel", "placed_alike", "placed_state", "shard_model"]
 
 
 @dataclass(frozen=True)

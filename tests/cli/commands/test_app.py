@@ -54,7 +54,13 @@ def test_help_imports_nothing_but_typer_and_rich():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["validate", "digits-vit", "optimizer.name=soap"], ["validate", "digits-vit", "nope=1"], ["presets", "list"]],
+    [
+        ["validate", "digits-vit", "optimizer.name=soap"],
+        ["validate", "digits-vit", "nope=1"],
+        ["presets", "list"],
+        ["train", "digits-vit", "data.source=npz", "data.path=/none.npz"],
+        ["train", "digits-vit", "train.batch_size=63", "--nproc", "2"],
+    ],
 )
 def test_validate_and_presets_import_no_heavy_library(arguments):
     assert not modules_after(f"from fismo_cli.app import main; main({arguments!r})") & HEAVY
@@ -119,11 +125,12 @@ def test_validate_json_is_all_there_is_on_stdout(capsys):
     assert len(err.splitlines()) == 2
 
 
-def test_validate_finds_files_that_are_not_there(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["validate", "train"])
+def test_files_that_are_not_there_are_named_with_file_line_and_key(tmp_path, capsys, command):
     path = tmp_path / "mine.yaml"
     text = shipped_presets()["digits-vit"].read_text()
     path.write_text(text.replace("source: digits ", f"path: {tmp_path}/none.npz\n  source: npz "))
-    code, _, err = run(capsys, "validate", str(path), "model.pretrained=nowhere")
+    code, _, err = run(capsys, command, str(path), "model.pretrained=nowhere")
     assert code == 2
     assert re.search(r"mine.yaml:\d+  data.path: no such file: .*none.npz", err)
     assert "command line: model.pretrained=nowhere  model.pretrained: no such file or folder: nowhere" in err

@@ -7,12 +7,13 @@ from torch import nn
 from fismo_cli.errors import UsageError
 from fismo_cli.preset.loading import load_preset
 from fismo_cli.preset.schema import TrainConfig
-from fismo_cli.training.distributed.sharding import check_parallel, shard_model
+from fismo_cli.training.distributed.sharding import shard_model
+from fismo_cli.training.distributed.together import check_parallel
 from fismo_cli.training.distributed.world import World
 
 
 def check(size: int, *overrides: str) -> bool:
-    return check_parallel(load_preset("digits-vit", overrides).preset, World(0, size, 0))
+    return check_parallel(load_preset("digits-vit", overrides).preset, size)
 
 
 def test_one_process_is_never_spread():

@@ -164,7 +164,7 @@ def database_trials(url: str, name: str) -> list:
 
 
 def test_three_workers_share_a_database_and_one_is_killed(cli, postgresql):
-    command = ("tune", "digits-vit", *LONGER, "--trials", 9, "--workers", 1, "--json", "--study", "shared")
+    command = ("tune", "digits-vit", *LONGER, "--trials", 6, "--workers", 1, "--json", "--study", "shared")
     workers = []
     for name in ("one", "two", "three"):  # as three hosts: nothing in common but the database
         place = Cli(cli.folder / name)
@@ -179,7 +179,7 @@ def test_three_workers_share_a_database_and_one_is_killed(cli, postgresql):
     assert [outcome.code for outcome in done] == [0, 0], done[0].err + done[1].err
     trials = database_trials(postgresql, "shared")
     ended = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    assert 9 <= len(ended) <= 10  # another one may have been running when the ninth ended
+    assert 6 <= len(ended) <= 7  # another one may have been running when the sixth ended
     check_once_each(trials, len(ended))
     assert [trial.state.name for trial in trials].count("FAIL") == 1
     owners = {trial.user_attrs["worker"] for trial in ended}

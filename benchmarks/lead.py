@@ -106,6 +106,15 @@ def row(record: dict[str, Any], baseline: str = "muon") -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def budget_rows(record: dict[str, Any]) -> list[str]:
+    """Of each optimizer the judged losses after more and more trials, by putting studies together."""
+    rows = []
+    for search in record["tuning"]:
+        found = (f"{b['mean']:.3f} ± {b['standard_deviation']:.3f}" for b in search["budgets"] if b["searches"] > 1)
+        rows.append("| " + " | ".join((record["preset"], search["label"], *found)) + " |")
+    return rows
+
+
 def drawing(records: list[dict[str, Any]]) -> str:
     """The median over studies of the validation loss by step, a panel for each task; the second half of the steps."""
     width, height, parts = 230, 190, []
@@ -180,6 +189,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for record in records:
         print("\n".join(row(record, baseline) for baseline in asked.baselines))
+    for record in records:
+        print("\n".join(budget_rows(record)))
     (out / "curves.svg").write_text(drawing(records))
 
 

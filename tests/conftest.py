@@ -16,13 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # what spreads the tests over processes looks at the marks
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests begin, so that no process is left with a long one at the end; the quick ones of a file stay together.
-
-    A slow one goes to whichever process is free, unless it is marked as one of those that share what a fixture made.
-    """
+    """Files with slow tests begin, so that no process is left with a long one at the end (`--dist loadfile`)."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        if item.get_closest_marker("slow") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))

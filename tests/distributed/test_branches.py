@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from tests.distributed.branches import Model, train
 from tests.distributed.test_sharding import start
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("branches")]
+pytestmark = pytest.mark.slow
 
 # How they train together, the share of rare samples, micro-batches, whether one sample is poisoned.
 RUNS = [
@@ -36,7 +36,7 @@ def gap(one: dict, other: dict) -> float:
 def several(tmp_path_factory):
     runs = [run for run in RUNS if run[0] == "ddp" or UNLIKE_RANKS]
     return dict(
-        zip(runs, json.loads(start("branches.py", tmp_path_factory.mktemp("x"), 4, json.dumps(runs))), strict=True)
+        zip(runs, json.loads(start("branches", tmp_path_factory.mktemp("x"), 4, json.dumps(runs))), strict=True)
     )
 
 

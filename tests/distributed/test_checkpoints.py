@@ -11,13 +11,13 @@ from fismo_cli.training.checkpoints.store import CheckpointStore
 from tests.distributed.shards import wholes
 from tests.distributed.test_sharding import start
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("checkpoints")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[4])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    return request.param, folder / "checkpoints", start("shards.py", folder, request.param).splitlines()
+    return request.param, folder / "checkpoints", start("shards", folder, request.param).splitlines()
 
 
 def test_one_process_reads_what_several_wrote(saved):

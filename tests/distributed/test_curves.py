@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fismo_cli.training.distributed.sharding import ELEMENTWISE
+from fismo_cli.training.distributed.together import ELEMENTWISE
 from tests.distributed.curves import curve
 from tests.distributed.test_sharding import start
 
@@ -39,14 +39,12 @@ def alone() -> dict[tuple[str, str], tuple[list[float], float]]:
     return found
 
 
-@pytest.mark.xdist_group("curves")
 def test_the_curves_are_of_training_and_noise_is_seen_in_them(alone):
     for plain, spread in alone.values():
         assert plain[-1] < 0.9 * plain[0]
         assert 0 < spread < 1e-4
 
 
-@pytest.mark.xdist_group("curves")
 def test_eight_micro_batches_follow_the_curve_of_one_batch(alone):
     for (model, form), (plain, spread) in alone.items():
         cut, _ = curve(*MODELS[model], f"optimizer.form={form}", "train.accumulate=8")
@@ -61,7 +59,7 @@ def test_every_other_optimizer_that_may_steps_rows_as_it_steps_all(tmp_path):
         if name != "fismo"
     ]
     spread = json.dumps([[*run, "train.parallel=fsdp2"] for run in runs])
-    for run, (losses, _) in zip(runs, json.loads(start("curves.py", tmp_path, 2, spread)), strict=True):
+    for run, (losses, _) in zip(runs, json.loads(start("curves", tmp_path, 2, spread)), strict=True):
         assert losses == pytest.approx(curve(*run)[0], rel=ROUNDING), run[-1]
 
 
@@ -75,7 +73,7 @@ def test_activations_computed_again_give_the_same_losses_to_the_last_bit(tmp_pat
     again = "train.activation_checkpointing=true"
     pairs = [(run, [*run, again]) for one in settings for run in ([*one, "train.parallel=fsdp2"], one)]
     found = [
-        losses for losses, _ in json.loads(start("curves.py", tmp_path, 2, json.dumps([r for p in pairs for r in p])))
+        losses for losses, _ in json.loads(start("curves", tmp_path, 2, json.dumps([r for p in pairs for r in p])))
     ]
     for plain, recomputed in zip(found[::2], found[1::2], strict=True):
         assert recomputed == plain
@@ -83,7 +81,6 @@ def test_activations_computed_again_give_the_same_losses_to_the_last_bit(tmp_pat
         assert curve(*one, again)[0] == curve(*one)[0]
 
 
-@pytest.mark.xdist_group("curves")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
     wanted = [
@@ -97,7 +94,7 @@ def test_ranks_follow_the_curve_of_one_process(tmp_path, alone, ranks):
         [*MODELS[model], f"optimizer.form={form}", f"train.parallel={parallel}", f"train.accumulate={accumulate}"]
         for model, form, parallel, accumulate in wanted
     ]
-    found = json.loads(start("curves.py", tmp_path, ranks, json.dumps(runs)))
+    found = json.loads(start("curves", tmp_path, ranks, json.dumps(runs)))
     for key, (losses, summary) in zip(wanted, found, strict=True):
         model, form, parallel, accumulate = key
         plain, spread = alone[model, form]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_sharding import ROOT
-
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

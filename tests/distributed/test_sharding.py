@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,24 +11,17 @@ import torch
 from fismo_core.config import FisherMetric
 from fismo_core.economy import elementwise_cost, matrix_cost, settled
 from fismo_core.ranks import share_out
-
-ROOT = Path(__file__).parents[2]
+from tests.ranks import run_ranks
 
 
 def start(script: str, folder: Path, ranks: int, *arguments: object) -> str:
-    result = folder / "result"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"),
-            *(str(Path(__file__).with_name(script)), str(result), *map(str, arguments)),
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return result.read_text()
+    """What the ranks of a script of this folder write to the file that is their first argument."""
+    given = [str(folder / "result"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    work = f"tests.distributed.{script}:main"
+    codes = run_ranks(ranks, work, given, folder=folder, streams=folder, environment=environment)
+    assert codes == [0] * ranks, (folder / "err").read_text()[-3000:]
+    return (folder / "result").read_text()
 
 
 def gap(one: dict, other: dict) -> float:
@@ -74,12 +65,11 @@ def found(tmp_path_factory) -> dict[tuple, dict]:
         (ranks, *key): result
         for ranks, wanted in runs.items()
         for key, result in zip(
-            wanted, json.loads(start("ranks.py", folder, ranks, json.dumps(list(wanted.values())))), strict=True
+            wanted, json.loads(start("ranks", folder, ranks, json.dumps(list(wanted.values())))), strict=True
         )
     }
 
 
-@pytest.mark.xdist_group("sharding")
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_ranks_train_as_one_process_does(found, form):
@@ -95,7 +85,6 @@ def test_ranks_train_as_one_process_does(found, form):
         assert several["skipped"] == one["skipped"] == 0
 
 
-@pytest.mark.xdist_group("sharding")
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", KINDS, ids=["ddp", "fsdp"])
 def test_state_of_four_ranks_is_loaded_by_two_and_by_one(found, fsdp):
@@ -146,4 +135,4 @@ def test_no_assignment_of_few_pieces_is_much_better():
 @pytest.mark.slow
 def test_a_layer_that_is_never_used_and_statistics_of_batch_norm(tmp_path):
     """The run ends, the unused weights stay, and all ranks end with the statistics that the model is kept with."""
-    assert start("unused.py", tmp_path, 2) == "completed True True"
+    assert start("unused", tmp_path, 2) == "completed True True"

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from fismo_cli.app import main
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["train.threads=1", "train.epochs=null", "train.steps=24", "train.log_every=4"]
@@ -62,12 +64,13 @@ class Cli:
 class HereCli(Cli):
     """Commands of `run` in this process, which has the imports of the runs that they start: they take longer than most.
 
-    `start` and several processes (`--nproc`) are processes still: for kills, signals, and what goes on side by side.
+    `start` makes a process still: for kills, signals, what goes on side by side, and torchrun. The processes of
+    `train --nproc N` are processes, too, but without torchrun.
     """
 
     def run(self, *arguments: object) -> Outcome:
-        if "--nproc" in arguments:
-            return super().run(*arguments)
+        if arguments[0] == "train" and "--nproc" in arguments:
+            return self._run_ranks([str(argument) for argument in arguments])
         out, err = io.StringIO(), io.StringIO()
         with (
             contextlib.chdir(self.folder),
@@ -81,6 +84,19 @@ class HereCli(Cli):
         code = int(leaving.value.code or 0)
         assert "Traceback" not in err.getvalue(), err.getvalue()
         return Outcome(code, out.getvalue(), err.getvalue())
+
+    def _run_ranks(self, arguments: list[str]) -> Outcome:
+        place = arguments.index("--nproc")
+        count = int(arguments.pop(place + 1))
+        del arguments[place]
+        with TemporaryDirectory() as name:
+            streams = Path(name)
+            codes = run_ranks(
+                count, "fismo_cli.app:main", arguments, folder=self.folder, streams=streams, environment=self.env
+            )
+            out, err = ((streams / stream).read_text(encoding="utf-8") for stream in ("out", "err"))
+        assert "Traceback" not in err, err
+        return Outcome(max(codes, key=abs), out, err)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen, seconds: float = 120) -> None:

@@ -42,7 +42,6 @@ def verdicts(summary) -> dict:
     return {verdict["baseline"]: verdict for verdict in summary["verdicts"]}
 
 
-@pytest.mark.xdist_group("compared")
 def test_verdicts(compared):
     _, done = compared
     found = verdicts(done.json)
@@ -58,7 +57,6 @@ def test_verdicts(compared):
     assert done.json["timing"] == "shared"
 
 
-@pytest.mark.xdist_group("compared")
 def test_equal_seeds_had_equal_weights_and_order(compared):
     cli, done = compared
     by_seed: dict[int, set] = {}
@@ -72,7 +70,6 @@ def test_equal_seeds_had_equal_weights_and_order(compared):
     assert len(set().union(*by_seed.values())) == 7
 
 
-@pytest.mark.xdist_group("compared")
 def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
     cli, done = compared
     monkeypatch.chdir(cli.folder)
@@ -84,7 +81,6 @@ def test_the_other_way_round_and_with_few_seeds(compared, monkeypatch):
     assert {verdict["verdict"] for verdict in few["verdicts"]} == {"underpowered"}
 
 
-@pytest.mark.xdist_group("compared")
 def test_rerun_and_report_give_the_same_numbers(compared, tmp_path):
     cli, done = compared
     report = cli.run("report", done.json["comparison"], "--json")
@@ -103,7 +99,6 @@ def test_rerun_and_report_give_the_same_numbers(compared, tmp_path):
         assert sorted(map(repr, again.json[key])) == sorted(map(repr, done.json[key]))
 
 
-@pytest.mark.xdist_group("compared")
 def test_a_run_whose_directory_is_gone_is_known_from_its_study_alone(compared):
     cli, done = compared
     copy = cli.folder / "copy"
@@ -120,7 +115,6 @@ def test_a_run_whose_directory_is_gone_is_known_from_its_study_alone(compared):
     assert "equivalent" not in report.out + report.err
 
 
-@pytest.mark.xdist_group("compared")
 def test_the_page_in_a_browser(compared):
     cli, done = compared
     from selenium.webdriver import ActionChains
@@ -190,7 +184,6 @@ def whole(tmp_path_factory):
     return cli, done
 
 
-@pytest.mark.xdist_group("whole")
 def test_kill_and_rerun_gives_the_same_numbers(tmp_path, whole):
     killed, (place, undisturbed) = Cli(tmp_path), whole
     process = killed.start(*settings())
@@ -216,7 +209,6 @@ def test_kill_and_rerun_gives_the_same_numbers(tmp_path, whole):
         check_studies(undisturbed.json, 2)
 
 
-@pytest.mark.xdist_group("whole")
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_three_hosts_share_a_comparison_one_is_killed_and_one_is_stopped(tmp_path, whole):
     """As three hosts: nothing in common but the database."""

@@ -206,7 +206,7 @@ def test_killed_stopped_and_resumed(cli):
 )
 def test_errors_are_said_once_with_the_code_of_one_process(cli, arguments, code, message):
     (cli.folder / "broken.npz").write_text("no arrays")
-    done = cli.run("train", "digits-vit", "train.epochs=null", "train.steps=5", *arguments)
+    done = cli.finish(cli.start("train", "digits-vit", "train.epochs=null", "train.steps=5", *arguments))
     assert done.code == code, done.err
     assert done.err.count(message) == 1, done.err
 

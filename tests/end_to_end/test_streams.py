@@ -45,7 +45,7 @@ def test_quiet_leaves_nothing_but_the_answer(cli, trained, arguments):
 
 @pytest.mark.slow
 def test_quiet_goes_to_all_processes(cli):
-    done = cli.run("train", *TINY, "--nproc", "2", "--quiet")
+    done = cli.finish(cli.start("train", *TINY, "--nproc", "2", "--quiet"))
     assert done.code == 0
     assert "step" not in done.err
     assert "validation" in done.out

@@ -87,7 +87,6 @@ def run_installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str
     return run
 
 
-@pytest.mark.xdist_group("wheel")
 @pytest.mark.slow
 def test_the_wheel_has_the_presets_and_trains(run_installed: Callable[..., str]) -> None:
     listed = run_installed("-m", "fismo_cli", "presets", "list", "--json")
@@ -97,7 +96,6 @@ def test_the_wheel_has_the_presets_and_trains(run_installed: Callable[..., str])
     assert '"completed"' in trained
 
 
-@pytest.mark.xdist_group("wheel")
 @pytest.mark.slow
 def test_the_library_needs_torch_alone(run_installed: Callable[..., str]) -> None:
     printed = run_installed("-c", WITH_TORCH_ALONE)

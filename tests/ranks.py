@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,8 +18,8 @@ __all__ = ["run_ranks"]
 _CONTEXT = multiprocessing.get_context("forkserver")
 _MODULES = ["fismo_cli.runs.execution", "fismo_cli.tasks.images", "torchvision.transforms.v2", "fismo_cli.timm_models"]
 _MODULES += ["fismo_cli.tasks.text", "fismo_cli.transformers_models", "transformers.models.gpt2.modeling_gpt2"]
-SECONDS = 900
-"""How long ranks may take."""
+SECONDS, SECONDS_AFTER_FAILURE = 900, 60
+"""How long ranks may take, and how long after one of them has failed."""
 
 
 def run_ranks(
@@ -48,10 +49,12 @@ def run_ranks(
         own = {**environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(_CONTEXT.Process(target=_rank, args=(work, arguments, own, folder, streams)))
         processes[-1].start()
-    deadline = time.monotonic() + SECONDS
+    deadline, running = time.monotonic() + SECONDS, {process.sentinel: process for process in processes}
     try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        while running and (ended := connection.wait(running, max(0.0, deadline - time.monotonic()))):
+            for sentinel in ended:
+                if running.pop(sentinel).exitcode:
+                    deadline = min(deadline, time.monotonic() + SECONDS_AFTER_FAILURE)
     finally:
         for process in processes:
             process.kill()

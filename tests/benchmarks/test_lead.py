@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="u
 RECORDS = sorted(path for path in lead.RESULTS.glob("*.json") if not path.stem.startswith("tasks"))
 
 
-STUDIES = sorted((lead.RESULTS.parent / "lead-studies").glob("*.json"))
+STUDIES = sorted(lead.RESULTS.parent.glob("lead-*/*.json"))
 
 
 @pytest.mark.parametrize("path", [*RECORDS, *STUDIES], ids=lambda path: f"{path.parent.name}-{path.stem}")

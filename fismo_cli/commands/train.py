@@ -11,9 +11,9 @@ import typer
 
 from fismo_cli.commands.options import Overrides, PresetName, Quiet, refuse
 from fismo_cli.commands.output import print_json
-from fismo_cli.errors import DataError, ExitCode, PresetError
+from fismo_cli.errors import DataError, ExitCode
 from fismo_cli.own_optimizers import import_arguments
-from fismo_cli.preset.files import missing_files
+from fismo_cli.preset.files import check_files
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.processes import end_with_parent
 from fismo_cli.runs.directory import RunDirectory, check_name
@@ -174,8 +174,8 @@ def _check(loaded: LoadedPreset, processes: int | None, *, new: bool) -> None:
         PresetError: files are missing.
         UsageError: the processes cannot train together.
     """
-    if new and (problems := [loaded.problem(path, why) for path, why in missing_files(loaded.preset)]):
-        raise PresetError(problems)
+    if new:
+        check_files(loaded)
     if processes is not None:
         check_parallel(loaded.preset, processes)
         check_shares(loaded.preset.train.batch_size, loaded.preset.train.accumulate, processes)

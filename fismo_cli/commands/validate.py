@@ -8,7 +8,7 @@ import typer
 
 from fismo_cli.commands.options import Overrides, PresetName
 from fismo_cli.errors import PresetError
-from fismo_cli.preset.files import missing_files
+from fismo_cli.preset.files import check_files
 from fismo_cli.preset.loading import LoadedPreset, load_preset
 from fismo_cli.preset.schema import FismoConfig, Preset
 from fismo_cli.runs.directory import run_identity
@@ -24,9 +24,7 @@ def validate(
     """Check a preset and show every error at once."""
     try:
         loaded = load_preset(preset, overrides or ())
-        problems = [loaded.problem(path, message) for path, message in missing_files(loaded.preset)]
-        if problems:
-            raise PresetError(problems)
+        check_files(loaded)
     except PresetError as error:
         if as_json:
             print(json.dumps({"valid": False, "problems": error.problems}))

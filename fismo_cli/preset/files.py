@@ -3,11 +3,23 @@
 from glob import glob
 from pathlib import Path
 
+from fismo_cli.errors import PresetError
+from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import ImagePreset, Preset
 
-__all__ = ["missing_files"]
+__all__ = ["check_files", "missing_files"]
 
 Problem = tuple[tuple[str, ...], str]
+
+
+def check_files(loaded: LoadedPreset) -> None:
+    """Make sure that all are there.
+
+    Raises:
+        PresetError: with every one that is not.
+    """
+    if problems := [loaded.problem(path, message) for path, message in missing_files(loaded.preset)]:
+        raise PresetError(problems)
 
 
 def missing_files(preset: Preset) -> list[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from fismo_cli.errors import UsageError
-from fismo_cli.models import build_untrained, load_model_dir, saved_classes
+from fismo_cli.models import load_model_dir, saved_classes
 from fismo_cli.preset.loading import LoadedPreset
 from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.class_counts import ClassCounts
@@ -21,10 +21,9 @@ from fismo_cli.runs.same_data import (
     say_where,
     splits_anew,
 )
-from fismo_cli.runs.weights import find_checkpoint
+from fismo_cli.runs.weights import find_checkpoint, model_of
 from fismo_cli.tasks import build_task
 from fismo_cli.tasks.base import Progress, Task
-from fismo_cli.training.checkpoints.store import final_weights
 from fismo_cli.training.device import choose_device, explain_memory
 from fismo_cli.training.evaluation import evaluate_part
 from fismo_cli.training.seeding import configure_torch
@@ -117,9 +116,7 @@ def _model_at(run: RunDirectory, step: str, preset: Preset, task: Task, tell: Ca
     for problem in checkpoint.problems:
         tell(problem)
     tell(f"measured with the weights of step {checkpoint.step}")
-    model = build_untrained(preset, task)
-    model.load_state_dict(final_weights(checkpoint))
-    return model.eval()
+    return model_of(checkpoint, preset, task).eval()
 
 
 def _data(run: RunDirectory, preset: Preset, progress: Progress) -> Task:

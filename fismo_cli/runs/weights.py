@@ -4,15 +4,22 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fismo_cli.errors import UsageError
 from fismo_cli.files import whole_file
 from fismo_cli.preset.loading import load_preset
+from fismo_cli.preset.schema import Preset
 from fismo_cli.runs.directory import RunDirectory
 from fismo_cli.runs.same_data import say_where
 from fismo_cli.training.checkpoints.store import CheckpointStore, Loaded, final_weights, write_weights
 
-__all__ = ["Exported", "check_step", "export_weights", "find_checkpoint"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fismo_cli.tasks.base import Task
+
+__all__ = ["Exported", "check_step", "export_weights", "find_checkpoint", "model_of"]
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,24 @@ def export_weights(run: RunDirectory, path: Path, step: str | None = None) -> Ex
 
 def _write_merged(run: RunDirectory, checkpoint: Loaded, path: Path) -> None:
     """Write the weights of a checkpoint that has LoRA's adapters, merged as those of the final model are."""
-    from fismo_cli.models import build_untrained, save_flat
+    from fismo_cli.models import save_flat
     from fismo_cli.tasks import build_task
 
     preset = load_preset(str(run.preset)).preset
     try:
-        model = build_untrained(preset, build_task(preset))
+        model = model_of(checkpoint, preset, build_task(preset))
     except UsageError as error:
         raise say_where(run, preset, error) from error
-    model.load_state_dict(final_weights(checkpoint))
     save_flat(model, path)
+
+
+def model_of(checkpoint: Loaded, preset: Preset, task: "Task") -> "nn.Module":
+    """The model of a run's preset and task with the weights of a checkpoint."""
+    from fismo_cli.models import build_untrained
+
+    model = build_untrained(preset, task)
+    model.load_state_dict(final_weights(checkpoint))
+    return model
 
 
 def check_step(step: str | None) -> None:

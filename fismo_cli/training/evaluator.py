@@ -71,9 +71,10 @@ class Evaluator:
         return {part: matrix for part, matrix in found.items() if matrix is not None}
 
     def validate(self, state: RunState) -> Iterator[events.Evaluated]:
-        """Measure the validation part, if there is one; no event if a signal asked to leave: it is due again then."""
+        """Measure the validation part, which there must be; no event if a signal asked to leave: it is due again."""
         started = time.perf_counter()
-        measured = None if self._task.validation is None else self._measure(self._task.validation)
+        assert self._task.validation is not None
+        measured = self._measure(self._task.validation)
         if measured is None:
             return
         metrics = measured.metrics

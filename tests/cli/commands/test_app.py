@@ -62,7 +62,7 @@ def test_help_imports_nothing_but_typer_and_rich():
         ["train", "digits-vit", "train.batch_size=63", "--nproc", "2"],
     ],
 )
-def test_validate_and_presets_import_no_heavy_library(arguments):
+def test_what_is_checked_before_a_run_imports_no_heavy_library(arguments):
     assert not modules_after(f"from fismo_cli.app import main; main({arguments!r})") & HEAVY
 
 

@@ -78,9 +78,9 @@ def loss_curve(curve: dict[str, Any]) -> list[float]:
     return [math.inf if value is None else float(value) for value in curve["value"]]
 
 
-def steps_taken(record: dict[str, Any], baseline: str = "muon") -> list[float]:
-    """In each study the steps in which FISMO is at the baseline's final loss, in its steps; infinity if it never is."""
-    ours, theirs = curves(record, "fismo"), curves(record, baseline)
+def steps_taken(record: dict[str, Any]) -> list[float]:
+    """In each study the steps in which FISMO is at the final loss of its Muon, in Muon's; infinity if it never is."""
+    ours, theirs = curves(record, "fismo"), curves(record, "muon")
     taken = []
     for seed, curve in ours.items():
         final, last = loss_curve(theirs[seed])[-1], theirs[seed]["step"][-1]
@@ -89,17 +89,15 @@ def steps_taken(record: dict[str, Any], baseline: str = "muon") -> list[float]:
     return taken
 
 
-def row(record: dict[str, Any], baseline: str = "muon") -> str:
-    """Of a table: of tasks if the baseline is Muon, else of baselines."""
-    (verdict,) = (verdict for verdict in record["verdicts"] if verdict["baseline"] == baseline)
+def row(record: dict[str, Any]) -> str:
+    verdict = record["verdicts"][0]
     means = {
         c["label"]: f"{c['value']['mean']:.3f} ± {c['value']['standard_deviation']:.3f}" for c in record["contenders"]
     }
     low, high = verdict["ci95"]
-    taken = sorted(steps_taken(record, baseline))
+    taken = sorted(steps_taken(record))
     cells = [
-        record["preset"] if baseline == "muon" else baseline,
-        *(means["fismo"], means[baseline], f"{verdict['difference']:+.3f} ({low:+.3f} to {high:+.3f})"),
+        *(record["preset"], means["fismo"], means["muon"], f"{verdict['difference']:+.3f} ({low:+.3f} to {high:+.3f})"),
         *(f"{verdict['p_holm']:.3f}", f"{verdict['wins']} of {len(verdict['differences'])}", verdict["verdict"]),
         f"{statistics.median(taken):.2f} ({taken[0]:.2f} to {taken[-1]:.2f})",
     ]
@@ -160,7 +158,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--tune-trials", type=int, default=0, help="of each optimizer for each pair, in studies apart")
     parser.add_argument("--tasks", nargs="+", help="which of the three; all if not given")
-    parser.add_argument("--baselines", nargs="+", default=["muon"], help="muon, and others beside it")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of all presets, such as train.steps=450")
     asked = parser.parse_intermixed_args()
@@ -176,7 +173,7 @@ def main() -> None:
     presets = sorted(path for path in PRESETS.glob("*.yaml") if asked.tasks is None or path.stem in asked.tasks)
     for preset in presets:
         shutil.copy(preset, work)
-    arguments = ["compare", *(preset.name for preset in presets), *asked.overrides, "--baselines", *asked.baselines]
+    arguments = ["compare", *(preset.name for preset in presets), *asked.overrides, "--baselines", "muon"]
     arguments += ["--tune-trials", str(asked.tune_trials), "--seeds", "8", "--workers", str(asked.workers)]
     subprocess.run([sys.executable, "-m", "fismo_cli", *arguments], cwd=work, check=True)
     out: Path = asked.out
@@ -187,10 +184,10 @@ def main() -> None:
     records = [json.loads((out / f"{preset.stem}.json").read_text()) for preset in presets]
     print("| task | fismo | muon | difference (95 %) | p | wins | verdict | fismo's steps to muon's loss |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for record in records:
-        print("\n".join(row(record, baseline) for baseline in asked.baselines))
-    for record in records:
-        print("\n".join(budget_rows(record)))
+    print("\n".join(map(row, records)))
+    if asked.tune_trials:
+        print("\nThe judged losses after more and more trials, by putting studies together:")
+        print("\n".join(line for record in records for line in budget_rows(record)))
     (out / "curves.svg").write_text(drawing(records))
 
 
